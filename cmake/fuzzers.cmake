@@ -1,0 +1,17 @@
+# Fuzzers: test/fuzz/<name>.cc becomes fuzz_<name>, with seeds in test/fuzz/corpus/<name>/.
+# The whole core is instrumented, so the fuzzers want a build directory of their own.
+
+if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+  message(FATAL_ERROR "PQBLK_BUILD_FUZZERS wants clang: libFuzzer is part of it")
+endif()
+target_compile_options(pqblk_options INTERFACE -fsanitize=fuzzer-no-link)
+
+file(GLOB fuzzers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/test/fuzz/*.cc")
+foreach(source IN LISTS fuzzers)
+  get_filename_component(name "${source}" NAME_WE)
+  add_executable(fuzz_${name} "${source}")
+  target_link_libraries(fuzz_${name} PRIVATE pqblk_core)
+  target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
+  set_target_properties(fuzz_${name} PROPERTIES
+    RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/fuzzers")
+endforeach()

@@ -1,0 +1,28 @@
+# Native tests: test/native/<room>/*_test.cc become test_<room>. Everything else under test/native
+# (the simulator, helpers) is linked to all of them as pqblk_test_support.
+
+find_path(PQBLK_DOCTEST_INCLUDE doctest/doctest.h REQUIRED)
+set(test_root "${PROJECT_SOURCE_DIR}/test/native")
+
+file(GLOB_RECURSE support CONFIGURE_DEPENDS "${test_root}/*.cc")
+list(FILTER support EXCLUDE REGEX "_test\\.cc$")
+file(GENERATE OUTPUT "${CMAKE_BINARY_DIR}/doctest_main.cc" CONTENT
+  "#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include <doctest/doctest.h>\n")
+add_library(pqblk_test_support STATIC ${support} "${CMAKE_BINARY_DIR}/doctest_main.cc")
+target_include_directories(pqblk_test_support PUBLIC "${test_root}")
+target_include_directories(pqblk_test_support SYSTEM PUBLIC "${PQBLK_DOCTEST_INCLUDE}")
+target_link_libraries(pqblk_test_support PUBLIC pqblk_core)
+target_compile_definitions(pqblk_test_support PUBLIC
+  DOCTEST_CONFIG_SUPER_FAST_ASSERTS PQBLK_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
+
+file(GLOB rooms CONFIGURE_DEPENDS LIST_DIRECTORIES true "${test_root}/*")
+foreach(dir IN LISTS rooms)
+  file(GLOB_RECURSE tests CONFIGURE_DEPENDS "${dir}/*_test.cc")
+  if(tests)
+    get_filename_component(room "${dir}" NAME)
+    add_executable(test_${room} ${tests})
+    target_link_libraries(test_${room} PRIVATE pqblk_test_support)
+    set_target_properties(test_${room} PROPERTIES
+      RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+  endif()
+endforeach()
