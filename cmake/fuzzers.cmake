@@ -6,6 +6,7 @@ if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
 endif()
 target_compile_options(pqblk_options INTERFACE -fsanitize=fuzzer-no-link)
 
+add_custom_target(pqblk_fuzzers)
 file(GLOB fuzzers CONFIGURE_DEPENDS "${PROJECT_SOURCE_DIR}/test/fuzz/*.cc")
 foreach(source IN LISTS fuzzers)
   get_filename_component(name "${source}" NAME_WE)
@@ -14,4 +15,5 @@ foreach(source IN LISTS fuzzers)
   target_link_options(fuzz_${name} PRIVATE -fsanitize=fuzzer)
   set_target_properties(fuzz_${name} PROPERTIES
     RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/fuzzers")
+  add_dependencies(pqblk_fuzzers fuzz_${name})
 endforeach()

@@ -15,6 +15,7 @@ target_link_libraries(pqblk_test_support PUBLIC pqblk_core)
 target_compile_definitions(pqblk_test_support PUBLIC
   DOCTEST_CONFIG_SUPER_FAST_ASSERTS PQBLK_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 
+add_custom_target(pqblk_tests)
 file(GLOB rooms CONFIGURE_DEPENDS LIST_DIRECTORIES true "${test_root}/*")
 foreach(dir IN LISTS rooms)
   file(GLOB_RECURSE tests CONFIGURE_DEPENDS "${dir}/*_test.cc")
@@ -24,5 +25,6 @@ foreach(dir IN LISTS rooms)
     target_link_libraries(test_${room} PRIVATE pqblk_test_support)
     set_target_properties(test_${room} PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+    add_dependencies(pqblk_tests test_${room})
   endif()
 endforeach()

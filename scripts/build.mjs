@@ -23,15 +23,21 @@ function run(file, args) {
 
 function buildNative() {
   const cmakeJs = join(dirname(require.resolve('cmake-js/package.json')), 'bin', 'cmake-js');
-  const status = run(process.execPath, [
-    cmakeJs,
-    'build',
-    ...['--directory', root, '--out', join(root, 'build', 'release'), '--config', 'Release'],
-    ...['--target', 'pqblk_node', '--parallel', String(availableParallelism())],
+  const out = join(root, 'build', 'release');
+  const common = [
+    ...['--directory', root, '--out', out, '--config', 'Release'],
     ...['--log-level', process.env.PQBLK_VERBOSE ? 'info' : 'error'],
-  ]);
+  ];
+  const build = ['--target', 'pqblk_node', '--parallel', String(availableParallelism())];
+  // cmake-js configures only where no cache is; a configure that failed leaves one behind.
+  const configured = ['build.ninja', 'Makefile'].some((file) => existsSync(join(out, file)));
+  const status =
+    (configured ? 0 : run(process.execPath, [cmakeJs, 'configure', ...common])) ||
+    run(process.execPath, [cmakeJs, 'build', ...common, ...build]);
   if (status !== 0) {
-    console.error('pqblk: the native build failed. `scripts/setup` installs the libraries it needs.');
+    console.error(
+      'pqblk: the native build failed. `scripts/setup` installs the libraries it needs.',
+    );
   }
   return status;
 }
