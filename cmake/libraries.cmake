@@ -3,13 +3,20 @@
 find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 pkg_check_modules(LIBURING REQUIRED IMPORTED_TARGET liburing>=2.3)
-pkg_check_modules(LIBCRYPTO REQUIRED IMPORTED_TARGET libcrypto>=3.0)
-pkg_check_modules(ZLIB REQUIRED IMPORTED_TARGET zlib)
-pkg_check_modules(LIBZSTD REQUIRED IMPORTED_TARGET libzstd)
+pkg_check_modules(LIBCRYPTO REQUIRED libcrypto>=3.0)
+pkg_check_modules(ZLIB REQUIRED zlib)
+pkg_check_modules(LIBZSTD REQUIRED libzstd)
 
 add_library(pqblk_libraries INTERFACE)
-target_link_libraries(pqblk_libraries INTERFACE
-  PkgConfig::LIBURING PkgConfig::LIBCRYPTO PkgConfig::ZLIB PkgConfig::LIBZSTD Threads::Threads)
+target_link_libraries(pqblk_libraries INTERFACE PkgConfig::LIBURING Threads::Threads)
+
+# Node itself exports the symbols of its own OpenSSL and zlib, and the dynamic linker would bind the
+# addon's calls to those, or, worse, some to those and the rest to the system's library. Archives
+# linked into the addon, with their symbols hidden, cannot be interposed.
+foreach(library crypto z zstd)
+  find_library(PQBLK_LIB_${library} NAMES lib${library}.a ${library} REQUIRED)
+  target_link_libraries(pqblk_libraries INTERFACE "${PQBLK_LIB_${library}}")
+endforeach()
 
 # intel-ipsec-mb exists for x86-64 alone and ships no pkg-config file; elsewhere libcrypto seals.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|amd64|AMD64)$")

@@ -111,16 +111,20 @@ async function layers() {
   return sum;
 }
 
-// Configures (where the cache does not say the same already) and builds one target.
-async function build(dir, target, definitions, env = {}) {
+// Configures (where the cache does not say the same already) and builds one target, under the lock
+// that scripts/setup holds for its builds: ninja has none of its own.
+async function build(dir, target, definitions) {
   const fresh = !['build.ninja', 'Makefile'].some((file) => existsSync(join(dir, file)));
   const ninja = spawnSync('ninja', ['--version']).status === 0;
   const generator = fresh && ninja ? ['-G', 'Ninja'] : [];
   const defines = Object.entries(definitions).map(([key, value]) => `-D${key}=${value}`);
-  const configured = await run('cmake', ['-S', root, '-B', dir, ...generator, ...defines], env);
+  const lock = join(root, 'build', 'stamps', 'lock');
+  mkdirSync(dirname(lock), { recursive: true });
+  const cmake = (args) => run('flock', [lock, 'cmake', ...args]);
+  const configured = await cmake(['-S', root, '-B', dir, ...generator, ...defines]);
   if (!configured.ok) return configured;
   const jobs = String(availableParallelism());
-  return run('cmake', ['--build', dir, '--target', target, '--parallel', jobs], env);
+  return cmake(['--build', dir, '--target', target, '--parallel', jobs]);
 }
 
 // The rooms that have tests; tests.cmake makes one executable of each.
