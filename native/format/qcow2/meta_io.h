@@ -1,0 +1,70 @@
+// Metadata transfers of one image: aligned, checked against the map of metadata, counted.
+//
+// Room format/qcow2: the only place from which metadata reaches the file. Offsets are multiples of
+// piece(), which is what the device takes at least (512 or more); QCOW2 structures start on
+// clusters, and an image whose clusters are smaller than that is refused at open.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <span>
+
+#include "base/error.h"
+#include "base/task.h"
+#include "base/units.h"
+#include "format/qcow2/metadata_map.h"
+#include "io/queue.h"
+
+namespace pqblk::format::qcow2 {
+
+// Zeroed memory that O_DIRECT accepts (aligned to 4096, size rounded up to it).
+class AlignedBytes {
+ public:
+  AlignedBytes() = default;
+  explicit AlignedBytes(std::size_t size);
+  std::uint8_t* data() const { return data_.get(); }
+  std::size_t size() const { return size_; }  // as asked
+  std::span<std::uint8_t> span() const { return {data_.get(), size_}; }
+
+ private:
+  struct Release {
+    void operator()(std::uint8_t* p) const;
+  };
+  std::unique_ptr<std::uint8_t, Release> data_;
+  std::size_t size_ = 0;
+};
+
+class MetaIo {
+ public:
+  MetaIo(const io::File& file, const Layout& layout);
+
+  // Memory must be an AlignedBytes (or aligned to 4096); sizes are multiples of piece().
+  Task<Error> read(io::Queue& q, HostOffset at, void* data, std::size_t size);
+  Task<Error> write(io::Queue& q, Part part, HostOffset at, const void* data, std::size_t size);
+  // Zeros over a whole structure (a new table), in bounded writes.
+  Task<Error> write_zeroes(io::Queue& q, Part part, HostOffset at, std::uint64_t length);
+  Task<Error> sync(io::Queue& q);  // fdatasync
+
+  const io::File& file() const { return file_; }
+  MetadataMap& map() { return map_; }
+  std::uint32_t piece() const { return piece_; }
+
+  // One past the last byte that a valid entry may name: the file's size at open, then everything
+  // handed out by the allocator.
+  std::uint64_t host_end() const { return host_end_.load(std::memory_order_relaxed); }
+  void raise_host_end(std::uint64_t bytes);
+
+  std::uint64_t reads() const { return reads_.load(std::memory_order_relaxed); }
+  std::uint64_t writes() const { return writes_.load(std::memory_order_relaxed); }
+
+ private:
+  const io::File& file_;
+  MetadataMap map_;
+  const std::uint32_t piece_;
+  std::atomic<std::uint64_t> host_end_;
+  std::atomic<std::uint64_t> reads_{0};
+  std::atomic<std::uint64_t> writes_{0};
+};
+
+}  // namespace pqblk::format::qcow2

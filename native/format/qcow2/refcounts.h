@@ -1,0 +1,96 @@
+// Reference counts of host clusters: all widths, a cache of block slices, growth of the table.
+//
+// Room format/qcow2. Changes happen in memory; write_blocks() and then, after a sync,
+// write_table() bring them home. A raise is home and synced before anything refers to the cluster;
+// a lower goes home only after nothing durable refers to it. Spec: "Host cluster management".
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "base/error.h"
+#include "base/sync.h"
+#include "base/task.h"
+#include "base/units.h"
+#include "format/qcow2/header.h"
+#include "format/qcow2/meta_io.h"
+#include "format/qcow2/slice_cache.h"
+
+namespace pqblk::format::qcow2 {
+
+// Refcount `index` of a block (or slice) of the given width; order 0..6. Sub-byte widths start at
+// the least significant bit.
+std::uint64_t get_refcount(const std::uint8_t* block, std::uint32_t order, std::uint64_t index);
+void set_refcount(std::uint8_t* block, std::uint32_t order, std::uint64_t index,
+                  std::uint64_t value);
+
+struct HostRun {
+  HostOffset at;
+  std::uint64_t clusters = 0;
+  bool fresh = false;  // beyond everything ever written: reads as zeros without being written
+};
+
+class Refcounts {
+ public:
+  Refcounts(MetaIo& meta, Header& header, std::uint64_t cache_bytes);
+
+  Task<Error> load(io::Queue& q);  // reads the table and checks every entry
+
+  // Writes and syncs the changed header; set by Metadata. The table's place is changed before.
+  std::function<Task<Error>(io::Queue&)> switch_header;
+
+  Task<Result<std::uint64_t>> get(io::Queue& q, HostOffset cluster);
+  // Adds +1 or -1 to each of `clusters` counts, in memory. Kind::corrupt on underflow, no_space on
+  // overflow of the width.
+  Task<Error> add(io::Queue& q, HostOffset first, std::uint64_t clusters, int delta);
+  // Finds clusters with count zero and raises them to one, in memory. `contiguous`: all of them in
+  // one run; else the run may be shorter (one at least).
+  Task<Result<HostRun>> take(io::Queue& q, std::uint64_t clusters, bool contiguous);
+  // Check and repair: sets one count. Quiesced.
+  Task<Error> set(io::Queue& q, HostOffset cluster, std::uint64_t value);
+
+  // Home-going, in this order with a sync after each that returns true in `wrote`.
+  Task<Error> write_blocks(io::Queue& q, bool& wrote);
+  Task<Error> write_table(io::Queue& q, bool& wrote);
+  // Both with their syncs: afterwards every raise so far is durable.
+  Task<Error> make_durable(io::Queue& q);
+
+  // Host offset of the refcount block for a table index, 0 when absent. Check only.
+  std::uint64_t table_entry(std::uint64_t index) const { return table_[index]; }
+  std::uint64_t table_size() const { return table_.size(); }
+  std::uint64_t covered_clusters() const {
+    return table_.size() * layout_.refcount_block_entries();
+  }
+  // Replaces table and blocks by freshly written ones (repair of a damaged structure): `count_of`
+  // gives each cluster's true count, without the structure itself; new clusters are placed from
+  // `first_free` upward. Writes everything, syncs, switches the header, syncs. Quiesced.
+  Task<Error> rebuild(io::Queue& q, std::uint64_t clusters,
+                      const std::function<std::uint64_t(std::uint64_t cluster)>& count_of);
+
+ private:
+  std::uint64_t slice_of(std::uint64_t cluster) const {
+    return cluster / layout_.refcount_slice_entries();
+  }
+  HostOffset locate(std::uint64_t slice) const;
+  Task<Error> ensure_block(io::Queue& q, std::uint64_t index);
+  Task<Error> grow_table(io::Queue& q, std::uint64_t clusters_min);
+  Task<Error> add_locked(io::Queue& q, std::uint64_t cluster, std::uint64_t clusters, int delta);
+  Task<Error> find_free(io::Queue& q, std::uint64_t clusters, bool contiguous, std::uint64_t& first,
+                        std::uint64_t& found);
+  void mark_table_dirty(std::uint64_t index);
+  Error check_room(std::uint64_t cluster_end) const;
+
+  MetaIo& meta_;
+  Header& header_;
+  const Layout layout_;
+  std::vector<std::uint64_t> table_;        // host byte order
+  mutable std::mutex table_mutex_;          // table_dirty_
+  std::vector<std::uint64_t> table_dirty_;  // piece numbers
+  SliceCache cache_;
+  AsyncMutex lock_;
+  std::uint64_t free_hint_ = 0;  // no free cluster below
+  std::uint64_t end_ = 0;        // clusters from here on were never written
+};
+
+}  // namespace pqblk::format::qcow2

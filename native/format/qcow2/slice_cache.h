@@ -1,0 +1,118 @@
+// A bounded cache of table slices (4 KiB pieces of L2 tables or refcount blocks), shared by all
+// queues.
+//
+// Room format/qcow2. Sharded by slice number; a lookup holds one shard's mutex for the copy of one
+// entry. A miss is loaded once, by the first coroutine that asks; others wait for that load. Pinned
+// and dirty slices are never evicted: dirty ones are bounded by the owner (see dirty()), pinned
+// ones by the requests in flight.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+#include "base/error.h"
+#include "base/sync.h"
+#include "base/task.h"
+#include "format/qcow2/meta_io.h"
+
+namespace pqblk::format::qcow2 {
+
+inline constexpr std::uint64_t kDirtySlicesMax = 1024;  // owners write back beyond it
+
+class SliceCache {
+ public:
+  struct Slice;
+
+  struct Hooks {
+    // Host offset of a slice; 0: its table does not exist (the slice then must not be asked for).
+    std::function<HostOffset(std::uint64_t key)> locate;
+    // Looks at a freshly loaded slice; true marks it suspect: peek() then never answers from it.
+    std::function<bool(std::uint64_t key, const std::uint8_t* data)> suspect;
+  };
+
+  SliceCache(MetaIo& meta, Part part, std::uint32_t slice_bytes, std::uint64_t bytes_max,
+             Hooks hooks);
+  ~SliceCache();
+  SliceCache(const SliceCache&) = delete;
+
+  // A slice held in memory. Released where it dies, on any thread.
+  class Pin {
+   public:
+    Pin() = default;
+    Pin(SliceCache* cache, Slice* slice) : cache_(cache), slice_(slice) {}
+    Pin(Pin&& o) noexcept
+        : cache_(std::exchange(o.cache_, nullptr)), slice_(std::exchange(o.slice_, nullptr)) {}
+    Pin& operator=(Pin&& o) noexcept {
+      std::swap(cache_, o.cache_);
+      std::swap(slice_, o.slice_);
+      return *this;
+    }
+    ~Pin() {
+      if (slice_ != nullptr) cache_->unpin(slice_);
+    }
+    // Reading without a lock is for owners who exclude their own updates; others use copy_out.
+    const std::uint8_t* data() const;
+    void copy_out(std::size_t offset, void* to, std::size_t size) const;
+    // Changes bytes. `dirty`: to be written back by stage(); else the caller writes them home.
+    void update(std::size_t offset, const void* from, std::size_t size, bool dirty);
+
+   private:
+    SliceCache* cache_ = nullptr;
+    Slice* slice_ = nullptr;
+  };
+
+  // The fast path: copies bytes of a cached, trusted slice; false when it has to be loaded.
+  bool peek(std::uint64_t key, std::size_t offset, void* to, std::size_t size);
+  Task<Result<Pin>> pin(io::Queue& q, std::uint64_t key);
+
+  // Write-back in two steps, so that the caller can sync in between: stage() copies all dirty
+  // slices as they are now and marks them clean; write() sends the copies home (a slice changed
+  // since is dirty again and goes with the next stage). On an error they become dirty again.
+  class Staged {
+   public:
+    bool empty() const { return slices_.empty(); }
+
+   private:
+    friend class SliceCache;
+    std::vector<Slice*> slices_;  // pinned
+    AlignedBytes copies_;
+  };
+  Staged stage();
+  Task<Error> write(io::Queue& q, Staged& staged);
+
+  std::uint64_t dirty() const { return dirty_.load(std::memory_order_relaxed); }
+  // Forgets slices (of a table that was freed, or everything when count is 0); none may be pinned.
+  void forget(std::uint64_t first_key, std::uint64_t count);
+
+  std::uint64_t hits() const;
+  std::uint64_t misses() const { return misses_.load(std::memory_order_relaxed); }
+
+ private:
+  static constexpr std::size_t kShards = 64;
+  struct Shard;
+
+  Shard& shard(std::uint64_t key);
+  void unpin(Slice* slice);
+  void wake_and_drop(Shard& shard, Slice* slice);
+  Slice* find(Shard& shard, std::uint64_t key);
+  Slice* insert(Shard& shard, std::uint64_t key);
+  void evict_one(Shard& shard);
+  void remove(Shard& shard, Slice* slice);
+
+  MetaIo& meta_;
+  const Part part_;
+  const std::uint32_t slice_bytes_;
+  const std::uint64_t shard_slices_max_;
+  const Hooks hooks_;
+  std::unique_ptr<Shard[]> shards_;
+  std::atomic<std::uint64_t> dirty_{0};
+  std::atomic<std::uint64_t> misses_{0};
+};
+
+}  // namespace pqblk::format::qcow2
