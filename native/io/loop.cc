@@ -1,0 +1,228 @@
+// The run loop shared by the engines; see loop.h.
+
+#include "io/loop.h"
+
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cassert>
+#include <cerrno>
+#include <semaphore>
+
+namespace pqblk::io {
+
+namespace {
+constexpr std::uint64_t kNsPerUs = 1000;
+constexpr std::uint64_t kSpinSteps = 8;  // the adaptive spin grows by this fraction of its maximum
+}  // namespace
+
+Loop::Loop(const QueueOptions& options)
+    : depth_(options.depth), spin_max_ns_(options.spin_us * kNsPerUs), spin_ns_(spin_max_ns_) {
+  assert(depth_ > 0);
+}
+
+Loop::~Loop() {
+  assert(!running_);
+  if (event_fd_ >= 0) ::close(event_fd_);
+}
+
+Error Loop::open_event() {
+  event_fd_ = ::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+  if (event_fd_ < 0) return Error::from_errno(errno, "eventfd");
+  return {};
+}
+
+std::uint64_t Loop::now_ns() {
+  timespec t{};
+  ::clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000U +
+         static_cast<std::uint64_t>(t.tv_nsec);
+}
+
+// ---- from any thread ----
+
+void Loop::post(ReadyNode& node) {
+  if (Executor::current() == this) {
+    ready_.push(node);
+  } else if (inbox_.push(node)) {
+    // Whoever pushed onto a full inbox relies on the first pusher, who is on its way to this line.
+    wake();
+  }
+}
+
+void Loop::wake() {
+  if (state_.exchange(kNotified, std::memory_order_acq_rel) != kSleeping) return;
+  const std::uint64_t one = 1;
+  // Fails only when the counter is full, and then the sleeper is awake anyway.
+  [[maybe_unused]] const ssize_t r = ::write(event_fd_, &one, sizeof one);
+}
+
+void Loop::stop() {
+  stopping_.store(true, std::memory_order_release);
+  wake();
+}
+
+// Work on the engine itself must happen on its thread, or before or after run().
+template <class F>
+void Loop::on_own_thread(F&& work) {
+  if (Executor::current() == this) return work();
+  std::binary_semaphore done(0);
+  {
+    std::lock_guard guard(control_);
+    if (!running_) return work();
+    // Posted under the lock: run() looks once more before it ends.
+    spawn([](Loop& loop, F& f, std::binary_semaphore& signal) -> Task<void> {
+      co_await resume_on(loop);
+      f();
+      signal.release();
+    }(*this, work, done));
+  }
+  done.acquire();
+}
+
+void Loop::register_buffers(std::span<const iovec> buffers) {
+  on_own_thread([&] { on_register_buffers(buffers); });
+}
+
+void Loop::register_file(const File& file) {
+  on_own_thread([&] { on_register_file(file); });
+}
+
+void Loop::unregister_file(const File& file) {
+  on_own_thread([&] { on_unregister_file(file); });
+}
+
+// ---- on the queue's thread ----
+
+void Loop::submit(Op& op) {
+  begin(op);
+  ++facts_.operations;
+  if (in_flight_ == depth_) {
+    waiting_.push(op);
+    return;
+  }
+  ++in_flight_;
+  start(op);
+}
+
+void Loop::finished(Op& op) {
+  worked_ = true;
+  if (Op* next = waiting_.pop()) {
+    start(*next);
+  } else {
+    --in_flight_;
+  }
+  complete(op);
+}
+
+void Loop::post_after(ReadyNode& node, std::uint64_t ns) {
+  timers_.push_back({now_ns() + ns, timer_order_++, &node});
+  std::push_heap(timers_.begin(), timers_.end());
+}
+
+void Loop::fire_timers() {
+  if (timers_.empty()) return;
+  const std::uint64_t now = now_ns();
+  while (!timers_.empty() && timers_.front().due_ns <= now) {
+    std::pop_heap(timers_.begin(), timers_.end());
+    ready_.push(*timers_.back().node);
+    timers_.pop_back();
+  }
+}
+
+std::uint64_t Loop::time_to_timer() {
+  if (timers_.empty()) return kForever;
+  const std::uint64_t now = now_ns();
+  const std::uint64_t due = timers_.front().due_ns;
+  return due > now ? due - now : 0;
+}
+
+// Runs what is ready now; what that makes ready waits for the next turn, so that completions and
+// hooks get their chance between.
+bool Loop::run_ready() {
+  inbox_.drain_to(ready_);
+  NodeList<ReadyNode> batch = ready_.take();
+  const bool any = !batch.empty();
+  while (ReadyNode* node = batch.pop()) node->handle.resume();
+  return any;
+}
+
+void Loop::run() {
+  Executor* const outer = std::exchange(Executor::current(), this);
+  {
+    std::lock_guard guard(control_);
+    assert(!running_);
+    attach();
+    running_ = true;
+  }
+  while (turn()) {
+  }
+  Executor::current() = outer;
+}
+
+bool Loop::turn() {
+  // Acquire: what was published before wake() is visible to the hook and the inbox below.
+  if (state_.load(std::memory_order_relaxed) == kNotified) {
+    state_.exchange(kRunning, std::memory_order_acq_rel);
+  }
+  fire_timers();
+  if (run_ready()) worked_ = true;
+  const bool hook_worked = poll_hook && poll_hook();
+  if (before_wait) before_wait();
+  if (stopping_.load(std::memory_order_acquire) && !hook_worked && try_finish()) return false;
+  if (hook_worked || !ready_.empty() || !inbox_.empty()) {
+    worked_ = false;
+    spin_since_ns_ = 0;
+    exchange(0);
+  } else {
+    exchange_or_sleep();
+  }
+  return true;
+}
+
+// Ends run() when nothing is left; a concurrent on_own_thread() either sees running_ false or its
+// post is seen here.
+bool Loop::try_finish() {
+  if (in_flight_ > 0 || !ready_.empty()) return false;
+  std::lock_guard guard(control_);
+  if (!inbox_.empty()) return false;
+  detach();
+  running_ = false;
+  return true;
+}
+
+void Loop::exchange_or_sleep() {
+  const std::uint64_t wait_ns = time_to_timer();
+  if (wait_ns == 0) return exchange(0);
+  const std::uint64_t begin_ns = spin_max_ns_ > 0 ? now_ns() : 0;
+  if (spin_max_ns_ > 0 && keep_spinning(begin_ns)) return exchange(0);
+
+  int expected = kRunning;
+  if (!state_.compare_exchange_strong(expected, kSleeping, std::memory_order_acq_rel)) {
+    return exchange(0);
+  }
+  ++facts_.sleeps;
+  exchange(wait_ns);
+  state_.exchange(kRunning, std::memory_order_acq_rel);
+  if (spin_max_ns_ > 0) adapt_spin(now_ns() - begin_ns);
+}
+
+bool Loop::keep_spinning(std::uint64_t now) {
+  if (std::exchange(worked_, false) || spin_since_ns_ == 0) spin_since_ns_ = now;
+  return now - spin_since_ns_ < spin_ns_;
+}
+
+// As a hypervisor adapts its halt polling: a sleep that a longer spin would have caught makes the
+// spin longer, one beyond the maximum makes it shorter.
+void Loop::adapt_spin(std::uint64_t slept_ns) {
+  spin_since_ns_ = 0;
+  if (slept_ns <= spin_max_ns_) {
+    spin_ns_ = std::min(spin_max_ns_, spin_ns_ + spin_max_ns_ / kSpinSteps);
+  } else {
+    spin_ns_ /= 2;
+  }
+}
+
+}  // namespace pqblk::io

@@ -1,0 +1,51 @@
+// The one operation state machine: what a raw completion means for an operation.
+//
+// Room io/. Every engine (and the simulator) calls begin() once when an operation is submitted and
+// advance() with each raw result (bytes or a negative errno); nothing else decides whether a short
+// or interrupted transfer goes on, what the end of the file means, or how an unsupported zeroing is
+// replaced. It knows no engine and makes no system call except in perform().
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+#include "io/queue.h"
+
+namespace pqblk::io {
+
+// The most buffers one system call takes (IOV_MAX); longer lists go in several transfers.
+inline constexpr std::uint32_t kIovecsPerTransfer = 1024;
+// Consecutive completions without progress (EINTR, EAGAIN) before an operation fails.
+inline constexpr std::uint32_t kRetriesMax = 4096;
+
+enum class Step : std::uint8_t { finished, resubmit };
+
+// Prepares a fresh operation: `single` becomes the list when there is none, empty buffers are
+// skipped, `length` of a read or write becomes the sum of its buffers.
+void begin(Op& op);
+
+// Digests one raw result. finished: op.result is final. resubmit: the remaining part (offset +
+// done, iov, iov_count) goes to the kernel again.
+Step advance(Op& op, int raw_result);
+
+// The buffers of the next transfer: at most kIovecsPerTransfer of those left.
+std::uint32_t transfer_count(const Op& op);
+
+// The FALLOC_FL_* mode of the next fallocate(2) call.
+int fallocate_flags(const Op& op);
+
+// One blocking attempt; the raw result as io_uring would report it.
+int perform(const Op& op);
+
+// Tells the submitter: calls `completed` or resumes the coroutine. The Op may be gone afterwards.
+inline void complete(Op& op) {
+  if (op.completed != nullptr) {
+    op.completed(op);
+  } else {
+    op.handle.resume();
+  }
+}
+
+std::string_view op_name(OpType type);
+
+}  // namespace pqblk::io

@@ -1,0 +1,49 @@
+// Helper threads that perform operations with blocking system calls for the engines that need them.
+//
+// Room io/, private to it. The pool owns no operation; it drives each one to its final result and
+// hands it back through an inbox of the engine's loop.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "io/loop.h"
+
+namespace pqblk::io {
+
+inline constexpr std::uint32_t kWorkersMax = 16;  // threads of one queue
+
+class Workers {
+ public:
+  // `owner` is woken when operations are done. At most `bound` threads (and kWorkersMax).
+  Workers(Queue& owner, std::uint32_t bound);
+  ~Workers();  // the owner has collected every operation before
+  Workers(const Workers&) = delete;
+  Workers& operator=(const Workers&) = delete;
+
+  // Owner's thread. Takes the batch; threads are made as they are needed.
+  void perform_all(NodeList<Op> batch);
+  // Owner's thread. The operations that are done, with their final results; resubmissions were
+  // made inside and are added to `resubmitted`.
+  NodeList<Op> collect(std::uint64_t& resubmitted);
+
+ private:
+  void work();
+
+  Queue& owner_;
+  const std::uint32_t bound_;
+  std::vector<std::thread> threads_;
+  Inbox<Op> done_;
+  std::atomic<std::uint64_t> resubmitted_{0};
+
+  std::mutex mutex_;
+  std::condition_variable wanted_;
+  NodeList<Op> queued_;
+  std::uint32_t queued_count_ = 0;
+  std::uint32_t idle_ = 0;
+  bool closing_ = false;
+};
+
+}  // namespace pqblk::io
