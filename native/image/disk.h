@@ -1,0 +1,123 @@
+// A disk as its users see it: request queues in front of an image.
+//
+// Room image/. The Disk owns the file, the queues' threads, the backend and the limits. It checks
+// and splits requests, excludes overlapping writes (range locks), reads-modifies-writes what is not
+// aligned to the backend, applies the cache mode, counts. It decides nothing about formats.
+#pragma once
+
+#include <sys/uio.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "crypto/aead.h"
+#include "image/backend.h"
+#include "io/queue.h"
+#include "sealed/keys.h"
+#include "storage/file.h"
+
+namespace pqblk::image {
+
+inline constexpr std::uint32_t kMaxQueues = 64;
+
+enum class Format : std::uint8_t { raw, qcow2, sealed };  // said by the opener, never probed
+enum class Cache : std::uint8_t { none, writeback, writethrough, unsafe };  // as QEMU means them
+
+// virtio-blk request types and statuses (OASIS virtio 1.2, 5.2.6).
+enum class RequestType : std::uint32_t {
+  in = 0, out = 1, flush = 4, get_id = 8, discard = 11, write_zeroes = 13,
+};
+enum class Status : std::uint8_t { ok = 0, ioerr = 1, unsupp = 2 };
+
+struct Request {
+  RequestType type = RequestType::in;
+  bool fua = false;                 // out, write_zeroes: durable when complete
+  std::uint32_t zero_flags = 0;     // write_zeroes: kZeroUnmap
+  std::uint64_t offset = 0;         // bytes; any alignment
+  std::uint64_t length = 0;         // bytes; in/out: the sum of iov; get_id: at least 20
+  const iovec* iov = nullptr;       // the submitter's, unchanged, valid until completion
+  std::uint32_t iov_count = 0;
+  // Filled before `complete` runs, on the queue's thread, exactly once:
+  Status status = Status::ok;
+  Error error;                      // why, when status is not ok
+  void (*complete)(Request&) = nullptr;
+  void* context = nullptr;          // the submitter's
+  Request* next = nullptr;          // used by the queue while the request waits
+};
+
+struct Limits {  // every cache and table has a bound, bytes
+  std::uint64_t l2_cache = 32 * kMiB;
+  std::uint64_t entry_cache = 64 * kMiB;
+  std::uint64_t pending_data = 32 * kMiB;  // sealed: ciphertext kept in memory until written home
+};
+
+struct OpenOptions {
+  std::string path;
+  Format format = Format::raw;
+  bool read_only = false;
+  Cache cache = Cache::none;
+  bool direct_required = false;        // cache none: refuse instead of going buffered (tmpfs)
+  std::uint32_t queues = 1;            // 1 .. kMaxQueues
+  io::QueueOptions io;
+  Limits limits;
+  storage::Gate gate;                  // backing files
+  std::optional<Format> backing_format;      // when the header does not name it
+  bool allow_unauthenticated_backing = false;  // sealed
+  std::optional<bool> assume_non_volatile;
+  std::optional<sealed::VolumeKeys> keys;    // sealed; moved out
+  sealed::Uuid expected_uuid{};              // sealed: the volume the keys belong to
+};
+
+struct DiskFacts {
+  std::string path, format, engine, fallback_cause, durability_class, id;  // id: virtio serial, 20 bytes
+  std::uint64_t size = 0;
+  std::uint32_t cluster_size = 0, queues = 0;
+  bool read_only = false, direct = false;
+  std::string suite, aead;             // sealed
+  std::uint32_t session_id = 0;
+};
+
+struct QueueStats {
+  std::uint64_t reads = 0, writes = 0, flushes = 0, discards = 0, zeroes = 0, errors = 0;
+  std::uint64_t read_bytes = 0, written_bytes = 0;
+};
+
+class Disk {
+ public:
+  // Blocking: run it off the main thread. Recovers a sealed disk that was not closed cleanly.
+  static Result<std::unique_ptr<Disk>> open(OpenOptions options);
+  ~Disk();  // closes, if close() was not called; errors are then lost
+
+  // Any thread. `first` is a list linked by `next`; one wake-up for the whole list. Requests to a
+  // closed disk complete with Kind::closed, on the calling thread.
+  void submit(std::uint32_t queue, Request* first);
+  // Only on that queue's own thread (from a completion, or from a poll hook): no hand-over.
+  void start(std::uint32_t queue, Request& request);
+  // Runs `fn` on the queue's thread; used by those who drive a queue directly (bench, exports).
+  void on_queue(std::uint32_t queue, std::function<void()> fn);
+  io::Queue& ring(std::uint32_t queue);
+
+  // Waits for what is in flight, flushes, closes the image cleanly. Blocking, idempotent.
+  Error close();
+  Error resize(std::uint64_t new_size);  // grow only; blocking
+  Result<Extent> extent(std::uint64_t offset, std::uint64_t length);  // blocking
+
+  DiskFacts facts() const;
+  std::uint64_t size() const;
+  QueueStats queue_stats(std::uint32_t queue) const;
+  BackendStats backend_stats() const;
+  Backend& backend();
+
+ private:
+  struct Impl;
+  explicit Disk(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace pqblk::image

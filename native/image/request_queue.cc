@@ -1,0 +1,180 @@
+#include "image/request_queue.h"
+
+#include <cassert>
+#include <utility>
+
+namespace pqblk::image {
+namespace {
+
+Request* shut_mark() {
+  static Request mark;
+  return &mark;
+}
+
+}  // namespace
+
+void refuse(Request& request, Kind kind, std::string message) {
+  request.status = kind == Kind::unsupported ? Status::unsupp : Status::ioerr;
+  request.error = Error(kind, std::move(message));
+  request.complete(request);
+}
+
+Result<std::unique_ptr<RequestQueue>> RequestQueue::open(std::uint32_t index,
+                                                         const io::QueueOptions& options,
+                                                         std::string* fallback_cause) {
+  auto made = io::make_queue(options, fallback_cause);
+  if (!made) return made.take_error();
+  io::Queue& ring = **made;
+  std::unique_ptr<RequestQueue> queue(new RequestQueue);
+  queue->context_ = std::make_unique<QueueContext>(ring, index);
+  ring.poll_hook = [self = queue.get()] { return self->take_inbox(); };
+  auto thread = io::QueueThread::start(std::move(*made), index);
+  if (!thread) return thread.take_error();
+  queue->thread_ = std::move(*thread);
+  const std::span<std::uint8_t> arena = queue->context_->arena();
+  const iovec buffer{arena.data(), arena.size()};
+  ring.register_buffers({&buffer, 1});
+  return queue;
+}
+
+RequestQueue::~RequestQueue() { stop(); }
+
+void RequestQueue::stop() {
+  if (thread_ == nullptr) return;
+  thread_->stop();
+  assert(running_ == 0 && waiting_ == nullptr);
+}
+
+// ---- any thread ----
+
+bool RequestQueue::submit(Request* first) {
+  // The list arrives oldest first; the inbox is a stack. It is pushed as a whole, so that one
+  // exchange and one wake-up serve all of it.
+  Request* newest = nullptr;
+  for (Request* r = first; r != nullptr;) {
+    Request* next = std::exchange(r->next, newest);
+    newest = r;
+    r = next;
+  }
+  Request* head = inbox_.load(std::memory_order_relaxed);
+  do {
+    if (head == shut_mark()) {
+      for (Request* r = newest; r != nullptr;) {  // give the list back as it came
+        Request* older = r->next;
+        r->next = r == newest ? nullptr : newest;
+        newest = r;
+        r = older;
+      }
+      return false;
+    }
+    first->next = head;
+  } while (!inbox_.compare_exchange_weak(head, newest, std::memory_order_release,
+                                         std::memory_order_relaxed));
+  if (head == nullptr) ring().wake();
+  return true;
+}
+
+// ---- own thread ----
+
+bool RequestQueue::take_inbox() {
+  Request* newest = inbox_.load(std::memory_order_relaxed);
+  if (newest == nullptr || newest == shut_mark()) return false;
+  newest = inbox_.exchange(nullptr, std::memory_order_acquire);
+  Request* oldest = nullptr;
+  Request** end = &newest->next;  // the newest ends up last
+  while (newest != nullptr) {
+    Request* older = std::exchange(newest->next, oldest);
+    oldest = newest;
+    newest = older;
+  }
+  *waiting_end_ = oldest;
+  waiting_end_ = end;
+  drain();
+  return true;
+}
+
+void RequestQueue::start(Request& request) {
+  if (shut_) return refuse(request, Kind::closed, "the disk is closed");
+  request.next = nullptr;
+  *waiting_end_ = &request;
+  waiting_end_ = &request.next;
+  // A request that completes inside serve() may start another from its completion: the outermost
+  // call picks it up, so that the stack stays flat.
+  if (!draining_) drain();
+}
+
+void RequestQueue::drain() {
+  draining_ = true;
+  while (waiting_ != nullptr && running_ < kRunningMax && !paused_) {
+    Request& request = *waiting_;
+    waiting_ = request.next;
+    if (waiting_ == nullptr) waiting_end_ = &waiting_;
+    ++running_;
+    handler_->serve(*this, request);
+  }
+  draining_ = false;
+}
+
+void RequestQueue::finish(Request& request) {
+  --running_;
+  request.complete(request);
+  if (waiting_ != nullptr && !draining_) drain();
+  if (running_ == 0 && idle_waiter_ != nullptr && (paused_ || waiting_ == nullptr)) {
+    ring().post(*std::exchange(idle_waiter_, nullptr));
+  }
+}
+
+// ---- control, from outside ----
+
+// Returns once nothing runs and, unless paused, nothing waits.
+Task<bool> RequestQueue::idle() {
+  struct Idle : ReadyNode {
+    RequestQueue& queue;
+    explicit Idle(RequestQueue& q) : queue(q) {}
+    bool await_ready() const {
+      return queue.running_ == 0 && (queue.paused_ || queue.waiting_ == nullptr);
+    }
+    void await_suspend(std::coroutine_handle<> h) {
+      handle = h;
+      queue.idle_waiter_ = this;
+    }
+    void await_resume() const {}
+  };
+  co_await Idle(*this);
+  co_return true;
+}
+
+void RequestQueue::pause() {
+  thread_->run_sync([&]() -> Task<bool> {
+    paused_ = true;
+    co_return co_await idle();
+  });
+}
+
+void RequestQueue::resume() {
+  thread_->run_sync([&]() -> Task<bool> {
+    paused_ = false;
+    drain();
+    co_return true;
+  });
+}
+
+// Takes what is in the inbox and closes it in one step.
+void RequestQueue::refuse_later_ones() {
+  for (;;) {
+    take_inbox();
+    Request* expected = nullptr;
+    if (inbox_.compare_exchange_strong(expected, shut_mark(), std::memory_order_acq_rel)) return;
+    if (expected == shut_mark()) return;
+  }
+}
+
+void RequestQueue::shut() {
+  thread_->run_sync([&]() -> Task<bool> {
+    shut_ = true;
+    refuse_later_ones();
+    co_return co_await idle();
+  });
+}
+
+}  // namespace pqblk::image

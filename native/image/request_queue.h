@@ -1,0 +1,84 @@
+// One queue of a disk: its ring, its thread, its memory, and the requests on their way to it.
+//
+// Room image/: moves requests between threads and bounds how many run; what a request means is the
+// server's business (request_server.h). A request waits in the inbox (any thread, lock-free), then in
+// the FIFO of this queue's thread while kRunningMax others run or the queue is paused.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "image/backend.h"
+#include "image/disk.h"
+#include "image/stats.h"
+#include "io/queue.h"
+#include "io/queue_thread.h"
+
+namespace pqblk::image {
+
+inline constexpr std::uint32_t kRunningMax = 1024;  // requests of one queue inside the backend
+
+class RequestQueue;
+
+class RequestHandler {
+ public:
+  virtual ~RequestHandler() = default;
+  // Runs on the queue's thread and ends with queue.finish(request), once, then or later.
+  virtual void serve(RequestQueue& queue, Request& request) = 0;
+};
+
+class RequestQueue {
+ public:
+  // The thread runs from here on.
+  static Result<std::unique_ptr<RequestQueue>> open(std::uint32_t index,
+                                                    const io::QueueOptions& options,
+                                                    std::string* fallback_cause);
+  ~RequestQueue();  // stops and joins; nothing may be in flight
+
+  io::Queue& ring() { return thread_->queue(); }
+  QueueContext& context() { return *context_; }
+  QueueCounters& counters() { return counters_; }
+  void set_handler(RequestHandler& handler) { handler_ = &handler; }  // before the first request
+
+  // Any thread. False when the queue is shut: the list is untouched.
+  bool submit(Request* first);
+  // Own thread only.
+  void start(Request& request);
+  void finish(Request& request);
+
+  // ---- blocking, never on a queue's thread ----
+  void pause();   // returns once nothing runs; requests then wait in the FIFO
+  void resume();
+  void shut();    // returns once everything that was accepted has completed; later ones are refused
+  void stop();    // ends the thread
+
+ private:
+  RequestQueue() = default;
+  Task<bool> idle();
+  bool take_inbox();
+  void drain();
+  void refuse_later_ones();
+
+  std::unique_ptr<io::QueueThread> thread_;
+  std::unique_ptr<QueueContext> context_;
+  RequestHandler* handler_ = nullptr;
+  QueueCounters counters_;
+
+  // Own thread only.
+  Request* waiting_ = nullptr;
+  Request** waiting_end_ = &waiting_;
+  std::uint32_t running_ = 0;
+  bool draining_ = false;
+  bool paused_ = false;
+  bool shut_ = false;
+  ReadyNode* idle_waiter_ = nullptr;
+
+  alignas(64) std::atomic<Request*> inbox_{nullptr};  // newest first; shut_mark() once shut
+};
+
+// Status and error of a request that was never served.
+void refuse(Request& request, Kind kind, std::string message);
+
+}  // namespace pqblk::image
