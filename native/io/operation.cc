@@ -112,7 +112,7 @@ void begin(Op& op) {
 Step advance(Op& op, int raw_result) {
   if (raw_result == -EINTR || raw_result == -EAGAIN) {
     if (++op.retries <= kRetriesMax) return Step::resubmit;
-    return finish(op, raw_result);
+    return finish(op, -EIO);  // the errno itself would say "try again", which was done enough
   }
   if (transfers(op)) {
     if (raw_result < 0) return finish(op, raw_result);
