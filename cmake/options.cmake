@@ -26,6 +26,10 @@ add_library(pqblk_options INTERFACE)
 target_compile_options(pqblk_options INTERFACE
   -Wall -Wextra -Wpedantic -Wconversion -Wshadow -Werror -Wno-missing-field-initializers)
 target_compile_definitions(pqblk_options INTERFACE PQBLK_VERSION="${PROJECT_VERSION}")
+# gcc 12 sees overlapping copies in "literal" + std::string (gcc bug 105651); later ones do not.
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  target_compile_options(pqblk_options INTERFACE -Wno-restrict)
+endif()
 
 if(PQBLK_SANITIZE STREQUAL "address")
   set(sanitizer -fsanitize=address,undefined -fno-sanitize-recover=all)
