@@ -1,0 +1,51 @@
+// Room keys/: the public face. Other rooms import from here only.
+//
+// The room turns private keys and passphrases into the keys of a volume, and gives the key area its
+// meaning. It may use errors.ts and the cryptographic packages; it knows no image, no engine and no
+// command line. Everything secret leaves it as a Secret, which the receiver wipes.
+export { formatUuid, parseUuid, toHex } from './bytes.js';
+export {
+  addSlot,
+  type CreatedKeyArea,
+  type CreateKeyAreaOptions,
+  createKeyArea,
+  describeKeyArea,
+  type KeyAreaDescription,
+  type OpenedKeyArea,
+  type OpenKeyAreaOptions,
+  openKeyArea,
+  type SlotDescription,
+  type VolumeKeys,
+} from './key-area.js';
+export { KEY_AREA_BYTES, SLOTS_MAX } from './key-area-codec.js';
+export { SCRYPT_COST, type ScryptCost } from './key-file.js';
+export { liboqs, prepareKeys, softwareIdentity } from './liboqs.js';
+export {
+  DEFAULT_KEM,
+  fingerprintOf,
+  Kem,
+  type KemId,
+  kemByName,
+  kemParameters,
+} from './ml-kem.js';
+export { PASSPHRASE_BYTES_MAX, type PassphraseSource, readPassphrase } from './passphrase.js';
+export type { Observed, Pin, PinOptions, Pins, PinVerdict } from './pins.js';
+export {
+  type Encapsulation,
+  type Identity,
+  type KemProvider,
+  type KeyPair,
+  type PrivateKey,
+  type ProviderDescription,
+  ProviderKind,
+} from './provider.js';
+export { parseRecipient } from './recipient-file.js';
+export { Secret } from './secret.js';
+export { type Recipient, SlotRole, SlotState } from './slot.js';
+export {
+  defaultStorePath,
+  type KeyInfo,
+  type KeyListing,
+  KeyStore,
+  type Protection,
+} from './store.js';

@@ -1,0 +1,335 @@
+// Room keys/: one key as a document: its fields, their checks, and the private key sealed inside.
+//
+// A key file of the store and the armoured text of an export hold the same JSON document. The private
+// key is sealed with AES-256-GCM under a key that scrypt makes of a passphrase; every other field is
+// its AAD. `protection: "none"` exists because some machines have nobody to type: it must be asked for
+// and shows in every listing. This file does no I/O.
+import { scryptAsync } from '@noble/hashes/scrypt.js';
+import { PqblkError } from '../errors.js';
+import { ascii, equalConstantTime, toHex } from './bytes.js';
+import { GCM_NONCE_BYTES, GCM_TAG_BYTES, gcmOpen, gcmSeal, KEY_BYTES } from './kdf.js';
+import {
+  checkDecapsulationKey,
+  checkEncapsulationKey,
+  encapsulationKeyOf,
+  fingerprintOf,
+  type KemId,
+  type KemParameters,
+  kemByName,
+  kemParameters,
+} from './ml-kem.js';
+import { randomBytes, Secret } from './secret.js';
+
+const FORMAT = 'pqblk-key';
+const VERSION = 1;
+/** Largest document: an ML-KEM-1024 key pair in base64, with room to spare. */
+export const KEY_FILE_BYTES_MAX = 32_768;
+const SALT_BYTES = 32;
+
+/** scrypt cost of new keys: 128 MiB and about half a second. */
+export const SCRYPT_COST: ScryptCost = { N: 2 ** 17, r: 8, p: 1 };
+
+/** What a key file may ask of this machine (at most 1 GiB) and the least that protects. */
+const SCRYPT_LIMITS = {
+  nMin: 2 ** 14,
+  nMax: 2 ** 20,
+  rMin: 8,
+  rMax: 32,
+  pMax: 4,
+  bytesMax: 2 ** 30,
+};
+
+export interface ScryptCost {
+  readonly N: number;
+  readonly r: number;
+  readonly p: number;
+}
+
+export type PrivatePart =
+  | {
+      readonly protection: 'scrypt';
+      readonly cost: ScryptCost;
+      readonly salt: Uint8Array;
+      readonly nonce: Uint8Array;
+      /** Sealed decapsulation key, then the tag. */
+      readonly sealed: Uint8Array;
+    }
+  | { readonly protection: 'none'; readonly decapsulationKey: Secret };
+
+export interface KeyFile {
+  readonly name: string;
+  readonly kem: KemId;
+  /** ISO 8601, UTC. */
+  readonly created: string;
+  readonly encapsulationKey: Uint8Array;
+  /** SHA3-256 of the encapsulation key. */
+  readonly fingerprint: Uint8Array;
+  /** Undefined for somebody else's key, of which only the public half is here. */
+  readonly privatePart: PrivatePart | undefined;
+}
+
+type PublicFields = Omit<KeyFile, 'privatePart'>;
+
+const KEY_NAME = /^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$/;
+
+/** Names are file names: letters, digits and . _ @ - (not first), at most 64. */
+export function isKeyName(name: string): boolean {
+  return KEY_NAME.test(name);
+}
+
+export function checkKeyName(name: string): void {
+  if (isKeyName(name)) return;
+  throw new PqblkError(
+    'invalid_argument',
+    `${JSON.stringify(name)} is no key name: use letters, digits and . _ @ - (at most 64)`,
+  );
+}
+
+function publicDocument(key: PublicFields) {
+  return {
+    format: FORMAT,
+    version: VERSION,
+    name: key.name,
+    fingerprint: toHex(key.fingerprint),
+    kem: kemParameters(key.kem).name,
+    created: key.created,
+    encapsulationKey: base64(key.encapsulationKey),
+  };
+}
+
+/** The AAD of the sealed private key: every other field, in a fixed order. */
+function associatedData(key: PublicFields, cost: ScryptCost, salt: Uint8Array): Uint8Array {
+  const parameters = { protection: 'scrypt', N: cost.N, r: cost.r, p: cost.p, salt: base64(salt) };
+  return ascii(JSON.stringify([publicDocument(key), parameters]));
+}
+
+async function passphraseKey(passphrase: Secret, salt: Uint8Array, cost: ScryptCost) {
+  const maxmem = SCRYPT_LIMITS.bytesMax + 2 ** 20;
+  return new Secret(
+    await passphrase.use((bytes) =>
+      scryptAsync(bytes, salt, { ...cost, dkLen: KEY_BYTES, maxmem }),
+    ),
+  );
+}
+
+/** Seals a decapsulation key under a passphrase. Both stay the caller's. */
+export async function sealPrivate(
+  key: PublicFields,
+  decapsulationKey: Secret,
+  passphrase: Secret,
+  cost: ScryptCost = SCRYPT_COST,
+): Promise<PrivatePart> {
+  const salt = randomBytes(SALT_BYTES);
+  const nonce = randomBytes(GCM_NONCE_BYTES);
+  using wrapping = await passphraseKey(passphrase, salt, cost);
+  const aad = associatedData(key, cost, salt);
+  const sealed = decapsulationKey.use((bytes) => gcmSeal(wrapping, nonce, aad, bytes));
+  return { protection: 'scrypt', cost, salt, nonce, sealed };
+}
+
+/**
+ * The decapsulation key of a key file, checked against its public half; the caller wipes it. Kinds
+ * `no_key` (public half only), `passphrase_needed`, `wrong_passphrase`, `bad_key`.
+ */
+export async function openPrivate(key: KeyFile, passphrase: Secret | undefined): Promise<Secret> {
+  const part = key.privatePart;
+  if (!part) {
+    throw new PqblkError('no_key', `the store holds only the public half of "${key.name}"`);
+  }
+  const opened =
+    part.protection === 'none'
+      ? part.decapsulationKey.use((bytes) => Secret.copyOf(bytes))
+      : await openSealed(key, part, passphrase);
+  try {
+    opened.use((bytes) => {
+      checkDecapsulationKey(key.kem, bytes);
+      if (!equalConstantTime(encapsulationKeyOf(key.kem, bytes), key.encapsulationKey)) {
+        throw new PqblkError('bad_key', `the halves of key "${key.name}" do not belong together`);
+      }
+    });
+    return opened;
+  } catch (error) {
+    opened.wipe();
+    throw error;
+  }
+}
+
+async function openSealed(
+  key: KeyFile,
+  part: Extract<PrivatePart, { protection: 'scrypt' }>,
+  passphrase: Secret | undefined,
+): Promise<Secret> {
+  if (!passphrase) {
+    throw new PqblkError('passphrase_needed', `key "${key.name}" is under a passphrase`, {
+      hint: 'give it with --passphrase-file, --passphrase-fd, --passphrase-env or at the prompt',
+    });
+  }
+  using wrapping = await passphraseKey(passphrase, part.salt, part.cost);
+  const aad = associatedData(key, part.cost, part.salt);
+  const opened = gcmOpen(wrapping, part.nonce, aad, part.sealed);
+  if (opened) return opened;
+  throw new PqblkError(
+    'wrong_passphrase',
+    `wrong passphrase for key "${key.name}", or its file was changed`,
+  );
+}
+
+/** The document as JSON text. */
+export function encodeKeyFile(key: KeyFile): string {
+  return `${JSON.stringify({ ...publicDocument(key), private: privateDocument(key) }, null, 2)}\n`;
+}
+
+function privateDocument({ privatePart: part }: KeyFile) {
+  if (!part) return null;
+  if (part.protection === 'none') {
+    const decapsulationKey = part.decapsulationKey.use(base64);
+    return { protection: 'none', decapsulationKey };
+  }
+  return {
+    protection: 'scrypt',
+    ...part.cost,
+    salt: base64(part.salt),
+    nonce: base64(part.nonce),
+    sealed: base64(part.sealed),
+  };
+}
+
+/**
+ * Reads a document and checks every field, the FIPS 203 check of the public half included. Kinds
+ * `bad_key`, and `newer_version` for a document of a later format.
+ */
+export function parseKeyFile(text: string, path?: string): KeyFile {
+  const read = new DocumentReader(parseJson(text), path);
+  if (read.value('format') !== FORMAT) read.fail('not a pqblk key');
+  if (read.value('version') !== VERSION) {
+    throw new PqblkError('newer_version', `key format version ${read.value('version')}`, { path });
+  }
+  const name = read.text('name', KEY_NAME);
+  const created = read.text('created', /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z$/);
+  const kem = kemByName(read.text('kem', /^(ML-KEM-768|ML-KEM-1024)$/));
+  const encapsulationKey = read.bytes('encapsulationKey', kem.encapsulationKeyBytes);
+  const fingerprint = fingerprintOf(encapsulationKey);
+  if (read.value('fingerprint') !== toHex(fingerprint)) {
+    read.fail('the fingerprint is not that of the public key');
+  }
+  checkEncapsulationKey(kem.id, encapsulationKey);
+  const inner = read.value('private');
+  const privatePart =
+    inner === null ? undefined : parsePrivate(new DocumentReader(inner, path), kem);
+  return { name, kem: kem.id, created, encapsulationKey, fingerprint, privatePart };
+}
+
+function parsePrivate(read: DocumentReader, kem: KemParameters): PrivatePart {
+  const protection = read.text('protection', /^(scrypt|none)$/);
+  if (protection === 'none') {
+    const bytes = read.bytes('decapsulationKey', kem.decapsulationKeyBytes);
+    return { protection, decapsulationKey: new Secret(bytes) };
+  }
+  const cost = { N: read.integer('N'), r: read.integer('r'), p: read.integer('p') };
+  const limits = SCRYPT_LIMITS;
+  const powerOfTwo = Number.isInteger(Math.log2(cost.N));
+  if (!powerOfTwo || cost.N < limits.nMin || cost.N > limits.nMax) read.fail('scrypt N');
+  if (cost.r < limits.rMin || cost.r > limits.rMax) read.fail('scrypt r');
+  if (cost.p < 1 || cost.p > limits.pMax) read.fail('scrypt p');
+  if (128 * cost.N * cost.r > limits.bytesMax) read.fail('scrypt wants more than 1 GiB');
+  return {
+    protection: 'scrypt',
+    cost,
+    salt: read.bytes('salt', SALT_BYTES),
+    nonce: read.bytes('nonce', GCM_NONCE_BYTES),
+    sealed: read.bytes('sealed', kem.decapsulationKeyBytes + GCM_TAG_BYTES),
+  };
+}
+
+/** Undefined where the text is no JSON, so that its complaint cannot quote a secret. */
+function parseJson(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
+/** Reads fields of an untrusted JSON object; its complaints never quote a value. */
+class DocumentReader {
+  readonly #object: Record<string, unknown>;
+  readonly #path: string | undefined;
+
+  constructor(object: unknown, path: string | undefined) {
+    this.#path = path;
+    if (typeof object !== 'object' || object === null || Array.isArray(object)) {
+      this.fail('not a JSON object');
+    }
+    this.#object = object as Record<string, unknown>;
+  }
+
+  fail(what: string): never {
+    const path = this.#path;
+    throw new PqblkError('bad_key', `damaged key file: ${what}`, { path, operation: 'read key' });
+  }
+
+  value(field: string): unknown {
+    return Object.hasOwn(this.#object, field) ? this.#object[field] : undefined;
+  }
+
+  text(field: string, pattern: RegExp): string {
+    const value = this.value(field);
+    return typeof value === 'string' && pattern.test(value) ? value : this.fail(field);
+  }
+
+  integer(field: string): number {
+    const value = this.value(field);
+    return Number.isSafeInteger(value) ? (value as number) : this.fail(field);
+  }
+
+  bytes(field: string, length: number): Uint8Array {
+    const text = this.text(field, /^[A-Za-z0-9+/]+={0,2}$/);
+    const bytes = Uint8Array.from(Buffer.from(text, 'base64'));
+    if (bytes.length !== length) this.fail(`${field} has ${bytes.length} bytes, not ${length}`);
+    return bytes;
+  }
+}
+
+function base64(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('base64');
+}
+
+// ---- armour ----------------------------------------------------------------------------------------
+
+const ARMOUR = { public: 'PQBLK PUBLIC KEY', private: 'PQBLK PRIVATE KEY' } as const;
+
+/** Text to mail or print: a key document in base64 between lines that say what it is. */
+export function armour(key: KeyFile): string {
+  const title = key.privatePart ? ARMOUR.private : ARMOUR.public;
+  const lines = base64(ascii(encodeKeyFile(key))).match(/.{1,64}/g) ?? [];
+  return [
+    `-----BEGIN ${title}-----`,
+    `Name: ${key.name}`,
+    `KEM: ${kemParameters(key.kem).name}`,
+    `Fingerprint: ${toHex(key.fingerprint)}`,
+    '',
+    ...lines,
+    `-----END ${title}-----`,
+    '',
+  ].join('\n');
+}
+
+/** The reverse. The lines above the blank one are for people: only the document counts. */
+export function parseArmour(text: string): KeyFile {
+  if (text.length > 2 * KEY_FILE_BYTES_MAX) {
+    throw new PqblkError('bad_key', 'too long for an exported key');
+  }
+  const pattern = /-----BEGIN (PQBLK (?:PUBLIC|PRIVATE) KEY)-----\n([\s\S]*?)\n-----END \1-----/;
+  const found = pattern.exec(text.replaceAll('\r\n', '\n'));
+  const body = found?.[2]?.split('\n\n')[1]?.replaceAll('\n', '');
+  if (!found || !body || !/^[A-Za-z0-9+/]+={0,2}$/.test(body)) {
+    throw new PqblkError('bad_key', 'not an exported pqblk key', {
+      hint: 'expected the text between -----BEGIN PQBLK … KEY----- and -----END …-----',
+    });
+  }
+  const key = parseKeyFile(Buffer.from(body, 'base64').toString('utf8'));
+  if ((found[1] === ARMOUR.private) !== (key.privatePart !== undefined)) {
+    throw new PqblkError('bad_key', 'the title of the exported key does not fit its content');
+  }
+  return key;
+}

@@ -1,0 +1,217 @@
+// Room keys/: where a passphrase comes from: a file, a descriptor, the environment, or the terminal.
+//
+// Never from the command line, which every process can read. A passphrase is bytes: nothing is
+// normalised, so the same bytes work from every source; one trailing line end is dropped. What the
+// environment or a terminal string holds cannot be wiped; buffers can, and are.
+import { closeSync, fstatSync, openSync, read as readCallback, writeSync } from 'node:fs';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { isatty, ReadStream } from 'node:tty';
+import { promisify } from 'node:util';
+import { fromSystem, PqblkError } from '../errors.js';
+import { Secret } from './secret.js';
+
+export const PASSPHRASE_BYTES_MAX = 4096;
+
+export type PassphraseSource =
+  | { readonly from: 'file'; readonly path: string }
+  | { readonly from: 'fd'; readonly fd: number }
+  | { readonly from: 'env'; readonly name: string }
+  | {
+      readonly from: 'prompt';
+      /** What the passphrase is for: `Passphrase for key "alice"`. */
+      readonly prompt: string;
+      /** Ask twice and compare: for a passphrase that is being set. */
+      readonly confirm?: boolean;
+    };
+
+/**
+ * The passphrase; the caller wipes it. Kinds `passphrase_needed` (nothing there, empty, or no
+ * terminal), `invalid_argument` (too long, or the two inputs differ), `canceled`, `not_found`, …
+ */
+export async function readPassphrase(source: PassphraseSource): Promise<Secret> {
+  switch (source.from) {
+    case 'file':
+      return await fromFile(source.path);
+    case 'fd':
+      return await fromDescriptor(source.fd, `descriptor ${source.fd}`);
+    case 'env':
+      return fromEnvironment(source.name);
+    case 'prompt':
+      return await fromTerminal(source.prompt, source.confirm === true);
+  }
+}
+
+async function fromFile(path: string): Promise<Secret> {
+  let fd: number;
+  try {
+    fd = openSync(path, 'r');
+  } catch (error) {
+    throw fromSystem(error, { path, operation: 'read passphrase' });
+  }
+  try {
+    if (fstatSync(fd).isDirectory()) {
+      throw new PqblkError('invalid_argument', 'is a directory', {
+        path,
+        operation: 'read passphrase',
+      });
+    }
+    return await fromDescriptor(fd, path);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+function fromEnvironment(name: string): Secret {
+  const value = process.env[name];
+  if (value === undefined) {
+    throw new PqblkError('passphrase_needed', `environment variable ${name} is not set`);
+  }
+  return finish(Buffer.from(value, 'utf8'), `environment variable ${name}`);
+}
+
+const readSome = promisify(readCallback);
+
+/** Reads to the end of a file or pipe; waits where a descriptor is non-blocking. */
+async function fromDescriptor(fd: number, name: string): Promise<Secret> {
+  const buffer = Buffer.alloc(PASSPHRASE_BYTES_MAX + 3); // one too many, after a line end
+  let length = 0;
+  try {
+    while (length < buffer.length) {
+      const { bytesRead } = await readSome(fd, buffer, length, buffer.length - length, null).catch(
+        async (error: NodeJS.ErrnoException) => {
+          if (error.code !== 'EAGAIN') throw error;
+          await sleep(10);
+          return { bytesRead: -1 };
+        },
+      );
+      if (bytesRead === 0) break;
+      length += Math.max(bytesRead, 0);
+    }
+    return finish(buffer.subarray(0, length), name);
+  } catch (error) {
+    throw fromSystem(error, { path: name, operation: 'read passphrase' });
+  } finally {
+    buffer.fill(0);
+  }
+}
+
+/** Drops one line end, checks the length, and moves the bytes into a Secret; `bytes` are wiped. */
+function finish(bytes: Uint8Array, name: string): Secret {
+  let length = bytes.length;
+  if (bytes[length - 1] === 0x0a) length -= 1;
+  if (length < bytes.length && bytes[length - 1] === 0x0d) length -= 1;
+  const secret = Secret.copyOf(bytes.subarray(0, length));
+  bytes.fill(0);
+  if (length === 0) {
+    throw new PqblkError('passphrase_needed', `the passphrase from ${name} is empty`, {
+      hint: 'a key without a passphrase must be asked for: --no-passphrase',
+    });
+  }
+  if (length > PASSPHRASE_BYTES_MAX) {
+    secret.wipe();
+    throw new PqblkError(
+      'invalid_argument',
+      `the passphrase from ${name} is longer than ${PASSPHRASE_BYTES_MAX} bytes`,
+    );
+  }
+  return secret;
+}
+
+async function fromTerminal(prompt: string, confirm: boolean): Promise<Secret> {
+  const first = await ask(`${prompt}: `);
+  if (!confirm) return first;
+  try {
+    using second = await ask(`${prompt} (again): `);
+    if (first.equals(second)) return first;
+    throw new PqblkError('invalid_argument', 'the two passphrases differ');
+  } catch (error) {
+    first.wipe();
+    throw error;
+  }
+}
+
+/** Asks on the controlling terminal, whatever stdin and stdout are, and shows nothing of the answer. */
+async function ask(prompt: string): Promise<Secret> {
+  let fd: number;
+  try {
+    fd = openSync('/dev/tty', 'r+');
+  } catch (cause) {
+    throw new PqblkError('passphrase_needed', 'a passphrase is needed and there is no terminal', {
+      hint: 'use --passphrase-file, --passphrase-fd or --passphrase-env',
+      cause,
+    });
+  }
+  if (!isatty(fd)) {
+    closeSync(fd);
+    throw new PqblkError('passphrase_needed', '/dev/tty is not a terminal');
+  }
+  const terminal = new ReadStream(fd);
+  const restore = () => {
+    if (terminal.isRaw) terminal.setRawMode(false);
+  };
+  process.once('exit', restore);
+  try {
+    terminal.setRawMode(true);
+    writeSync(fd, prompt);
+    return await readLine(terminal);
+  } finally {
+    restore();
+    writeSync(fd, '\r\n');
+    process.removeListener('exit', restore);
+    // libuv opens the terminal anew and closes only that descriptor; fd is then still ours.
+    const { _handle: handle } = terminal as unknown as { _handle?: { fd?: number } };
+    const reopened = handle?.fd !== fd;
+    terminal.destroy();
+    if (reopened) closeSync(fd);
+  }
+}
+
+const CONTROL = { c: 0x03, d: 0x04, backspace: 0x08, lf: 0x0a, cr: 0x0d, u: 0x15, delete: 0x7f };
+
+/** One line from a raw terminal, with the usual editing keys; Ctrl-C is kind `canceled`. */
+function readLine(terminal: ReadStream): Promise<Secret> {
+  const line = Buffer.alloc(PASSPHRASE_BYTES_MAX + 1);
+  let length = 0;
+  const take = (bytes: Uint8Array): 'line' | 'stop' | 'more' => {
+    for (const byte of bytes) {
+      if (byte === CONTROL.cr || byte === CONTROL.lf) return 'line';
+      if (byte === CONTROL.c || (byte === CONTROL.d && length === 0)) return 'stop';
+      if (byte === CONTROL.u) length = 0;
+      else if (byte === CONTROL.backspace || byte === CONTROL.delete) {
+        length = previousCharacter(line, length);
+      } else if (length < line.length) line[length++] = byte;
+    }
+    return 'more';
+  };
+  return new Promise<Secret>((resolve, reject) => {
+    const end = (outcome: () => void) => {
+      terminal.removeAllListeners();
+      terminal.pause();
+      outcome();
+      line.fill(0);
+    };
+    const done = () => {
+      try {
+        resolve(finish(line.subarray(0, length), 'the terminal'));
+      } catch (error) {
+        reject(error);
+      }
+    };
+    const stop = () => reject(new PqblkError('canceled', 'canceled at the passphrase prompt'));
+    terminal.on('error', (error) => end(() => reject(fromSystem(error, { path: '/dev/tty' }))));
+    terminal.on('end', () => end(stop));
+    terminal.on('data', (chunk: Buffer) => {
+      const outcome = take(chunk);
+      chunk.fill(0);
+      if (outcome === 'line') end(done);
+      if (outcome === 'stop') end(stop);
+    });
+  });
+}
+
+/** Where the last UTF-8 character before `length` begins. */
+function previousCharacter(bytes: Uint8Array, length: number): number {
+  let at = Math.max(length - 1, 0);
+  while (at > 0 && ((bytes[at] ?? 0) & 0xc0) === 0x80) at -= 1;
+  return at;
+}

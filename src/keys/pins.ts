@@ -1,0 +1,159 @@
+// Room keys/: what this host remembers of each volume, so that an older or foreign key area is noticed.
+//
+// A pin is {generation, check value of the VMK, epoch}, one file per volume UUID beside the keys. The
+// same VMK and nothing older opens; something older is a rollback; another VMK must be confirmed by its
+// fingerprint, because whoever once knew an old VMK can forge any generation under it. A volume seen
+// for the first time is trusted and pinned. Copies of a disk share their UUID and so their pin.
+import { join } from 'node:path';
+import { PqblkError } from '../errors.js';
+import { formatUuid, toHex } from './bytes.js';
+import { ensurePrivateDirectory, readPrivateFile, writePrivateFile } from './private-file.js';
+
+/** What an opened key area shows of itself; VolumeKeys (key-area.ts) is one. */
+export interface Observed {
+  readonly volumeUuid: Uint8Array;
+  readonly generation: number;
+  readonly currentEpoch: number;
+  readonly vmkCheck: Uint8Array;
+}
+
+export interface Pin {
+  readonly generation: number;
+  readonly epoch: number;
+  /** Check value of the VMK, 64 hex digits. */
+  readonly vmkCheck: string;
+}
+
+export interface PinOptions {
+  /** Accept an older generation or epoch than the pinned one. */
+  allowRollback?: boolean | undefined;
+  /** Accept another VMK if its check value begins with these hex digits (at least 16). */
+  confirmVmk?: string | undefined;
+}
+
+/** How an accepted key area compares with its pin; all but `same` are worth recording. */
+export type PinVerdict = 'new' | 'same' | 'newer' | 'rolled-back' | 'confirmed';
+
+const PIN_FORMAT = 'pqblk-pin';
+const PIN_VERSION = 1;
+const PIN_BYTES_MAX = 4096;
+const CONFIRM_DIGITS_MIN = 16;
+
+/**
+ * Compares an opened key area with a pin. Kinds `vmk_changed` and `rollback`; the hint of each names
+ * the option that accepts it. An older key area under another VMK needs both options.
+ */
+export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions): PinVerdict {
+  if (!pin) return 'new';
+  const check = toHex(seen.vmkCheck);
+  const changed = check !== pin.vmkCheck;
+  if (changed && !confirms(check, options.confirmVmk)) {
+    throw new PqblkError(
+      'vmk_changed',
+      `volume ${formatUuid(seen.volumeUuid)} has another master key than this host remembers: ` +
+        `expected ${pin.vmkCheck}, found ${check}`,
+      {
+        operation: 'check pin',
+        hint: `if the master key was rotated elsewhere, compare with whoever did it, then confirm ${check}`,
+      },
+    );
+  }
+  const older = seen.generation < pin.generation || seen.currentEpoch < pin.epoch;
+  if (older && options.allowRollback !== true) {
+    throw new PqblkError(
+      'rollback',
+      `volume ${formatUuid(seen.volumeUuid)} shows an older key area than this host has seen: ` +
+        `generation ${seen.generation} and epoch ${seen.currentEpoch}, ` +
+        `expected at least ${pin.generation} and ${pin.epoch}`,
+      {
+        operation: 'check pin',
+        hint: 'a restored backup may still open to revoked keys; --allow-rollback accepts it',
+      },
+    );
+  }
+  if (changed) return 'confirmed';
+  if (older) return 'rolled-back';
+  const same = seen.generation === pin.generation && seen.currentEpoch === pin.epoch;
+  return same ? 'same' : 'newer';
+}
+
+function confirms(check: string, given: string | undefined): boolean {
+  const digits = given?.toLowerCase() ?? '';
+  return digits.length >= CONFIRM_DIGITS_MIN && check.startsWith(digits);
+}
+
+/** The pins of one key store, in its directory `pins`. */
+export class Pins {
+  readonly #directory: string;
+
+  constructor(directory: string) {
+    this.#directory = directory;
+  }
+
+  #path(volumeUuid: Uint8Array): string {
+    return join(this.#directory, `${formatUuid(volumeUuid)}.json`);
+  }
+
+  /** The pin of a volume, or undefined. Kind `bad_key` when its file is damaged: never ignored. */
+  async get(volumeUuid: Uint8Array): Promise<Pin | undefined> {
+    const path = this.#path(volumeUuid);
+    let text: string;
+    try {
+      text = await readPrivateFile(path, PIN_BYTES_MAX);
+    } catch (error) {
+      if (error instanceof PqblkError && error.kind === 'not_found') return undefined;
+      throw error;
+    }
+    return parsePin(text, path, formatUuid(volumeUuid));
+  }
+
+  /** See `judge`. Call it after the key area opened and before its keys are used. */
+  async check(seen: Observed, options: PinOptions = {}): Promise<PinVerdict> {
+    return judge(await this.get(seen.volumeUuid), seen, options);
+  }
+
+  /**
+   * Remembers what was seen, durably. Call it once both copies of the key area are durable. Checks
+   * again, so that nothing newer is overwritten unless the options allow it.
+   */
+  async record(seen: Observed, options: PinOptions = {}): Promise<PinVerdict> {
+    const verdict = await this.check(seen, options);
+    if (verdict === 'same') return verdict;
+    await ensurePrivateDirectory(this.#directory);
+    const document = {
+      format: PIN_FORMAT,
+      version: PIN_VERSION,
+      volumeUuid: formatUuid(seen.volumeUuid),
+      generation: seen.generation,
+      epoch: seen.currentEpoch,
+      vmkCheck: toHex(seen.vmkCheck),
+    };
+    const text = `${JSON.stringify(document, null, 2)}\n`;
+    await writePrivateFile(this.#path(seen.volumeUuid), text, 'replace');
+    return verdict;
+  }
+}
+
+function parsePin(text: string, path: string, volumeUuid: string): Pin {
+  const damaged = (what: string) =>
+    new PqblkError('bad_key', `damaged pin file: ${what}`, {
+      path,
+      operation: 'read pin',
+      hint: 'restore it from a backup; deleting it gives up the protection against rollback',
+    });
+  let value: Record<string, unknown>;
+  try {
+    value = JSON.parse(text) as Record<string, unknown>;
+  } catch {
+    throw damaged('not JSON');
+  }
+  const natural = (candidate: unknown): candidate is number =>
+    Number.isSafeInteger(candidate) && (candidate as number) >= 1;
+  if (value?.format !== PIN_FORMAT || value.version !== PIN_VERSION)
+    throw damaged('unknown format');
+  const { generation, epoch, vmkCheck } = value;
+  if (value.volumeUuid !== volumeUuid) throw damaged('of another volume');
+  if (!natural(generation) || !natural(epoch)) throw damaged('generation or epoch');
+  if (typeof vmkCheck !== 'string' || !/^[0-9a-f]{64}$/.test(vmkCheck)) throw damaged('vmkCheck');
+  return { generation, epoch, vmkCheck };
+}
