@@ -1,0 +1,30 @@
+#!/usr/bin/env node
+// Room cli/: the executable. Connects the process (streams, signals, exit code) with the command line.
+import { run } from './program.js';
+
+const stop = new AbortController();
+let asked = 0;
+
+// The first signal asks for an orderly end; whoever insists gets the system's own.
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.on(signal, () => {
+    asked += 1;
+    if (asked === 1) stop.abort();
+    else process.exit(signal === 'SIGINT' ? 130 : 143);
+  });
+}
+
+// `pqblk … | head` ends the reader first; that is no failure of ours.
+for (const stream of [process.stdout, process.stderr]) {
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+    process.exit(0);
+  });
+}
+
+process.exitCode = await run(process.argv.slice(2), {
+  stdout: process.stdout,
+  stderr: process.stderr,
+  env: process.env,
+  signal: stop.signal,
+});
