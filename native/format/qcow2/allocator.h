@@ -60,6 +60,7 @@ class Allocator {
 
  private:
   bool pool_take(std::uint64_t clusters, bool contiguous, HostRun& out);
+  bool pool_has(std::uint64_t clusters) const;
   void pool_add(HostOffset at, std::uint64_t clusters);
 
   MetaIo& meta_;

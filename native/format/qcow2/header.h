@@ -115,11 +115,12 @@ struct Header {
   Compression compression = Compression::zlib;
   std::vector<std::uint8_t> extra_fields;  // fields after ours that a later version added, as found
   std::optional<std::string> backing_name;
+  std::uint32_t header_length = kHeaderLengthV3;  // as stored
   std::uint64_t backing_offset = 0;   // where the name was found; 0: place it after the extensions
   std::vector<Extension> extensions;  // in file order, byte for byte, without the end marker
 
-  const Extension* find(std::uint32_t type) const;
-  std::string backing_format() const;  // "" when the header does not say
+  const Extension* find(std::uint32_t type) const;  // null when absent
+  std::string backing_format() const;               // "" when the header does not say
   // Sets or adds an extension; the sealed one always goes first. An empty payload removes it.
   void set_extension(std::uint32_t type, std::vector<std::uint8_t> data);
   void set_backing_format(const std::string& format);
@@ -135,6 +136,12 @@ struct Header {
   // kAtomicHeaderBytes hold the header and, when there is one, the sealed extension.
   // Errors: invalid_argument when it does not fit.
   Result<std::vector<std::uint8_t>> serialise() const;
+  // Brings the fixed fields, and the payload of a sealed extension of unchanged length, into the
+  // first bytes of the cluster as it is stored; nothing moves.
+  void patch(std::span<std::uint8_t> first_bytes) const;
+
+ private:
+  HeaderV3 fixed() const;
 };
 
 // Bytes of the header cluster, from the first bytes of a file (72 at least).

@@ -63,10 +63,12 @@ class Metadata {
   // Called on the first kAtomicHeaderBytes of every header about to be written, to authenticate
   // them (a sealed disk's MAC lies in its extension).
   std::function<void(std::span<std::uint8_t> first_bytes)> seal_header;
+  // A plain open does this by itself; a sealed one after its header is authenticated.
+  Task<Error> clear_autoclear(io::Queue& q);
   // Writes the first piece of the header cluster (header and first extension) in one atomic write;
   // no sync. The rest of the cluster must not have changed.
   Task<Error> write_header_fields(io::Queue& q);
-  // Writes the whole header cluster, tail first, then syncs, then the first piece, then syncs.
+  // Writes the whole header cluster and syncs: tail first, so that the first piece comes last.
   Task<Error> write_header(io::Queue& q);
   Task<Error> mark_corrupt(io::Queue& q);  // sets the corrupt bit (version 3), synced
 
@@ -74,6 +76,8 @@ class Metadata {
   // data and refcounts, sync, refcount table (if changed), sync, L2 and L1, sync. Callers that come
   // while one runs share the next.
   Task<Error> flush(io::Queue& q);
+  // False after a failed sync: nothing that follows can be trusted to be durable.
+  bool writable() const { return !broken_flag_.load(std::memory_order_acquire); }
   // Writes metadata back when too much of it is dirty; called by writers, outside of locks.
   Task<Error> relieve(io::Queue& q);
   // At the end: flush, and lower everything freed. Quiesced.
@@ -87,11 +91,12 @@ class Metadata {
  private:
   Metadata(const io::File& file, Header header, OpenOptions options);
   Task<Error> load(io::Queue& q);
-  Task<Error> first_write(io::Queue& q);
   Task<Error> flush_once(io::Queue& q);
-  Task<Error> write_home(io::Queue& q, Tables::Staged& staged);
   Task<Error> reclaim(io::Queue& q);
-  Result<AlignedBytes> header_bytes() const;
+  Task<Error> read_header_cluster(io::Queue& q);
+  Task<Error> write_first_piece(io::Queue& q);
+  Error check_openable() const;
+  Error sync_failed(Error error);
 
   const OpenOptions options_;
   Header header_;
@@ -107,7 +112,9 @@ class Metadata {
   std::atomic<std::uint64_t> flush_asked_{0};  // tickets
   std::uint64_t flush_done_ = 0;               // every ticket up to here is durable; flush_lock_
   Error broken_;                               // a failed sync: writing stops; flush_lock_
-  std::vector<HostRun> flushed_;               // unmapped durably, readers not yet drained
+  std::atomic<bool> broken_flag_{false};
+  AlignedBytes header_cluster_;   // as on the medium; header_lock_
+  std::vector<HostRun> flushed_;  // unmapped durably, readers not yet drained
   std::vector<HostRun> draining_;
 };
 

@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -44,6 +45,9 @@ class MetadataMap {
   Error check_write(Part part, HostOffset at, std::uint64_t length) const;
   // Ok when no byte belongs to any metadata; else Kind::corrupt, by name.
   Error check_free(HostOffset at, std::uint64_t length) const;
+
+  // The same for many clusters at once, by host offset.
+  bool all_free(std::span<const std::uint64_t> hosts) const;
 
   struct Range {
     HostOffset at;

@@ -35,7 +35,7 @@ class Refcounts {
  public:
   Refcounts(MetaIo& meta, Header& header, std::uint64_t cache_bytes);
 
-  Task<Error> load(io::Queue& q);  // reads the table and checks every entry
+  Task<Error> load(io::Queue& q);  // reads the table; malformed entries are refused where used
 
   // Writes and syncs the changed header; set by Metadata. The table's place is changed before.
   std::function<Task<Error>(io::Queue&)> switch_header;
@@ -47,7 +47,7 @@ class Refcounts {
   // Finds clusters with count zero and raises them to one, in memory. `contiguous`: all of them in
   // one run; else the run may be shorter (one at least).
   Task<Result<HostRun>> take(io::Queue& q, std::uint64_t clusters, bool contiguous);
-  // Check and repair: sets one count. Quiesced.
+  // Check and repair: sets one count; its block exists. Quiesced.
   Task<Error> set(io::Queue& q, HostOffset cluster, std::uint64_t value);
 
   // Home-going, in this order with a sync after each that returns true in `wrote`.
@@ -56,6 +56,9 @@ class Refcounts {
   // Both with their syncs: afterwards every raise so far is durable.
   Task<Error> make_durable(io::Queue& q);
 
+  const Layout& layout() const { return layout_; }
+  // Too many changed slices for the cache: the owner should write back.
+  bool crowded() const { return cache_.dirty() > kDirtySlicesMax / 4; }
   // Host offset of the refcount block for a table index, 0 when absent. Check only.
   std::uint64_t table_entry(std::uint64_t index) const { return table_[index]; }
   std::uint64_t table_size() const { return table_.size(); }
@@ -73,11 +76,22 @@ class Refcounts {
     return cluster / layout_.refcount_slice_entries();
   }
   HostOffset locate(std::uint64_t slice) const;
-  Task<Error> ensure_block(io::Queue& q, std::uint64_t index);
-  Task<Error> grow_table(io::Queue& q, std::uint64_t clusters_min);
-  Task<Error> add_locked(io::Queue& q, std::uint64_t cluster, std::uint64_t clusters, int delta);
-  Task<Error> find_free(io::Queue& q, std::uint64_t clusters, bool contiguous, std::uint64_t& first,
-                        std::uint64_t& found);
+  struct Extension {  // clusters to add behind a run
+    std::uint64_t blocks = 0;
+    std::uint64_t table_clusters = 0;
+    std::uint64_t total() const { return blocks + table_clusters; }
+  };
+  bool block_valid(std::uint64_t entry) const;
+  Error block_for(std::uint64_t cluster, bool& exists) const;
+  Task<Error> change(io::Queue& q, std::uint64_t cluster, std::uint64_t clusters, int delta,
+                     const std::uint64_t* exact);
+  Task<Error> find_free(io::Queue& q, std::uint64_t at, std::uint64_t clusters, bool contiguous,
+                        std::uint64_t& first, std::uint64_t& found, std::uint64_t& lowest_free);
+  Extension plan(std::uint64_t first, std::uint64_t clusters) const;
+  Task<Error> extend_for(io::Queue& q, std::uint64_t first, std::uint64_t clusters, bool& done);
+  Task<Error> extend(io::Queue& q, std::uint64_t first, std::uint64_t clusters);
+  Task<Error> move_table(io::Queue& q, HostOffset at, std::uint32_t clusters);
+  Task<Error> write_blocks_locked(io::Queue& q, bool& wrote);
   void mark_table_dirty(std::uint64_t index);
   Error check_room(std::uint64_t cluster_end) const;
 
@@ -88,8 +102,9 @@ class Refcounts {
   mutable std::mutex table_mutex_;          // table_dirty_
   std::vector<std::uint64_t> table_dirty_;  // piece numbers
   SliceCache cache_;
-  AsyncMutex lock_;
+  AsyncMutex lock_;              // everything below and table_
   std::uint64_t free_hint_ = 0;  // no free cluster below
+  Error broken_;                 // moving the table failed half-way: nothing more is written
   std::uint64_t end_ = 0;        // clusters from here on were never written
 };
 

@@ -80,11 +80,17 @@ class SliceCache {
 
    private:
     friend class SliceCache;
-    std::vector<Slice*> slices_;  // pinned
-    AlignedBytes copies_;
+    struct Copy {
+      std::uint64_t key;
+      Slice* slice;  // pinned
+      const std::uint8_t* copy;
+    };
+    std::vector<Copy> slices_;  // by key
+    std::vector<AlignedBytes> chunks_;
   };
   Staged stage();
   Task<Error> write(io::Queue& q, Staged& staged);
+  void restore(Staged& staged);  // instead of write(): makes them dirty again
 
   std::uint64_t dirty() const { return dirty_.load(std::memory_order_relaxed); }
   // Forgets slices (of a table that was freed, or everything when count is 0); none may be pinned.
@@ -99,7 +105,6 @@ class SliceCache {
 
   Shard& shard(std::uint64_t key);
   void unpin(Slice* slice);
-  void wake_and_drop(Shard& shard, Slice* slice);
   Slice* find(Shard& shard, std::uint64_t key);
   Slice* insert(Shard& shard, std::uint64_t key);
   void evict_one(Shard& shard);

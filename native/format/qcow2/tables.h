@@ -39,7 +39,7 @@ class Tables {
   Tables(MetaIo& meta, const Header& header, Allocator& allocator, std::uint64_t cache_bytes,
          bool read_only);
 
-  Task<Error> load(io::Queue& q);  // reads L1 and checks every entry
+  Task<Error> load(io::Queue& q);  // reads L1; malformed entries are refused where they are used
 
   std::uint64_t slots() const { return l1_size_ << layout_.l2_bits(); }  // addressable
 
@@ -74,10 +74,11 @@ class Tables {
   };
   Staged stage();
   Task<Error> write(io::Queue& q, Staged& staged);
+  void restore(Staged& staged);  // instead of write(): everything is dirty again
   std::uint64_t dirty_slices() const { return cache_.dirty(); }
 
-  // Moves L1 to a larger place: new table written, synced; then `switch_header` (writes and syncs
-  // the header); the caller frees `old_offset`. Quiesced, nothing dirty.
+  // Writes L1 to a larger place, syncs, and uses it from then on; the caller switches the header
+  // and frees the old place. Quiesced, nothing dirty. Errors leave the old one in use.
   Task<Error> move_l1(io::Queue& q, HostOffset new_offset, std::uint64_t new_entries);
 
   std::uint64_t l1_size() const { return l1_size_; }
@@ -87,6 +88,9 @@ class Tables {
   // Check and repair only; quiesced. Written home at once.
   Task<Error> repair_l1_entry(io::Queue& q, std::uint64_t index, std::uint64_t raw);
   void drop_cache() { cache_.forget(0, 0); }
+  enum class L1State : std::uint8_t { none, table, corrupt };
+  L1State l1_state(std::uint64_t raw) const;
+  static HostOffset l1_host(std::uint64_t raw) { return {raw & kOffsetMask}; }
 
   std::uint64_t cache_hits() const { return cache_.hits(); }
   std::uint64_t cache_misses() const { return cache_.misses(); }
@@ -101,6 +105,7 @@ class Tables {
   L2Entry decode(const Be64* words) const;
   Task<Error> new_table(io::Queue& q, std::uint64_t l1_index, HostOffset& at, HostOffset& old);
   Task<Error> write_l1_piece(io::Queue& q, std::uint64_t piece);
+  void mark_l1_dirty(std::uint64_t piece);
   void copy_l1_piece(std::uint64_t piece, std::uint8_t* to) const;
   void encode_entry(const SlotUpdate& update, Be64* words) const;
 

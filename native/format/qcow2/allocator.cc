@@ -1,0 +1,192 @@
+#include "format/qcow2/allocator.h"
+
+#include <algorithm>
+#include <cassert>
+#include <iterator>
+
+namespace pqblk::format::qcow2 {
+
+Task<Result<HostRun>> Allocator::take(io::Queue& q, std::uint64_t clusters, bool contiguous) {
+  assert(clusters != 0);
+  if (!reserve_mode_) {
+    Result<HostRun> run = co_await refcounts_.take(q, clusters, contiguous);
+    co_return run;
+  }
+  for (;;) {
+    HostRun run;
+    if (pool_take(clusters, contiguous, run)) co_return run;
+    Error error = co_await reserve(q, contiguous ? clusters : 1);
+    if (error) co_return error;
+  }
+}
+
+Task<Error> Allocator::give_back(io::Queue& q, HostRun run) {
+  if (reserve_mode_) {
+    pool_add(run.at, run.clusters);
+    co_return Error();
+  }
+  Error error = co_await refcounts_.add(q, run.at, run.clusters, -1);
+  co_return error;
+}
+
+Task<Error> Allocator::reserve(io::Queue& q, std::uint64_t clusters) {
+  assert(reserve_mode_ && clusters != 0);
+  AsyncMutex::Guard guard = co_await reserve_lock_.lock();
+  // Short runs first, where the file has holes; a long request is then served in one piece.
+  for (bool contiguous = false; !pool_has(clusters); contiguous = clusters > 1) {
+    const std::uint64_t want = contiguous ? clusters : std::max(clusters, batch_);
+    batch_ = std::min(batch_ * 2, kReserveBatchMax);
+    Result<HostRun> run = co_await refcounts_.take(q, want, contiguous);
+    if (!run) co_return run.take_error();
+    Error error = co_await refcounts_.make_durable(q);
+    if (error) co_return error;  // the clusters are leaked at worst
+    pool_add(run->at, run->clusters);
+  }
+  co_return Error();
+}
+
+bool Allocator::try_take(std::uint64_t clusters, HostOffset& out) {
+  HostRun run;
+  if (!pool_take(clusters, true, run)) return false;
+  out = run.at;
+  return true;
+}
+
+bool Allocator::pool_has(std::uint64_t clusters) const {
+  std::lock_guard guard(mutex_);
+  return std::any_of(pool_.begin(), pool_.end(),
+                     [clusters](const auto& run) { return run.second >= clusters; });
+}
+
+bool Allocator::pool_take(std::uint64_t clusters, bool contiguous, HostRun& out) {
+  const std::uint64_t cluster_size = refcounts_.layout().cluster_size();
+  std::lock_guard guard(mutex_);
+  for (auto run = pool_.begin(); run != pool_.end(); ++run) {
+    if (contiguous && run->second < clusters) continue;
+    const std::uint64_t n = std::min(clusters, run->second);
+    out = {{run->first}, n, false};
+    const std::uint64_t rest = run->second - n;
+    const auto next = pool_.erase(run);
+    if (rest != 0) pool_.emplace_hint(next, out.at.bytes + n * cluster_size, rest);
+    pooled_ -= n;
+    return true;
+  }
+  return false;
+}
+
+void Allocator::pool_add(HostOffset at, std::uint64_t clusters) {
+  const std::uint64_t cluster_size = refcounts_.layout().cluster_size();
+  std::lock_guard guard(mutex_);
+  pooled_ += clusters;
+  std::uint64_t first = at.bytes;
+  auto next = pool_.lower_bound(first);
+  if (next != pool_.begin()) {
+    const auto before = std::prev(next);
+    const std::uint64_t end = before->first + before->second * cluster_size;
+    assert(end <= first);  // no cluster comes back twice
+    if (end == first) {
+      first = before->first;
+      clusters += before->second;
+      pool_.erase(before);
+    }
+  }
+  if (next != pool_.end()) {
+    assert(first + clusters * cluster_size <= next->first);
+    if (first + clusters * cluster_size == next->first) {
+      clusters += next->second;
+      next = pool_.erase(next);
+    }
+  }
+  pool_.emplace_hint(next, first, clusters);
+}
+
+void Allocator::recycle(HostOffset cluster) {
+  assert(reserve_mode_);
+  pool_add(cluster, 1);
+}
+
+std::uint64_t Allocator::pooled() const {
+  std::lock_guard guard(mutex_);
+  return pooled_;
+}
+
+Task<Error> Allocator::free(io::Queue& q, std::span<const HostOffset> clusters) {
+  for (const HostOffset cluster : clusters) {
+    Error error = co_await refcounts_.add(q, cluster, 1, -1);
+    if (error) co_return error;
+  }
+  bool wrote = false;
+  Error error = co_await refcounts_.write_blocks(q, wrote);
+  co_return error;
+}
+
+Task<Error> Allocator::release_pool(io::Queue& q) {
+  AsyncMutex::Guard guard = co_await reserve_lock_.lock();
+  for (;;) {
+    HostRun run;
+    if (!pool_take(~std::uint64_t{0}, false, run)) break;
+    Error error = co_await refcounts_.add(q, run.at, run.clusters, -1);
+    if (error) co_return error;
+  }
+  batch_ = kReserveBatchMin;
+  Error error = co_await refcounts_.make_durable(q);
+  co_return error;
+}
+
+void Allocator::free_later(HostOffset first, std::uint64_t clusters) {
+  assert(!reserve_mode_);
+  const std::uint64_t cluster_size = refcounts_.layout().cluster_size();
+  std::lock_guard guard(mutex_);
+  if (!pending_.empty()) {
+    HostRun& last = pending_.back();
+    if (last.at.bytes + last.clusters * cluster_size == first.bytes) {
+      last.clusters += clusters;
+      return;
+    }
+  }
+  pending_.push_back({first, clusters, false});
+}
+
+std::vector<HostRun> Allocator::take_pending() {
+  std::lock_guard guard(mutex_);
+  return std::exchange(pending_, {});
+}
+
+void Allocator::put_pending(std::vector<HostRun> runs) {
+  std::lock_guard guard(mutex_);
+  pending_.insert(pending_.end(), runs.begin(), runs.end());
+}
+
+Task<Error> Allocator::free_now(io::Queue& q, std::span<const HostRun> runs, bool punch) {
+  const Layout& layout = refcounts_.layout();
+  for (const HostRun& run : runs) {
+    // Only clusters that nobody else refers to may lose their content.
+    for (std::uint64_t i = 0; i < run.clusters;) {
+      std::uint64_t n = 0;
+      bool last_reference = false;
+      while (punch && i + n < run.clusters) {
+        const HostOffset at = run.at + ((i + n) << layout.cluster_bits);
+        Result<std::uint64_t> count = co_await refcounts_.get(q, at);
+        if (!count) co_return count.take_error();
+        const bool only = *count == 1;
+        if (n != 0 && only != last_reference) break;
+        last_reference = only;
+        ++n;
+      }
+      if (!punch) n = run.clusters - i;
+      const HostOffset at = run.at + (i << layout.cluster_bits);
+      if (last_reference) {
+        // A file system that cannot punch holes keeps the space; nothing is lost by that.
+        Error ignored = co_await q.fallocate(meta_.file(), io::FallocateMode::punch, at.bytes,
+                                             n << layout.cluster_bits);
+        static_cast<void>(ignored.ok());
+      }
+      Error error = co_await refcounts_.add(q, at, n, -1);
+      if (error) co_return error;
+      i += n;
+    }
+  }
+  co_return Error();
+}
+
+}  // namespace pqblk::format::qcow2
