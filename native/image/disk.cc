@@ -153,6 +153,8 @@ void Disk::submit(std::uint32_t queue, Request* first) {
 
 void Disk::start(std::uint32_t queue, Request& request) { impl_->queues[queue]->start(request); }
 
+void Disk::defer(std::uint32_t queue, Deferred& work) { impl_->queues[queue]->defer(work); }
+
 void Disk::on_queue(std::uint32_t queue, std::function<void()> fn) {
   [](io::Queue& ring, std::function<void()> work) -> detail::Detached {
     co_await resume_on(ring);

@@ -51,6 +51,15 @@ struct Request {
   Request* next = nullptr;          // used by the queue while the request waits
 };
 
+// Something to do once at the end of a queue's turn, however many completions ask for it: one
+// interrupt, one eventfd write or one wake-up for a whole batch.
+struct Deferred {
+  void (*run)(Deferred&) = nullptr;
+  void* context = nullptr;  // the owner's
+  Deferred* next = nullptr;
+  bool pending = false;
+};
+
 struct Limits {  // every cache and table has a bound, bytes
   std::uint64_t l2_cache = 32 * kMiB;
   std::uint64_t entry_cache = 64 * kMiB;
@@ -99,6 +108,8 @@ class Disk {
   void submit(std::uint32_t queue, Request* first);
   // Only on that queue's own thread (from a completion, or from a poll hook): no hand-over.
   void start(std::uint32_t queue, Request& request);
+  // Only on that queue's own thread. `work` must stay until it ran.
+  void defer(std::uint32_t queue, Deferred& work);
   // Runs `fn` on the queue's thread; used by those who drive a queue directly (bench, exports).
   void on_queue(std::uint32_t queue, std::function<void()> fn);
   io::Queue& ring(std::uint32_t queue);

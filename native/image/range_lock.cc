@@ -59,12 +59,14 @@ void RangeLocks::Range::leave(std::uint32_t position) {
   Node& own = node(position);
   Shard& in = shard(position);
   Range* awake = nullptr;
+  Range** last_awake = &awake;
   {
     std::lock_guard guard(in.inner);
     for (Node* n = own.newer; n != nullptr; n = n->newer) {
       if (!n->range->overlaps(*this) || --n->blockers != 0) continue;
-      n->range->next_awake_ = awake;
-      awake = n->range;
+      n->range->next_awake_ = nullptr;
+      *last_awake = n->range;
+      last_awake = &n->range->next_awake_;
     }
     (own.older != nullptr ? own.older->newer : in.oldest) = own.newer;
     (own.newer != nullptr ? own.newer->older : in.newest) = own.older;

@@ -27,7 +27,7 @@ Result<std::unique_ptr<RequestQueue>> RequestQueue::open(std::uint32_t index,
   io::Queue& ring = **made;
   std::unique_ptr<RequestQueue> queue(new RequestQueue);
   queue->context_ = std::make_unique<QueueContext>(ring, index);
-  ring.poll_hook = [self = queue.get()] { return self->take_inbox(); };
+  ring.poll_hook = [self = queue.get()] { return self->turn(); };
   auto thread = io::QueueThread::start(std::move(*made), index);
   if (!thread) return thread.take_error();
   queue->thread_ = std::move(*thread);
@@ -75,6 +75,28 @@ bool RequestQueue::submit(Request* first) {
 }
 
 // ---- own thread ----
+
+// Once for each turn of the loop. What was deferred runs after the requests that it may announce;
+// it never has more requests to start, so it does not count as work.
+bool RequestQueue::turn() {
+  const bool worked = take_inbox();
+  Deferred* work = std::exchange(deferred_, nullptr);
+  while (work != nullptr) {
+    Deferred* next = work->next;
+    work->pending = false;
+    work->run(*work);
+    work = next;
+  }
+  return worked;
+}
+
+void RequestQueue::defer(Deferred& work) {
+  if (work.pending) return;
+  work.pending = true;
+  work.next = deferred_;
+  deferred_ = &work;
+  ring().wake();  // one more turn before it sleeps, wherever in this one we are
+}
 
 bool RequestQueue::take_inbox() {
   Request* newest = inbox_.load(std::memory_order_relaxed);

@@ -47,6 +47,7 @@ class RequestQueue {
   // Own thread only.
   void start(Request& request);
   void finish(Request& request);
+  void defer(Deferred& work);
 
   // ---- blocking, never on a queue's thread ----
   void pause();   // returns once nothing runs; requests then wait in the FIFO
@@ -57,6 +58,7 @@ class RequestQueue {
  private:
   RequestQueue() = default;
   Task<bool> idle();
+  bool turn();
   bool take_inbox();
   void drain();
   void refuse_later_ones();
@@ -74,6 +76,7 @@ class RequestQueue {
   bool paused_ = false;
   bool shut_ = false;
   ReadyNode* idle_waiter_ = nullptr;
+  Deferred* deferred_ = nullptr;
 
   alignas(64) std::atomic<Request*> inbox_{nullptr};  // newest first; shut_mark() once shut
 };
