@@ -148,7 +148,7 @@ const KIND_OF_ERRNO: Readonly<Record<string, ErrorKind>> = {
 export function fromSystem(error: unknown, details: ErrorDetails = {}): PqblkError {
   if (error instanceof PqblkError) return error;
   const errno = (error as NodeJS.ErrnoException | undefined)?.code ?? '';
-  const kind = KIND_OF_ERRNO[errno] ?? (/^E[A-Z]/.test(errno) ? 'io_error' : 'general');
+  const kind = KIND_OF_ERRNO[errno] ?? (/^E[A-Z0-9]+$/.test(errno) ? 'io_error' : 'general');
   const message = error instanceof Error ? error.message : String(error);
   return new PqblkError(kind, message, { ...details, cause: error });
 }
