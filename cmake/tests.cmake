@@ -1,11 +1,12 @@
 # Native tests: test/native/<room>/*_test.cc become test_<room>. Everything else under test/native
-# (the simulator, helpers) is linked to all of them as pqblk_test_support.
+# (the simulator, helpers) is linked to all of them as pqblk_test_support. <room>_bench.cc becomes
+# bench_<room>, which is built only when it is asked for.
 
 find_path(PQBLK_DOCTEST_INCLUDE doctest/doctest.h REQUIRED)
 set(test_root "${PROJECT_SOURCE_DIR}/test/native")
 
 file(GLOB_RECURSE support CONFIGURE_DEPENDS "${test_root}/*.cc")
-list(FILTER support EXCLUDE REGEX "_test\\.cc$")
+list(FILTER support EXCLUDE REGEX "_(test|bench)\\.cc$")
 file(GENERATE OUTPUT "${CMAKE_BINARY_DIR}/doctest_main.cc" CONTENT
   "#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include <doctest/doctest.h>\n")
 add_library(pqblk_test_support STATIC ${support} "${CMAKE_BINARY_DIR}/doctest_main.cc")
@@ -27,4 +28,11 @@ foreach(dir IN LISTS rooms)
       RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
     add_dependencies(pqblk_tests test_${room})
   endif()
+  file(GLOB benches CONFIGURE_DEPENDS "${dir}/*_bench.cc")
+  foreach(source IN LISTS benches)
+    get_filename_component(name "${source}" NAME_WE)
+    string(REGEX REPLACE "^(.*)_bench$" "bench_\\1" name "${name}")
+    add_executable(${name} EXCLUDE_FROM_ALL "${source}")
+    target_link_libraries(${name} PRIVATE pqblk_core)
+  endforeach()
 endforeach()

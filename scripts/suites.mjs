@@ -26,6 +26,7 @@ const threadedRooms = new Set([
   'base',
   'io',
   'storage',
+  'crypto',
   'sealed',
   'image',
   'export',

@@ -98,14 +98,14 @@ bool chacha_open(const void* state, const AeadMessage& m, const Tag& tag) {
 
 }  // namespace
 
-const AeadBackend kGcmIpsecMbAvx512 = {
+constinit const AeadBackend kGcmIpsecMbAvx512 = {
     Suite::aes_256_gcm, "ipsec-mb avx512", gcm_avx512_available, gcm_expand, release,
     gcm_seal,           gcm_open,
 };
-const AeadBackend kGcmIpsecMb = {
+constinit const AeadBackend kGcmIpsecMb = {
     Suite::aes_256_gcm, "ipsec-mb", gcm_available, gcm_expand, release, gcm_seal, gcm_open,
 };
-const AeadBackend kChachaIpsecMb = {
+constinit const AeadBackend kChachaIpsecMb = {
     Suite::chacha20_poly1305,
     "ipsec-mb",
     chacha_available,

@@ -174,7 +174,7 @@ constexpr AeadBackend row() {
 
 }  // namespace
 
-const AeadBackend kGcmLibcrypto = row<Suite::aes_256_gcm>();
-const AeadBackend kChachaLibcrypto = row<Suite::chacha20_poly1305>();
+constinit const AeadBackend kGcmLibcrypto = row<Suite::aes_256_gcm>();
+constinit const AeadBackend kChachaLibcrypto = row<Suite::chacha20_poly1305>();
 
 }  // namespace pqblk::crypto

@@ -452,7 +452,7 @@ bool available() {
 
 }  // namespace
 
-const AeadBackend kGcmVaes = {
+constinit const AeadBackend kGcmVaes = {
     Suite::aes_256_gcm, "vaes-avx2", available, expand, release, seal, open,
 };
 
