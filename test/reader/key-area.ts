@@ -1,0 +1,163 @@
+// The second reader: docs/format.md section 5 (two copies) and docs/keys.md (the blob in them).
+//
+// The blob's integers are little-endian, unlike everything else on the disk. ML-KEM is noble's.
+import { gcm } from '@noble/ciphers/aes.js';
+import { expand, extract } from '@noble/hashes/hkdf.js';
+import { ml_kem768, ml_kem1024 } from '@noble/post-quantum/ml-kem.js';
+import { ascii, ensure, Fields, fail, isZero, join, same } from './bytes.js';
+import { hmacSha3, sha3_256 } from './crypto.js';
+
+export const BLOB_BYTES = 65_536;
+const PAGE = 4096;
+const SLOT_ACTIVE = 1;
+const SLOT_DECRYPT_ONLY = 2;
+const SLOT_REVOKED = 3;
+
+export interface KeyArea {
+  readonly generation: number;
+  readonly blob: Uint8Array;
+  /** Which of the copies A and B are valid. */
+  readonly valid: readonly boolean[];
+}
+
+export interface VolumeKeys {
+  readonly integrityKey: Uint8Array;
+  readonly dataKeys: ReadonlyMap<number, Uint8Array>;
+}
+
+/** The valid copy with the higher generation; A when they are equal. */
+export function chooseKeyArea(copies: readonly Uint8Array[]): KeyArea {
+  const parsed = copies.map(parseCopy);
+  const valid = parsed.map((copy) => copy !== undefined);
+  const [a, b] = parsed;
+  const best = a && b ? (b.generation > a.generation ? b : a) : (a ?? b);
+  if (!best) return fail('key-area', 'no copy of the key area is valid');
+  return { ...best, valid };
+}
+
+function parseCopy(bytes: Uint8Array): { generation: number; blob: Uint8Array } | undefined {
+  const head = new Fields(bytes.subarray(0, 64), 'key-area');
+  const blob = bytes.slice(PAGE, PAGE + BLOB_BYTES);
+  if (head.text(0, 8) !== 'PQBLKKEY' || head.u32(16) !== BLOB_BYTES) return undefined;
+  if (!same(sha3_256(join(bytes.subarray(0, 32), blob)), head.slice(32, 32))) return undefined;
+  head.zero(20, 12, 'reserved bytes of the key area head');
+  const generation = head.u64(8);
+  ensure(generation >= 1, 'key-area', 'generation 0');
+  return { generation, blob };
+}
+
+// ---- the blob ---------------------------------------------------------------------------------------
+
+const le16 = (bytes: Uint8Array, at: number) => (bytes[at] ?? 0) | ((bytes[at + 1] ?? 0) << 8);
+const le32 = (bytes: Uint8Array, at: number) => le16(bytes, at) + le16(bytes, at + 2) * 65_536;
+const lengthPrefixed = (bytes: Uint8Array) =>
+  join(Uint8Array.of(bytes.length & 255, bytes.length >> 8, 0, 0), bytes);
+
+const KEMS = [
+  { id: 1, rank: 3, kem: ml_kem768, ciphertextBytes: 1088 },
+  { id: 2, rank: 4, kem: ml_kem1024, ciphertextBytes: 1568 },
+];
+
+/**
+ * Opens a blob with an ML-KEM decapsulation key in the expanded form of FIPS 203 (dk_PKE ‖ ek ‖ H(ek)
+ * ‖ z): faults `wrong-key` (no slot, or commitment or tag do not hold) and `key-area`.
+ */
+export function openBlob(blob: Uint8Array, uuid: Uint8Array, secretKey: Uint8Array): VolumeKeys {
+  ensure(String.fromCharCode(...blob.subarray(0, 8)) === 'PQBLKKEY', 'key-area', 'no blob magic');
+  ensure(le16(blob, 10) === 1 && le16(blob, 8) >= 1, 'key-area', 'unknown blob version');
+  const slotCount = le16(blob, 12);
+  ensure(slotCount <= 15, 'key-area', `${slotCount} slots`);
+  ensure(same(blob.subarray(24, 40), uuid), 'key-area', 'the key area is of another volume');
+  ensure(le16(blob, 48) === 1 && le16(blob, 50) === 1, 'key-area', 'unknown KDF or AEAD');
+  const used = PAGE * (1 + slotCount);
+  ensure(isZero(blob.subarray(used)), 'key-area', 'bytes after the slots are not zero');
+  const vmk = openOwnSlot(blob, slotCount, uuid, secretKey);
+  const prk = extract(sha3_256, vmk, sha3_256(ascii('pqblk/v1 vmk')));
+  const derive = (label: string) => expand(sha3_256, prk, join(label, lengthPrefixed(uuid)), 32);
+  const covered = blob.slice(0, used);
+  covered.fill(0, 4064, 4096);
+  const mac = hmacSha3(derive('pqblk/v1 key area mac'), covered);
+  ensure(same(mac, blob.subarray(4064, 4096)), 'key-area', 'the MAC of the blob does not hold');
+  const tableBytes = le16(blob, 14);
+  ensure(tableBytes <= 2600, 'key-area', `a key table of ${tableBytes} bytes`);
+  const sealed = join(blob.subarray(160, 160 + tableBytes), blob.subarray(140, 156));
+  const wrap = derive('pqblk/v1 wrap');
+  const plain = gcmOpen(wrap, blob.subarray(128, 140), blob.subarray(0, 128), sealed);
+  if (!plain) return fail('key-area', 'the key table does not open');
+  return parseTable(plain);
+}
+
+function gcmOpen(key: Uint8Array, nonce: Uint8Array, aad: Uint8Array, sealed: Uint8Array) {
+  try {
+    return gcm(key, nonce, aad).decrypt(sealed);
+  } catch {
+    return undefined;
+  }
+}
+
+function openOwnSlot(
+  blob: Uint8Array,
+  slotCount: number,
+  uuid: Uint8Array,
+  secretKey: Uint8Array,
+): Uint8Array {
+  const known = KEMS.find(({ rank }) => secretKey.length === 768 * rank + 96);
+  if (!known) return fail('wrong-key', `a private key of ${secretKey.length} bytes`);
+  const ekBytes = 384 * known.rank + 32;
+  const ek = secretKey.subarray(384 * known.rank, 384 * known.rank + ekBytes);
+  let own = 0;
+  for (let index = 0; index < slotCount; index += 1) {
+    const slot = blob.subarray(PAGE * (index + 1), PAGE * (index + 2));
+    if (isZero(slot)) continue;
+    ensure(String.fromCharCode(...slot.subarray(0, 4)) === 'PQSL', 'key-area', 'slot magic');
+    ensure(le16(slot, 4) === 1, 'key-area', `slot version ${le16(slot, 4)}`);
+    const state = slot[6] ?? 0;
+    ensure(
+      [SLOT_ACTIVE, SLOT_DECRYPT_ONLY, SLOT_REVOKED].includes(state),
+      'key-area',
+      'slot state',
+    );
+    if (state === SLOT_REVOKED || le16(slot, 10) !== known.id) continue;
+    if (le16(slot, 52) !== ekBytes || !same(slot.subarray(512, 512 + ekBytes), ek)) continue;
+    ensure(le16(slot, 12) === 1 && le16(slot, 14) === 1, 'key-area', 'slot KDF or AEAD');
+    ensure(le16(slot, 54) === known.ciphertextBytes, 'key-area', 'slot ciphertext length');
+    own += 1;
+    const ciphertext = slot.slice(2112, 2112 + known.ciphertextBytes);
+    const shared = known.kem.decapsulate(ciphertext, secretKey);
+    const vmk = unwrap(slot, uuid, ek, ciphertext, shared);
+    if (vmk) return vmk;
+  }
+  return fail('wrong-key', own > 0 ? 'wrong key or tampered slot' : 'no slot for this key');
+}
+
+/** The VMK of a slot, or undefined when the commitment or the tag does not hold. */
+function unwrap(
+  slot: Uint8Array,
+  uuid: Uint8Array,
+  ek: Uint8Array,
+  ciphertext: Uint8Array,
+  shared: Uint8Array,
+): Uint8Array | undefined {
+  const context = join(
+    lengthPrefixed(uuid),
+    lengthPrefixed(slot.subarray(16, 32)),
+    lengthPrefixed(sha3_256(ek)),
+    lengthPrefixed(sha3_256(ciphertext)),
+  );
+  const salt = sha3_256(join('pqblk/v1', slot.subarray(10, 16))); // kem, kdf, aead: 2 bytes each
+  const prk = extract(sha3_256, shared, salt);
+  const commitment = expand(sha3_256, prk, join('pqblk/v1 commit', context), 32);
+  if (!same(commitment, slot.subarray(4004, 4036))) return undefined;
+  const kek = expand(sha3_256, prk, join('pqblk/v1 kek', context), 32);
+  return gcmOpen(kek, slot.subarray(4036, 4048), slot.subarray(0, 4036), slot.slice(4048, 4096));
+}
+
+function parseTable(plain: Uint8Array): VolumeKeys {
+  const count = le32(plain, 32);
+  ensure(plain.length === 40 * (count + 1), 'key-area', `a key table of ${count} keys`);
+  const dataKeys = new Map<number, Uint8Array>();
+  for (let at = 40; at < plain.length; at += 40) {
+    dataKeys.set(le32(plain, at), plain.slice(at + 8, at + 40));
+  }
+  return { integrityKey: plain.slice(0, 32), dataKeys };
+}
