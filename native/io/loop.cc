@@ -104,13 +104,13 @@ void Loop::submit(Op& op) {
     return;
   }
   ++in_flight_;
-  start(op);
+  launch(op);
 }
 
 void Loop::finished(Op& op) {
   worked_ = true;
   if (Op* next = waiting_.pop()) {
-    start(*next);
+    launch(*next);
   } else {
     --in_flight_;
   }
@@ -149,6 +149,13 @@ bool Loop::run_ready() {
   return any;
 }
 
+bool Loop::run_direct() {
+  NodeList<Op> batch = direct_.take();
+  const bool any = !batch.empty();
+  while (Op* op = batch.pop()) settle(*op, perform(*op));
+  return any;
+}
+
 void Loop::run() {
   Executor* const outer = std::exchange(Executor::current(), this);
   {
@@ -172,7 +179,8 @@ bool Loop::turn() {
   const bool hook_worked = poll_hook && poll_hook();
   if (before_wait) before_wait();
   if (stopping_.load(std::memory_order_acquire) && !hook_worked && try_finish()) return false;
-  if (hook_worked || !ready_.empty() || !inbox_.empty()) {
+  const bool called = run_direct();
+  if (hook_worked || called || !ready_.empty() || !inbox_.empty()) {
     worked_ = false;
     spin_since_ns_ = 0;
     exchange(0);

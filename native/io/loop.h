@@ -118,11 +118,13 @@ class Loop : public Queue {
   void settle(Op& op, int raw_result) {
     if (advance(op, raw_result) == Step::resubmit) {
       ++facts_.resubmitted;
-      start(op);
+      launch(op);
     } else {
       finished(op);
     }
   }
+  // Instead of the engine: a plain system call on this thread before the next exchange.
+  void call_directly(Op& op) { direct_.push(op); }
   // The operation has its final result.
   void finished(Op& op);
 
@@ -135,6 +137,14 @@ class Loop : public Queue {
   // the decision to sleep cannot miss each other.
   enum State : int { kRunning, kNotified, kSleeping };
 
+  void launch(Op& op) {
+    if (best_called_directly(op)) {
+      call_directly(op);
+    } else {
+      start(op);
+    }
+  }
+  bool run_direct();
   bool turn();
   bool run_ready();
   void fire_timers();
@@ -161,6 +171,7 @@ class Loop : public Queue {
   std::uint32_t in_flight_ = 0;  // started, not finished; at most depth_
   NodeList<ReadyNode> ready_;
   NodeList<Op> waiting_;  // beyond the depth
+  NodeList<Op> direct_;
   std::vector<Timer> timers_;
   std::uint64_t timer_order_ = 0;
   std::uint64_t spin_ns_ = 0;        // adaptive, 0..spin_max_ns_

@@ -144,10 +144,12 @@ int perform(const Op& op) {
   ssize_t r = 0;
   switch (op.type) {
     case OpType::read:
-      r = ::preadv(fd, op.iov, count, at);
+      r = count == 1 ? ::pread(fd, op.iov->iov_base, op.iov->iov_len, at)
+                     : ::preadv(fd, op.iov, count, at);
       break;
     case OpType::write:
-      r = ::pwritev(fd, op.iov, count, at);
+      r = count == 1 ? ::pwrite(fd, op.iov->iov_base, op.iov->iov_len, at)
+                     : ::pwritev(fd, op.iov, count, at);
       break;
     case OpType::fdatasync:
       r = ::fdatasync(fd);

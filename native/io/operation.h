@@ -34,6 +34,17 @@ std::uint32_t transfer_count(const Op& op);
 // The FALLOC_FL_* mode of the next fallocate(2) call.
 int fallocate_flags(const Op& op);
 
+// Transfers of files in memory up to this many bytes are made by the queue's own thread.
+inline constexpr std::uint64_t kDirectCallBytesMax = 256 * 1024;
+
+// Whether a plain system call on the queue's thread is the fastest way: the file is in memory, so
+// nothing waits, and the kernel's own workers would only cost a second processor (io_uring hands
+// such files to them, AIO blocks).
+inline bool best_called_directly(const Op& op) {
+  return op.file != nullptr && op.file->in_memory && op.length <= kDirectCallBytesMax &&
+         (op.type == OpType::read || op.type == OpType::write || op.type == OpType::fdatasync);
+}
+
 // One blocking attempt; the raw result as io_uring would report it.
 int perform(const Op& op);
 

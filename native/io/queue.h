@@ -31,6 +31,7 @@ struct File {
   bool non_volatile = false;    // a completed write survives power loss (or tmpfs: kill -9)
   bool atomic_4k = false;       // a 4096-byte aligned write is not torn by power loss
   bool block_device = false;
+  bool in_memory = false;       // tmpfs: a transfer is a memory copy and waits for no device
   std::uint64_t size = 0;       // bytes when opened (a block device's capacity)
   std::uint32_t memory_align = 1;  // of buffers, bytes; 1 when buffered
   std::uint32_t offset_align = 1;  // of offsets and lengths, bytes

@@ -92,7 +92,6 @@ class Uring final : public Loop {
   void use_fixed_file(const File& file, io_uring_sqe& entry);
   int fixed_buffer_of(const Op& op) const;
   void arm_wake();
-  bool run_direct();
   void enter(std::uint64_t wait_ns);
   void reap();
 
@@ -100,7 +99,6 @@ class Uring final : public Loop {
   bool work_is_flagged_ = false;  // IORING_SQ_TASKRUN tells whether the kernel has work for us
   bool wake_armed_ = false;
   std::uint64_t wake_count_ = 0;  // where the armed read of the eventfd lands
-  NodeList<Op> direct_;           // operations done by a plain system call
   std::vector<iovec> fixed_buffers_;
   std::vector<FixedFile> fixed_files_;  // by slot; empty when the kernel has no table for us
   std::vector<std::int16_t> slot_of_fd_;
@@ -168,10 +166,7 @@ io_uring_sqe* Uring::next_entry() {
 }
 
 void Uring::start(Op& op) {
-  if (op.type == OpType::truncate) {
-    direct_.push(op);  // rare and short
-    return;
-  }
+  if (op.type == OpType::truncate) return call_directly(op);  // rare and short
   io_uring_sqe& entry = *next_entry();
   switch (op.type) {
     case OpType::read:
@@ -263,15 +258,7 @@ void Uring::arm_wake() {
   wake_armed_ = true;
 }
 
-bool Uring::run_direct() {
-  if (direct_.empty()) return false;
-  NodeList<Op> batch = direct_.take();
-  while (Op* op = batch.pop()) settle(*op, perform(*op));
-  return true;
-}
-
 void Uring::exchange(std::uint64_t wait_ns) {
-  if (run_direct()) wait_ns = 0;
   if (wait_ns > 0) arm_wake();
   enter(wait_ns);
   reap();

@@ -141,7 +141,8 @@ void find_durability(io::File& file, std::optional<bool> assumed) {
   const std::int64_t magic = file_system_magic(file.fd);
   file.non_volatile = false;
   file.atomic_4k = false;
-  if (!file.block_device && in_memory(magic)) {
+  file.in_memory = !file.block_device && in_memory(magic);
+  if (file.in_memory) {
     // Nothing survives power loss; everything survives kill -9, and a page is copied whole.
     file.non_volatile = assumed.value_or(true);
     file.atomic_4k = true;
@@ -155,7 +156,7 @@ void find_durability(io::File& file, std::optional<bool> assumed) {
 }
 
 std::string durability_class(const io::File& file) {
-  if (!file.block_device && in_memory(file_system_magic(file.fd))) {
+  if (file.in_memory) {
     return "RAM-backed: survives kill -9, not power loss (O1)";
   }
   if (!file.direct) return "page cache: durable after a flush (O2)";

@@ -17,7 +17,7 @@ Error find_kind_and_size(io::File& file);
 // system says that it would not bypass the page cache for this file.
 bool find_alignment(io::File& file);
 
-// Sets non_volatile and atomic_4k. `assumed` is the operator's word on the write cache.
+// Sets in_memory, non_volatile and atomic_4k. `assumed` is the operator's word on the write cache.
 void find_durability(io::File& file, std::optional<bool> assumed);
 
 }  // namespace pqblk::storage
