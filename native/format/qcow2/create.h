@@ -11,12 +11,11 @@
 
 #include "base/error.h"
 #include "base/task.h"
+#include "format/fill.h"
 #include "format/qcow2/header.h"
 #include "io/queue.h"
 
 namespace pqblk::format::qcow2 {
-
-enum class Preallocation : std::uint8_t { off, metadata, falloc, full };
 
 struct CreateOptions {
   std::uint64_t size = 0;  // bytes, a multiple of 512
@@ -34,15 +33,14 @@ struct CreateOptions {
   std::uint64_t extra_incompatible = 0;
   std::vector<std::uint8_t> sealed_extension;  // payload; empty: none
 
-  // Bytes done of the bytes to preallocate; return false to stop (Kind::canceled).
-  std::function<bool(std::uint64_t done, std::uint64_t total)> progress;
+  Progress progress;  // of preallocation
 };
 
 // Checks options against the specification and the limits of layout.h.
 // Errors: invalid_argument, out_of_range (too large for this cluster size), by name.
 Error check_create(const CreateOptions& options);
 
-// Bytes the new image will take at most on the host with this preallocation.
+// Bytes of host space the new image will take with this preallocation, metadata included.
 std::uint64_t create_space(const CreateOptions& options);
 
 // `file` is empty (just created, or truncated by its opener). Synced when it returns ok.

@@ -2,27 +2,13 @@
 
 #include <algorithm>
 #include <cassert>
-#include <cstdlib>
-#include <cstring>
 
 namespace pqblk::format::qcow2 {
 namespace {
 
-constexpr std::size_t kAlign = 4096;
 constexpr std::uint64_t kZeroWriteMax = 256 * kKiB;
 
 }  // namespace
-
-AlignedBytes::AlignedBytes(std::size_t size) : size_(size) {
-  if (size == 0) return;
-  const std::size_t rounded = align_up(size, kAlign);
-  auto* p = static_cast<std::uint8_t*>(std::aligned_alloc(kAlign, rounded));
-  if (p == nullptr) std::abort();  // sizes are bounded by layout.h; there is no way on without
-  std::memset(p, 0, rounded);
-  data_.reset(p);
-}
-
-void AlignedBytes::Release::operator()(std::uint8_t* p) const { std::free(p); }
 
 MetaIo::MetaIo(const io::File& file, const Layout& layout)
     : file_(file),
@@ -54,7 +40,7 @@ Task<Error> MetaIo::write(io::Queue& q, Part part, HostOffset at, const void* da
 
 Task<Error> MetaIo::write_zeroes(io::Queue& q, Part part, HostOffset at, std::uint64_t length) {
   const std::uint64_t step = std::min(length, kZeroWriteMax);
-  AlignedBytes zeros(static_cast<std::size_t>(step));
+  AlignedBuffer zeros(static_cast<std::size_t>(step));
   for (std::uint64_t done = 0; done < length;) {
     const std::uint64_t n = std::min(step, length - done);
     Error error = co_await write(q, part, at + done, zeros.data(), static_cast<std::size_t>(n));

@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 
+#include "base/aligned.h"
 #include "base/error.h"
 #include "base/task.h"
 #include "base/units.h"
@@ -18,28 +19,11 @@
 
 namespace pqblk::format::qcow2 {
 
-// Zeroed memory that O_DIRECT accepts (aligned to 4096, size rounded up to it).
-class AlignedBytes {
- public:
-  AlignedBytes() = default;
-  explicit AlignedBytes(std::size_t size);
-  std::uint8_t* data() const { return data_.get(); }
-  std::size_t size() const { return size_; }  // as asked
-  std::span<std::uint8_t> span() const { return {data_.get(), size_}; }
-
- private:
-  struct Release {
-    void operator()(std::uint8_t* p) const;
-  };
-  std::unique_ptr<std::uint8_t, Release> data_;
-  std::size_t size_ = 0;
-};
-
 class MetaIo {
  public:
   MetaIo(const io::File& file, const Layout& layout);
 
-  // Memory must be an AlignedBytes (or aligned to 4096); sizes are multiples of piece().
+  // Memory is an AlignedBuffer; sizes are multiples of piece().
   Task<Error> read(io::Queue& q, HostOffset at, void* data, std::size_t size);
   Task<Error> write(io::Queue& q, Part part, HostOffset at, const void* data, std::size_t size);
   // Zeros over a whole structure (a new table), in bounded writes.

@@ -31,7 +31,7 @@ Metadata::Metadata(const io::File& file, Header header, OpenOptions options)
 
 Task<Result<std::unique_ptr<Metadata>>> Metadata::open(io::Queue& q, const io::File& file,
                                                        OpenOptions options) {
-  AlignedBytes peek(kPeekBytes);
+  AlignedBuffer peek(kPeekBytes);
   Error error = co_await q.read(file, 0, peek.data(), peek.size());
   if (error) co_return error;
   const std::size_t there =
@@ -45,7 +45,7 @@ Task<Result<std::unique_ptr<Metadata>>> Metadata::open(io::Queue& q, const io::F
                                            std::to_string(file.offset_align) +
                                            " bytes: open it without O_DIRECT"));
   }
-  AlignedBytes bytes(std::max<std::size_t>(static_cast<std::size_t>(*cluster), kPeekBytes));
+  AlignedBuffer bytes(std::max<std::size_t>(static_cast<std::size_t>(*cluster), kPeekBytes));
   error = co_await q.read(file, 0, bytes.data(), bytes.size());
   if (error) co_return error;
   const std::size_t have = static_cast<std::size_t>(std::min<std::uint64_t>(file.size, *cluster));

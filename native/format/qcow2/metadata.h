@@ -113,7 +113,7 @@ class Metadata {
   std::uint64_t flush_done_ = 0;               // every ticket up to here is durable; flush_lock_
   Error broken_;                               // a failed sync: writing stops; flush_lock_
   std::atomic<bool> broken_flag_{false};
-  AlignedBytes header_cluster_;   // as on the medium; header_lock_
+  AlignedBuffer header_cluster_;  // as on the medium; header_lock_
   std::vector<HostRun> flushed_;  // unmapped durably, readers not yet drained
   std::vector<HostRun> draining_;
 };

@@ -69,7 +69,7 @@ Task<Error> Refcounts::rebuild(io::Queue& q, std::uint64_t clusters,
   meta_.raise_host_end(plan.end << layout_.cluster_bits);
   end_ = std::max(end_, plan.end);
 
-  AlignedBytes block(static_cast<std::size_t>(layout_.cluster_size()));
+  AlignedBuffer block(static_cast<std::size_t>(layout_.cluster_size()));
   for (std::size_t n = 0; n < plan.blocks.size() && !error; ++n) {
     const HostOffset at{(clusters + n) << layout_.cluster_bits};
     std::fill_n(block.data(), block.size(), std::uint8_t{0});
@@ -86,7 +86,7 @@ Task<Error> Refcounts::rebuild(io::Queue& q, std::uint64_t clusters,
   }
   const HostOffset table_at{(clusters + plan.blocks.size()) << layout_.cluster_bits};
   meta_.map().add_range(table_at, table_bytes, Part::refcount_table);
-  AlignedBytes raw(static_cast<std::size_t>(table_bytes));
+  AlignedBuffer raw(static_cast<std::size_t>(table_bytes));
   auto* out = reinterpret_cast<Be64*>(raw.data());
   for (std::size_t i = 0; i < table_.size(); ++i) out[i] = table_[i];
   if (!error)

@@ -69,7 +69,7 @@ bool Refcounts::block_valid(std::uint64_t entry) const {
 
 Task<Error> Refcounts::load(io::Queue& q) {
   const std::size_t bytes = std::size_t{header_.refcount_table_clusters} << layout_.cluster_bits;
-  AlignedBytes raw(bytes);
+  AlignedBuffer raw(bytes);
   Error error = co_await meta_.read(q, header_.refcount_table_offset, raw.data(), bytes);
   if (error) co_return error;
   const auto* entries = reinterpret_cast<const Be64*>(raw.data());
@@ -344,7 +344,7 @@ Task<Error> Refcounts::move_table(io::Queue& q, HostOffset at, std::uint32_t clu
   const HostOffset old = header_.refcount_table_offset;
   const std::uint32_t old_clusters = header_.refcount_table_clusters;
   meta_.map().add_range(at, std::uint64_t{clusters} << layout_.cluster_bits, Part::refcount_table);
-  AlignedBytes raw(std::size_t{clusters} << layout_.cluster_bits);
+  AlignedBuffer raw(std::size_t{clusters} << layout_.cluster_bits);
   auto* out = reinterpret_cast<Be64*>(raw.data());
   for (std::size_t i = 0; i < table_.size(); ++i) out[i] = table_[i];
   bool wrote = false;
@@ -396,7 +396,7 @@ Task<Error> Refcounts::write_table(io::Queue& q, bool& wrote) {
   AsyncMutex::Guard guard = co_await lock_.lock();
   wrote = false;
   if (broken_) co_return Error(broken_);
-  AlignedBytes buffer(meta_.piece());
+  AlignedBuffer buffer(meta_.piece());
   const std::uint64_t per_piece = meta_.piece() / 8;
   while (!table_dirty_.empty()) {
     const std::uint64_t piece = table_dirty_.back();

@@ -17,7 +17,7 @@ struct SliceCache::Slice {
   enum class State : std::uint8_t { loading, ready, failed };
 
   std::uint64_t key = 0;
-  AlignedBytes memory;
+  AlignedBuffer memory;
   State state = State::loading;
   bool dirty = false;
   bool suspect = false;
@@ -100,7 +100,7 @@ SliceCache::Slice* SliceCache::insert(Shard& s, std::uint64_t key) {
   if (s.clock.size() >= shard_slices_max_) evict_one(s);
   auto* slice = new Slice;
   slice->key = key;
-  slice->memory = AlignedBytes(slice_bytes_);
+  slice->memory = AlignedBuffer(slice_bytes_);
   slice->pins = 1;
   slice->clock_index = s.clock.size();
   s.clock.push_back(slice);
@@ -259,7 +259,7 @@ void SliceCache::restore(Staged& staged) {
 }
 
 Task<Error> SliceCache::write(io::Queue& q, Staged& staged) {
-  AlignedBytes gather(staged.slices_.size() > 1 ? kGatherBytes : kSliceMemory);
+  AlignedBuffer gather(staged.slices_.size() > 1 ? kGatherBytes : kSliceMemory);
   for (std::size_t i = 0; i < staged.slices_.size();) {
     const HostOffset home = hooks_.locate(staged.slices_[i].key);
     std::size_t bytes = 0;

@@ -86,7 +86,7 @@ class SliceCache {
       const std::uint8_t* copy;
     };
     std::vector<Copy> slices_;  // by key
-    std::vector<AlignedBytes> chunks_;
+    std::vector<AlignedBuffer> chunks_;
   };
   Staged stage();
   Task<Error> write(io::Queue& q, Staged& staged);

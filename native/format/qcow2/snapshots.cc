@@ -90,7 +90,7 @@ Task<Result<std::vector<Snapshot>>> load_snapshots(io::Queue& q, MetaIo& meta, c
   std::uint64_t length = std::min<std::uint64_t>(
       most, std::uint64_t{header.snapshot_count} * (sizeof(SnapshotRecord) + 64) + 4096);
   for (;;) {
-    AlignedBytes bytes(align_up<std::size_t>(static_cast<std::size_t>(length), meta.piece()));
+    AlignedBuffer bytes(align_up<std::size_t>(static_cast<std::size_t>(length), meta.piece()));
     Error error = co_await meta.read(q, header.snapshots_offset, bytes.data(), bytes.size());
     if (error) co_return error;
     Result<std::vector<Snapshot>> parsed = parse_snapshots(

@@ -39,7 +39,7 @@ Task<Error> Tables::load(io::Queue& q) {
   l1_ = std::make_unique<std::atomic<std::uint64_t>[]>(l1_size_);
   if (l1_size_ == 0) co_return Error();
   const std::size_t bytes = align_up<std::size_t>(l1_size_ * 8, meta_.piece());
-  AlignedBytes raw(bytes);
+  AlignedBuffer raw(bytes);
   Error error = co_await meta_.read(q, header_.l1_offset, raw.data(), bytes);
   if (error) co_return error;
   const auto* entries = reinterpret_cast<const Be64*>(raw.data());
@@ -144,7 +144,7 @@ Task<Error> Tables::new_table(io::Queue& q, std::uint64_t l1_index, HostOffset& 
     error = co_await meta_.write_zeroes(q, Part::l2, at, layout_.cluster_size());
   } else {
     const std::uint64_t step = std::min(layout_.cluster_size(), kCopyBytes);
-    AlignedBytes buffer(static_cast<std::size_t>(step));
+    AlignedBuffer buffer(static_cast<std::size_t>(step));
     for (std::uint64_t done = 0; done < layout_.cluster_size() && !error; done += step) {
       error = co_await meta_.read(q, old + done, buffer.data(), buffer.size());
       if (!error)
@@ -226,7 +226,7 @@ Task<Error> Tables::set(io::Queue& q, std::span<const SlotUpdate> updates) {
 
 Task<Error> Tables::store(io::Queue& q, std::span<const SlotUpdate> updates) {
   AsyncMutex::Guard guard = co_await store_lock_.lock();
-  AlignedBytes buffer(layout_.slice_bytes());
+  AlignedBuffer buffer(layout_.slice_bytes());
   for (std::size_t i = 0; i < updates.size();) {
     if (!has_table(updates[i].slot)) {
       co_return Error(Kind::invalid_argument, "store to a slot without a table of its own");
@@ -269,7 +269,7 @@ void Tables::copy_l1_piece(std::uint64_t piece, std::uint8_t* to) const {
 }
 
 Task<Error> Tables::write_l1_piece(io::Queue& q, std::uint64_t piece) {
-  AlignedBytes buffer(meta_.piece());
+  AlignedBuffer buffer(meta_.piece());
   copy_l1_piece(piece, buffer.data());
   Error error = co_await meta_.write(q, Part::l1, header_.l1_offset + piece * meta_.piece(),
                                      buffer.data(), buffer.size());
@@ -282,7 +282,7 @@ Tables::Staged Tables::stage() {
     std::lock_guard guard(l1_mutex_);
     staged.l1_pieces.swap(l1_dirty_);
   }
-  staged.l1_copies = AlignedBytes(staged.l1_pieces.size() * meta_.piece());
+  staged.l1_copies = AlignedBuffer(staged.l1_pieces.size() * meta_.piece());
   for (std::size_t i = 0; i < staged.l1_pieces.size(); ++i) {
     copy_l1_piece(staged.l1_pieces[i], staged.l1_copies.data() + i * meta_.piece());
   }
@@ -312,7 +312,7 @@ Task<Error> Tables::move_l1(io::Queue& q, HostOffset new_offset, std::uint64_t n
   assert(new_entries >= l1_size_);
   meta_.map().add_range(new_offset, new_entries * 8, Part::l1);
   const std::size_t bytes = static_cast<std::size_t>(layout_.align_to_cluster(new_entries * 8));
-  AlignedBytes raw(bytes);
+  AlignedBuffer raw(bytes);
   auto* out = reinterpret_cast<Be64*>(raw.data());
   for (std::uint64_t i = 0; i < l1_size_; ++i) out[i] = l1_entry(i);
   Error error = co_await meta_.write(q, Part::l1, new_offset, raw.data(), bytes);

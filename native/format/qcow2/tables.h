@@ -69,7 +69,7 @@ class Tables {
   struct Staged {
     SliceCache::Staged slices;
     std::vector<std::uint64_t> l1_pieces;  // piece numbers
-    AlignedBytes l1_copies;
+    AlignedBuffer l1_copies;
     bool empty() const { return slices.empty() && l1_pieces.empty(); }
   };
   Staged stage();
