@@ -16,11 +16,11 @@ import {
   SlotState,
   toHex,
 } from '../../src/keys/index.js';
-import { deriveMasterKeys } from '../../src/keys/kdf.js';
+import { deriveMasterKeys, deriveSlotKeys, gcmSeal } from '../../src/keys/kdf.js';
 import { sealKeyArea } from '../../src/keys/key-area.js';
 import { parseKeyArea } from '../../src/keys/key-area-codec.js';
 import type { KemProvider } from '../../src/keys/provider.js';
-import { encodeSlot, parseSlot, type Slot, sealSlot } from '../../src/keys/slot.js';
+import { encodeSlot, openSlot, parseSlot, type Slot, sealSlot } from '../../src/keys/slot.js';
 import { errorOf, type Person, person } from './support.js';
 
 const UUID = parseUuid('00112233-4455-6677-8899-aabbccddeeff');
@@ -316,6 +316,41 @@ test('a slot has one encoding, and text that could fool a terminal is refused', 
     const error = await errorOf(() => sealSlot(vmk, UUID, recipient, 1));
     expect(error.kind).toBe('invalid_argument');
   }
+});
+
+test('unused bytes of a slot are zero, or the slot is damaged', async () => {
+  const alice = await person('alice');
+  using vmk = Secret.random(32);
+  const slot = await sealSlot(vmk, UUID, alice.recipient, 1);
+  const bytes = encodeSlot(slot);
+  const gaps = [9, 60, 64 + 120, 192, 512 + 1184, 2111, 2112 + 1088, 3711, 3712, 4003];
+  for (const at of gaps) {
+    expect((await errorOf(() => parseSlot(flipped(bytes, at), 0))).kind, `${at}`).toBe(
+      'key_area_damaged',
+    );
+  }
+  // A revoked slot that still holds something which opens is not a wiped one.
+  const halfRevoked = { ...slot, state: SlotState.revoked, ciphertext: new Uint8Array(0) };
+  const error = await errorOf(() => parseSlot(encodeSlot(halfRevoked), 0));
+  expect(error.message).toMatch(/revoked key/);
+});
+
+test('the commitment stands by itself: a valid tag over a wrong one opens nothing', async () => {
+  const alice = await person('alice');
+  const { provider, privateKey } = alice.identity;
+  using vmk = Secret.random(32);
+  const slot = await sealSlot(vmk, UUID, alice.recipient, 1);
+  using shared = await provider.decapsulate(privateKey, slot.ciphertext);
+  const { kek } = deriveSlotKeys(shared, { ...slot, volumeUuid: UUID, slotId: slot.id });
+  const resealed = (commitment: Uint8Array): Slot => {
+    const aad = encodeSlot({ ...slot, commitment }).subarray(0, 4036);
+    const sealed = vmk.use((bytes) => gcmSeal(kek, slot.nonce, aad, bytes));
+    return { ...slot, commitment, wrappedVmk: sealed.slice(0, 32), tag: sealed.slice(32) };
+  };
+  using opened = await openSlot(resealed(slot.commitment), UUID, alice.identity);
+  expect(opened?.equals(vmk)).toBe(true);
+  const wrong = resealed(flipped(slot.commitment, 31));
+  expect(await openSlot(wrong, UUID, alice.identity)).toBeUndefined();
 });
 
 test('a slot can be added by who can open, and the generation grows', async () => {
