@@ -1,8 +1,8 @@
 // Room errors: what can go wrong, told once for the whole TypeScript side.
 //
 // The table below is the only list of error kinds, their `.code` strings and the exit codes of the
-// command line. It knows no disk, no key and no command; every other room imports it. Messages never
-// carry secrets: what is put into a PqblkError may end up in a log or a bug report.
+// command line. It knows no disk, no key and no command; every other room imports it. Messages
+// never carry secrets: what is put into a PqblkError may end up in a log or a bug report.
 
 /**
  * Kind → `.code` of the API and exit code of the command line. Kinds the native engine raises carry
@@ -121,7 +121,7 @@ function isErrorKind(name: string): name is ErrorKind {
   return Object.hasOwn(ERROR_TABLE, name);
 }
 
-/** Turns an error of the native engine into a PqblkError; a kind of the future becomes `general`. */
+/** Turns an error of the native engine into a PqblkError; an unknown kind becomes `general`. */
 export function fromNative(native: NativeErrorShape): PqblkError {
   const { kind, message, path, operation, offset } = native;
   if (isErrorKind(kind)) return new PqblkError(kind, message, { path, operation, offset });

@@ -1,7 +1,9 @@
-// Room keys/: HKDF-SHA3-256, HMAC-SHA3-256 and AES-256-GCM as the key area uses them, and every label.
+// Room keys/: HKDF-SHA3-256, HMAC-SHA3-256 and AES-256-GCM as the key area uses them, and every
+// label.
 //
-// The labels below are part of the on-disk format (docs/format.md): changing one makes every existing
-// disk unreadable. Session and sector keys are derived in the engine; their labels live there.
+// The labels below are part of the on-disk format (docs/keys.md): changing one makes every
+// existing disk unreadable. Session and sector keys are derived in the engine; their labels live
+// there.
 import { gcm } from '@noble/ciphers/aes.js';
 import { expand, extract } from '@noble/hashes/hkdf.js';
 import { hmac } from '@noble/hashes/hmac.js';
@@ -81,7 +83,7 @@ export interface SlotContext {
   readonly ciphertext: Uint8Array;
 }
 
-/** KEK and commitment of a slot (docs/format.md, key area). The caller wipes both. */
+/** KEK and commitment of a slot (docs/keys.md). The caller wipes both. */
 export function deriveSlotKeys(
   sharedSecret: Secret,
   slot: SlotContext,

@@ -1,7 +1,9 @@
-// Room keys/: the bytes of the key area: a 4 KiB head, then at most 15 slots of 4 KiB, 64 KiB in all.
+// Room keys/: the bytes of the key area: a 4 KiB head, then at most 15 slots of 4 KiB, 64 KiB in
+// all.
 //
-// Layout and checks only; which keys protect what is key-area.ts. The engine keeps two copies of this
-// blob and never looks inside. All integers are little-endian; unused bytes are zero and checked.
+// Layout and checks only; which keys protect what is key-area.ts. The engine keeps two copies of
+// this blob and never looks inside. All integers are little-endian; unused bytes are zero and
+// checked.
 import { PqblkError } from '../errors.js';
 import { ascii, equalConstantTime, isZero, viewOf } from './bytes.js';
 import { Aead, GCM_NONCE_BYTES, GCM_TAG_BYTES, Kdf, KEY_BYTES, MAC_BYTES } from './kdf.js';
@@ -11,7 +13,7 @@ import { encodeSlot, parseSlot, SLOT_BYTES, type Slot } from './slot.js';
 export const KEY_AREA_BYTES = 65_536;
 export const HEAD_BYTES = 4096;
 export const SLOTS_MAX = KEY_AREA_BYTES / SLOT_BYTES - 1;
-/** Epochs whose data keys one disk can hold: the current one, the next, and old ones in snapshots. */
+/** Epochs whose data keys a disk can hold: the current, the next, and old ones in snapshots. */
 export const EPOCHS_MAX = 64;
 export const AUDIT_HEAD_BYTES = 32;
 
@@ -172,7 +174,8 @@ function parseHead(bytes: Uint8Array, view: DataView, version: number): Head {
   if (kdf !== Kdf.hkdfSha3_256 || aead !== Aead.aes256Gcm) {
     damaged(`unknown algorithms (kdf ${kdf}, aead ${aead})`);
   }
-  // A later version may give these a meaning that this reader may ignore; the MAC covers them anyway.
+  // A later version may give these a meaning that this reader may ignore; the MAC covers them
+  // anyway.
   if (version === KEY_AREA_VERSION) {
     requireZero(bytes, OFFSET.aead + 2, OFFSET.auditLength, 'reserved bytes');
     requireZero(bytes, OFFSET.auditHead + AUDIT_HEAD_BYTES, OFFSET.tableNonce, 'reserved bytes');

@@ -3,9 +3,9 @@
 //   slot --(private key)--> VMK --HKDF--> wrap key --AES-256-GCM--> integrity key, data keys
 //                                \-HKDF--> MAC key: HMAC-SHA3-256 over head and slots
 //
-// Bytes are key-area-codec.ts, one slot is slot.ts. The VMK never leaves this file. Where the blob is
-// kept, and that it is replaced atomically in both copies, is the engine's business; whether it is
-// older than what this host saw before is pins.ts.
+// Bytes are key-area-codec.ts, one slot is slot.ts. The VMK never leaves this file. Where the blob
+// is kept, and that it is replaced atomically in both copies, is the engine's business; whether it
+// is older than what this host saw before is pins.ts.
 import { PqblkError } from '../errors.js';
 import { concat, equalConstantTime, formatUuid, toHex } from './bytes.js';
 import {
@@ -225,7 +225,7 @@ export function describeKeyArea(blob: Uint8Array): KeyAreaDescription {
   };
 }
 
-// ---- inside: between the VMK and the blob ----------------------------------------------------------
+// ---- inside: between the VMK and the blob ------------------------------------------------------
 
 type HeadFields = Omit<Head, 'version' | 'tableNonce' | 'tableTag' | 'wrappedTable' | 'mac'>;
 
@@ -243,7 +243,8 @@ async function unlock(
   options: OpenKeyAreaOptions,
 ): Promise<Unlocked> {
   requirePrimitives();
-  const own = Uint8Array.from(blob); // what was parsed is what is authenticated, whatever the caller does
+  // A copy: what was parsed is what is authenticated, whatever the caller does meanwhile.
+  const own = Uint8Array.from(blob);
   const area = parseKeyArea(own);
   requireVolume(area.head.volumeUuid, options.expectedVolumeUuid);
   const { vmk, slotIndex } = await openOwnSlot(area, identity);

@@ -1,9 +1,9 @@
 // Room keys/: one key as a document: its fields, their checks, and the private key sealed inside.
 //
-// A key file of the store and the armoured text of an export hold the same JSON document. The private
-// key is sealed with AES-256-GCM under a key that scrypt makes of a passphrase; every other field is
-// its AAD. `protection: "none"` exists because some machines have nobody to type: it must be asked for
-// and shows in every listing. This file does no I/O.
+// A key file of the store and the armoured text of an export hold the same JSON document. The
+// private key is sealed with AES-256-GCM under a key that scrypt makes of a passphrase; every other
+// field is its AAD. `protection: "none"` exists because some machines have nobody to type: it must
+// be asked for and shows in every listing. This file does no I/O.
 import { scryptAsync } from '@noble/hashes/scrypt.js';
 import { PqblkError } from '../errors.js';
 import { ascii, equalConstantTime, toHex } from './bytes.js';
@@ -294,7 +294,7 @@ function base64(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('base64');
 }
 
-// ---- armour ----------------------------------------------------------------------------------------
+// ---- armour ------------------------------------------------------------------------------------
 
 const ARMOUR = { public: 'PQBLK PUBLIC KEY', private: 'PQBLK PRIVATE KEY' } as const;
 

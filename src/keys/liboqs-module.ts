@@ -1,4 +1,5 @@
-// Room keys/: loads liboqs (WebAssembly, shipped inside @oqs/liboqs-js) and calls its KEM functions.
+// Room keys/: loads liboqs (WebAssembly, shipped inside @oqs/liboqs-js) and calls its KEM
+// functions.
 //
 // The package's own wrapper frees secrets without wiping them, so its module for the algorithm is
 // loaded directly and every heap range that a call used is zeroed before it is freed. Nothing here
@@ -15,7 +16,7 @@ export const LIBOQS_VERSION = '0.15.1';
 
 /** The part of the Emscripten module that is used. Pointers are byte offsets into HEAPU8. */
 interface OqsModule {
-  HEAPU8: Uint8Array; // replaced when the heap grows: read it anew after each call that may allocate
+  HEAPU8: Uint8Array; // replaced when the heap grows: read it anew after each call
   _malloc(bytes: number): number;
   _free(pointer: number): void;
   _OQS_init(): void;
@@ -118,8 +119,9 @@ export class OqsKem {
   }
 
   /**
-   * Lays out the arguments on the heap (a number = room for output of so many bytes, bytes = input),
-   * runs `call`, lets `take` copy results out, and in every case wipes all ranges before freeing them.
+   * Lays out the arguments on the heap (a number = room for output of so many bytes, bytes =
+   * input), runs `call`, lets `take` copy results out, and in every case wipes all ranges before
+   * freeing them.
    */
   #call<T>(
     operation: string,

@@ -1,8 +1,9 @@
 // Room keys/: the default KEM provider, ML-KEM-768 and -1024 in software through liboqs.
 //
-// The module of a KEM is loaded when it is first needed and then kept; loading ends with a self-test,
-// which also compiles the code, so that the first unlock is as fast as the others. Private keys are
-// expanded decapsulation keys in a Secret (this build of liboqs exports no seeded key generation).
+// The module of a KEM is loaded when it is first needed and then kept; loading ends with a
+// self-test, which also compiles the code, so that the first unlock is as fast as the others.
+// Private keys are expanded decapsulation keys in a Secret (this build of liboqs exports no seeded
+// key generation).
 import { PqblkError } from '../errors.js';
 import { LIBOQS_KEMS, LIBOQS_VERSION, OqsKem } from './liboqs-module.js';
 import {
@@ -97,8 +98,8 @@ class LiboqsProvider implements KemProvider {
 export const liboqs: KemProvider = new LiboqsProvider();
 
 /**
- * An identity over a decapsulation key that was checked (`openPrivate`, or `generate`). It takes the
- * key over: disposing of the identity wipes it.
+ * An identity over a decapsulation key that was checked (`openPrivate`, or `generate`). It takes
+ * the key over: disposing of the identity wipes it.
  */
 export function softwareIdentity(
   kem: KemId,

@@ -1,5 +1,6 @@
 // Room keys/: what is known of each KEM without running it: numbers, names, sizes, and the input
-// checks of FIPS 203. No provider is called here, so that every provider's keys meet the same checks.
+// checks of FIPS 203. No provider is called here, so that every provider's keys meet the same
+// checks.
 import { sha3_256 } from '@noble/hashes/sha3.js';
 import { PqblkError } from '../errors.js';
 import { equalConstantTime } from './bytes.js';

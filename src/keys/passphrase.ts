@@ -1,4 +1,5 @@
-// Room keys/: where a passphrase comes from: a file, a descriptor, the environment, or the terminal.
+// Room keys/: where a passphrase comes from: a file, a descriptor, the environment, or the
+// terminal.
 //
 // Never from the command line, which every process can read. A passphrase is bytes: nothing is
 // normalised, so the same bytes work from every source; one trailing line end is dropped. What the
@@ -130,7 +131,7 @@ async function fromTerminal(prompt: string, confirm: boolean): Promise<Secret> {
   }
 }
 
-/** Asks on the controlling terminal, whatever stdin and stdout are, and shows nothing of the answer. */
+/** Asks on the controlling terminal, whatever stdin and stdout are; the answer is not shown. */
 async function ask(prompt: string): Promise<Secret> {
   let fd: number;
   try {

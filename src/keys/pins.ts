@@ -1,9 +1,11 @@
-// Room keys/: what this host remembers of each volume, so that an older or foreign key area is noticed.
+// Room keys/: what this host remembers of each volume, so that an older or foreign key area is
+// noticed.
 //
-// A pin is {generation, check value of the VMK, epoch}, one file per volume UUID beside the keys. The
-// same VMK and nothing older opens; something older is a rollback; another VMK must be confirmed by its
-// fingerprint, because whoever once knew an old VMK can forge any generation under it. A volume seen
-// for the first time is trusted and pinned. Copies of a disk share their UUID and so their pin.
+// A pin is {generation, check value of the VMK, epoch}, one file per volume UUID beside the keys.
+// The same VMK and nothing older opens; something older is a rollback; another VMK must be
+// confirmed by its fingerprint, because whoever once knew an old VMK can forge any generation under
+// it. A volume seen for the first time is trusted and pinned. Copies of a disk share their UUID and
+// so their pin.
 import { join } from 'node:path';
 import { PqblkError } from '../errors.js';
 import { formatUuid, toHex } from './bytes.js';
@@ -40,8 +42,8 @@ const PIN_BYTES_MAX = 4096;
 const CONFIRM_DIGITS_MIN = 16;
 
 /**
- * Compares an opened key area with a pin. Kinds `vmk_changed` and `rollback`; the hint of each names
- * the option that accepts it. An older key area under another VMK needs both options.
+ * Compares an opened key area with a pin. Kinds `vmk_changed` and `rollback`; the hint of each
+ * names the option that accepts it. An older key area under another VMK needs both options.
  */
 export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions): PinVerdict {
   if (!pin) return 'new';
@@ -54,7 +56,7 @@ export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions)
         `expected ${pin.vmkCheck}, found ${check}`,
       {
         operation: 'check pin',
-        hint: `if the master key was rotated elsewhere, compare with whoever did it, then confirm ${check}`,
+        hint: `if it was rotated elsewhere, compare with whoever did it, then confirm ${check}`,
       },
     );
   }

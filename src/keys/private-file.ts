@@ -1,8 +1,8 @@
 // Room keys/: files that only their owner may read, replaced atomically and durably.
 //
-// The key store and its pins are kept this way. This file knows permissions and durability, nothing of
-// what is stored. Directories are 0700, files 0600; looser ones are refused rather than repaired,
-// because whoever loosened them may already have read them.
+// The key store and its pins are kept this way. This file knows permissions and durability, nothing
+// of what is stored. Directories are 0700, files 0600; looser ones are refused rather than
+// repaired, because whoever loosened them may already have read them.
 import { constants, type Stats } from 'node:fs';
 import { type FileHandle, link, lstat, mkdir, open, rename, unlink } from 'node:fs/promises';
 import { basename, dirname, join } from 'node:path';

@@ -5,7 +5,7 @@
 import type { KemId } from './ml-kem.js';
 import type { Secret } from './secret.js';
 
-/** The number a slot stores: where the private key lived when the slot was made (a hint for people). */
+/** The number a slot stores: where the private key lived when it was made (a hint for people). */
 export const ProviderKind = { software: 1, pkcs11: 2 } as const;
 export type ProviderKindId = (typeof ProviderKind)[keyof typeof ProviderKind];
 
@@ -55,7 +55,8 @@ export interface KemProvider {
 
   /**
    * Generate, encapsulate, decapsulate, compare, and see that a changed ciphertext gives another
-   * secret. Kind `integrity` when the provider does not compute this KEM; the caller must not use it.
+   * secret. Kind `integrity` when the provider does not compute this KEM; the caller must not use
+   * it.
    */
   selfTest(kem: KemId): Promise<void>;
 }

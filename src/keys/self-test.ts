@@ -1,8 +1,9 @@
 // Room keys/: proves once per process that the primitives compute what they should, before any key.
 //
 // A broken primitive would seal disks that nothing else can open, so key areas are neither made nor
-// opened until known answers came out right. It also runs the code warm: the first unlock after it is
-// as fast as the next. The answers below were computed with OpenSSL, not with the library tested.
+// opened until known answers came out right. It also runs the code warm: the first unlock after it
+// is as fast as the next. The answers below were computed with OpenSSL, not with the library
+// tested.
 import { PqblkError } from '../errors.js';
 import { toHex } from './bytes.js';
 import { gcmOpen, gcmSeal, hkdfExpand, hkdfExtract, hmacSha3 } from './kdf.js';
@@ -19,7 +20,9 @@ const KNOWN = {
   // HKDF-SHA3-256, key material of 80 bytes, salt of 16, info of 10, 42 bytes out (RFC 5869)
   hkdf: 'cea6e350d74a3b2b17d89847f02e46a82f74e88ddf24c87e4eab8ae06654e78087f4d03d235d9a50a0f5',
   // AES-256-GCM, key of 32 bytes, nonce of 12, AAD of 4036, plaintext of 32: ciphertext, tag
-  gcm: 'ed8cce9c610bdcaf2af37c078097f6087386b25e1716f4da0ff45eaa4f1061aa646c6c7b2417bd05dac189fbead02304',
+  gcm:
+    'ed8cce9c610bdcaf2af37c078097f6087386b25e1716f4da0ff45eaa4f1061aa' +
+    '646c6c7b2417bd05dac189fbead02304',
 } as const;
 
 let passed = false;

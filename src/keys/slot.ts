@@ -1,9 +1,10 @@
 // Room keys/: one key slot, 4 KiB: its bytes, and how the volume master key (VMK) goes in and out.
 //
-// The layout is declared once, in OFFSET (docs/format.md, key area). Everything is little-endian and
-// every byte that no field uses is zero, so that a slot has exactly one encoding. A slot authenticates
-// itself: the commitment tells a wrong key from a right one, and AES-GCM covers every byte before the
-// nonce. This file knows nothing of the head, of files, or of where private keys live.
+// The layout is declared once, in OFFSET (docs/keys.md). Everything is little-endian
+// and every byte that no field uses is zero, so that a slot has exactly one encoding. A slot
+// authenticates itself: the commitment tells a wrong key from a right one, and AES-GCM covers every
+// byte before the nonce. This file knows nothing of the head, of files, or of where private keys
+// live.
 import { PqblkError } from '../errors.js';
 import { ascii, concat, equalConstantTime, isZero, viewOf } from './bytes.js';
 import {
@@ -27,7 +28,7 @@ export const TOKEN_REFERENCE_BYTES_MAX = 320;
 const SLOT_MAGIC = ascii('PQSL');
 const SLOT_VERSION = 1;
 
-/** active: opens and is kept by a rotation; decrypt-only: opens only; revoked: wiped, opens nothing. */
+/** active: opens, and rotations keep it; decrypt-only: opens only; revoked: wiped, opens nothing. */
 export const SlotState = { active: 1, decryptOnly: 2, revoked: 3 } as const;
 export type SlotStateId = (typeof SlotState)[keyof typeof SlotState];
 
@@ -344,8 +345,9 @@ export async function sealSlot(
 }
 
 /**
- * The VMK in a slot, for the caller to wipe; undefined when the key is wrong or the slot was tampered
- * with, which ML-KEM's implicit rejection makes the same thing. Kind `slot_revoked` for a wiped slot.
+ * The VMK in a slot, for the caller to wipe; undefined when the key is wrong or the slot was
+ * tampered with, which ML-KEM's implicit rejection makes the same thing. Kind `slot_revoked` for a
+ * wiped slot.
  */
 export async function openSlot(
   slot: Slot,

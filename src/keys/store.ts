@@ -1,7 +1,8 @@
 // Room keys/: the key store, a directory of key files that only its owner may read.
 //
-// One file per key, `NAME.key`, holding the document of key-file.ts; pins of volumes in `pins/`. Keys
-// are named by their name, or by at least 8 digits of their fingerprint. The store knows no disk.
+// One file per key, `NAME.key`, holding the document of key-file.ts; pins of volumes in `pins/`.
+// Keys are named by their name, or by at least 8 digits of their fingerprint. The store knows no
+// disk.
 import { readdir } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { isAbsolute, join, resolve } from 'node:path';
@@ -92,7 +93,7 @@ export class KeyStore {
     return await this.#save(fields, decapsulationKey, protection);
   }
 
-  /** Every key, by name; no store yet = no keys. Kind `permission` for a store that is not private. */
+  /** Every key, by name; no store yet = no keys. Kind `permission`: the store is not private. */
   async list(): Promise<KeyListing> {
     const keys: KeyInfo[] = [];
     const damaged: PqblkError[] = [];
@@ -143,8 +144,9 @@ export class KeyStore {
   }
 
   /**
-   * Takes in armoured text. A key pair is opened with `passphrase`, tested, and kept as `protection`
-   * says (under the same passphrase when left out). Kinds `bad_key`, `exists`, `wrong_passphrase`, …
+   * Takes in armoured text. A key pair is opened with `passphrase`, tested, and kept as
+   * `protection` says (under the same passphrase when left out). Kinds `bad_key`, `exists`,
+   * `wrong_passphrase`, …
    */
   async import(
     text: string,
@@ -295,7 +297,7 @@ function inFile(error: unknown, path: string): unknown {
   return new PqblkError(kind, message, { path, hint, operation });
 }
 
-/** FIPS 203 section 7.1, pairwise consistency: what the public half seals, the private half opens. */
+/** FIPS 203 section 7.1, pairwise consistency: what one half seals, the other opens. */
 async function requireWorkingPair(key: KeyFile, decapsulationKey: Secret): Promise<void> {
   const { ciphertext, sharedSecret } = await liboqs.encapsulate(key.kem, key.encapsulationKey);
   using sent = sharedSecret;

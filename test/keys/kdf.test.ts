@@ -1,4 +1,4 @@
-// The key schedule against OpenSSL (node:crypto), written here a second time from docs/format.md.
+// The key schedule against OpenSSL (node:crypto), written here a second time from docs/keys.md.
 import {
   createCipheriv,
   createDecipheriv,

@@ -106,7 +106,7 @@ test('X-Wing is reserved: refused by name, not silently', async () => {
   expect(error.message).toContain('X-Wing');
 });
 
-// ---- residue ---------------------------------------------------------------------------------------
+// ---- residue -----------------------------------------------------------------------------------
 
 /** Every aligned 16-byte piece of a secret, and of its polynomials as 16-bit numbers. */
 function piecesOf(secret: Uint8Array, vectorBytes: number): Buffer[] {
@@ -170,7 +170,7 @@ describe.each(BOTH)('KEM %i leaves nothing in the heap of liboqs', (kem) => {
   });
 });
 
-// ---- published vectors -----------------------------------------------------------------------------
+// ---- published vectors -------------------------------------------------------------------------
 
 interface KemTest {
   tcId: number;

@@ -384,7 +384,7 @@ test('limits of recipients', async () => {
   expect(error.kind).toBe('no_space');
 });
 
-test('a recipient key that fails FIPS 203 is refused even if its provider does not look', async () => {
+test('a recipient key failing FIPS 203 is refused even if its provider does not look', async () => {
   const alice = await person('alice');
   const careless: KemProvider = Object.create(alice.recipient.provider, {
     encapsulate: {
