@@ -10,6 +10,7 @@
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
+#include <iostream>
 #include <random>
 #include <set>
 #include <string>
@@ -243,6 +244,7 @@ TEST_CASE("a forked child cannot seal under a key of zeros") {
   std::mt19937_64 random(kSeed + 6);
   for_each_backend([&](const AeadBackend& backend) {
     const AeadKey key = key_for(backend, random_content(random, kKeyBytes));
+    std::cout.flush();  // or the child that dies of a signal may say it again
     const pid_t child = ::fork();
     if (child == 0) {
       ::close(STDERR_FILENO);
