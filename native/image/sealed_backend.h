@@ -1,0 +1,203 @@
+// The sealed image behind the Backend interface: joins the QCOW2 tables, the overlay and log, the
+// entry cache, the cipher and the I/O.
+//
+// Room image/. One class, its parts in several files:
+//   sealed_backend.cc     open, close, sessions, flush, resize, extents, statistics
+//   sealed_read.cc        resolve sectors, read, authenticate
+//   sealed_write.cc       write classes N, O1, O2
+//   sealed_zero.cc        discard and write-zeroes
+//   sealed_checkpoint.cc  the overlay's frozen half goes home
+//   sealed_recovery.cc    folding a log that was left behind
+// docs/write-protocol.md names the invariants (I1 to I9) that comments refer to.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "base/sync.h"
+#include "format/qcow2/metadata.h"
+#include "image/backend.h"
+#include "sealed/backend_api.h"
+#include "sealed/cipher_pool.h"
+#include "sealed/entry_cache.h"
+#include "sealed/extension.h"
+#include "sealed/log.h"
+#include "sealed/log_scan.h"
+#include "sealed/nonce.h"
+#include "sealed/overlay.h"
+#include "sealed/sessions.h"
+
+namespace pqblk::image {
+
+struct SealedOptions {
+  bool read_only = false;
+  sealed::VolumeKeys keys;                   // moved in
+  sealed::Uuid expected_uuid{};
+  std::uint64_t l2_cache_bytes = 32 * kMiB;
+  std::uint64_t entry_cache_bytes = 64 * kMiB;
+  std::uint64_t pending_bytes = 32 * kMiB;
+  std::uint64_t overlay_sectors_max = 256 * 1024;  // a checkpoint is due at half of it
+  std::uint64_t session_sectors_max = sealed::kLaneSectorsMax;  // of one lane; tests lower it
+  // Opens the backing image that the header names, already allowed by the caller's policy; null
+  // when there is none. `expected` is the backing volume's UUID when the policy demands one.
+  std::unique_ptr<Backend> backing;
+  bool allow_unauthenticated_backing = false;
+  bool for_check = false;                    // corrupt images too; nothing is written
+};
+
+struct RecoveryReport {
+  std::uint64_t blocks = 0, records = 0, sectors = 0, copied = 0, damaged = 0;
+  std::vector<std::uint64_t> damaged_sectors;  // the first kDamagedNamed
+};
+inline constexpr std::size_t kDamagedNamed = 64;
+
+class SealedBackend final : public Backend {
+ public:
+  // `service` runs the checkpoints; `file` is locked by the caller; both outlive the result.
+  static Task<Result<std::unique_ptr<SealedBackend>>> open(QueueContext& service,
+                                                           const io::File& file,
+                                                           SealedOptions options);
+  ~SealedBackend() override;
+
+  Geometry geometry() const override;
+  std::string_view format() const override { return "sealed"; }
+  Task<Error> read(QueueContext& q, GuestOffset at, GuestBuffers data) override;
+  Task<Error> write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) override;
+  Task<Error> flush(QueueContext& q) override;
+  Task<Error> discard(QueueContext& q, GuestOffset at, std::uint64_t length) override;
+  Task<Error> write_zeroes(QueueContext& q, GuestOffset at, std::uint64_t length,
+                           std::uint32_t flags) override;
+  Task<Result<Extent>> extent(QueueContext& q, GuestOffset at, std::uint64_t length) override;
+  Task<Error> resize(QueueContext& q, std::uint64_t new_size) override;
+  Task<Error> close(QueueContext& q) override;
+  BackendStats stats() const override;
+
+  // Writes everything that is in the log home. Any thread; one runs at a time.
+  Task<Error> checkpoint(QueueContext& q);
+  const RecoveryReport& recovery() const { return recovery_; }
+  const sealed::Extension& extension() const { return extension_; }
+  std::uint32_t session_id() const;
+  // For check: the image's metadata and what the overlay says about slots. Quiesced.
+  format::qcow2::Metadata& metadata() { return *meta_; }
+  sealed::Overlay& overlay() { return overlay_; }
+  const sealed::SealedGeometry& sealed_geometry() const { return geometry_; }
+  // Reads and authenticates sectors without giving plaintext out; calls `bad` for each that fails.
+  Task<Error> verify(QueueContext& q, Sector first, std::uint64_t count,
+                     const std::function<void(Sector)>& bad);
+
+ private:
+  struct Resolved {
+    sealed::Version version;
+    std::uint64_t host = 0;  // of the ciphertext, when it is not in memory
+  };
+  struct WritePlan;
+  struct Fold;
+
+  SealedBackend(QueueContext& service, const io::File& file, SealedOptions options);
+  Task<Error> load(QueueContext& q);
+  Task<Error> load_header(QueueContext& q);
+
+  // sealed_read.cc
+  bool mapping_now(Slot slot, std::uint64_t& raw);
+  Task<Result<std::uint64_t>> mapping(io::Queue& io, Slot slot);
+  Task<Result<std::uint64_t>> home_mapping(io::Queue& io, Slot slot);
+  bool resolve_one_now(Sector s, Resolved& out);
+  Task<Error> resolve(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
+  Task<Error> resolve_run(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
+  Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
+                              std::uint8_t* buffer);
+  bool open_sector(Sector s, const Resolved& r, std::uint8_t* place);
+  Task<Error> try_read(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,
+                       const GuestBuffers& data, bool& stale);
+  Task<Error> deliver(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
+                      const std::uint8_t* buffer, const GuestBuffers& data);
+  Task<Error> mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale);
+
+  // sealed_write.cc
+  Task<Error> write_piece(QueueContext& q, Sector first, std::uint32_t count,
+                          const GuestBuffers& data, std::uint64_t& last_sequence);
+  Task<Error> plan(QueueContext& q, WritePlan& plan);
+  Task<Error> plan_cluster(QueueContext& q, WritePlan& plan, std::uint32_t from, std::uint32_t to);
+  Task<Error> allocate(QueueContext& q, WritePlan& plan);
+  Error seal_sectors(QueueContext& q, WritePlan& plan, const GuestBuffers& data);
+  Task<Error> append(QueueContext& q, WritePlan& plan, sealed::Log::Receipt& receipt);
+  Task<Error> write_home_places(QueueContext& q, WritePlan& plan,
+                                const sealed::Log::Receipt& receipt);
+  Task<Error> ensure_entry_cluster(QueueContext& q, Slot entry_slot);
+  Task<Result<std::uint64_t>> take_clusters(io::Queue& io, std::uint64_t count, std::uint64_t& got);
+
+  // sealed_zero.cc
+  Task<Error> zero_range(QueueContext& q, Sector first, std::uint64_t count, bool unmap);
+  Task<Error> zero_span(QueueContext& q, Slot entry_slot, Sector from, Sector to, bool unmap,
+                        std::uint64_t& last_sequence);
+
+  // sealed_checkpoint.cc
+  struct HomeWork;
+  Task<void> checkpoint_loop();
+  Task<Error> write_home(QueueContext& q);
+  Task<Error> write_home_data(QueueContext& q, HomeWork& work);
+  Task<Error> write_home_entries(QueueContext& q, HomeWork& work);
+  Task<Error> write_fresh_entry_cluster(QueueContext& q, HomeWork& work, Slot slot,
+                                        const sealed::SlotVersion& version);
+  Task<Error> write_home_slots(QueueContext& q, HomeWork& work);
+  Task<Error> release_clusters(QueueContext& q, HomeWork& work);
+  Task<Result<std::uint64_t>> frozen_mapping(io::Queue& io, Slot slot);
+  void ask_checkpoint();
+
+  // sealed_recovery.cc
+  Task<Error> recover(QueueContext& q);
+  Task<Error> fold(QueueContext& q, const sealed::LogScan& scan, Fold& fold);
+  Task<Error> choose(QueueContext& q, Fold& fold);
+  Task<Error> choose_sector(QueueContext& q, Fold& fold, Sector s);
+  Task<Result<bool>> opens_at(QueueContext& q, Sector s, const sealed::Entry& entry,
+                              std::uint64_t host);
+
+  // sealed_backend.cc
+  Task<Error> ensure_session(QueueContext& q);
+  Task<Error> begin_session(QueueContext& q);
+  Task<Error> rotate_session(QueueContext& q);
+  Task<Error> grow_session_table(QueueContext& q);
+  Task<Error> enter_writer(QueueContext& q, std::uint64_t sectors);
+  sealed::NonceLane& lane(QueueContext& q) { return lanes_[q.index].lane; }
+  Error lane_ready(QueueContext& q);
+  Task<Error> set_dirty(QueueContext& q, bool dirty);
+
+  QueueContext& service_;
+  const io::File& file_;
+  SealedOptions options_;
+  sealed::Extension extension_;
+  sealed::MacKeys mac_;
+  sealed::SealedGeometry geometry_;
+  std::unique_ptr<format::qcow2::Metadata> meta_;
+  std::unique_ptr<sealed::Sessions> sessions_;
+  sealed::CipherPool pool_;
+  sealed::Overlay overlay_;
+  std::unique_ptr<sealed::EntryCache> entries_;
+  std::unique_ptr<sealed::Log> log_;
+  RecoveryReport recovery_;
+
+  AsyncMutex allocation_;  // mapping of unmapped slots; entry clusters
+  AsyncMutex session_lock_;
+  Gate writers_;           // closed while a session ends
+  std::atomic<std::uint32_t> session_{0};  // id; 0: none yet
+  std::atomic<std::uint32_t> next_lane_{0};
+  static constexpr std::size_t kLanes = format::qcow2::kReaderQueuesMax;
+  struct alignas(64) Lane {
+    sealed::NonceLane lane;
+    std::uint32_t session = 0;
+  };
+  std::array<Lane, kLanes> lanes_;
+
+  AsyncMutex checkpoint_lock_;
+  Watermark checkpoint_asked_, checkpoint_ended_;
+  std::atomic<bool> closing_{false};
+  bool closed_ = false;
+
+  std::atomic<std::uint64_t> integrity_failures_{0}, sealed_count_{0}, opened_count_{0},
+      checkpoints_{0};
+};
+
+}  // namespace pqblk::image

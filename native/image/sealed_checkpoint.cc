@@ -1,0 +1,262 @@
+// Checkpoint: the overlay's frozen half goes home, then the log's tail moves past it.
+// See sealed_backend.h.
+//
+// Order (docs/write-protocol.md): freeze; wait until every record up to the cut is complete; one
+// fdatasync makes them covered (I2); data, then entries, home; sync; mappings home (I7); sync; forget
+// the frozen half; tail durable; only then are log space and clusters free again (I2, I3).
+
+#include <algorithm>
+#include <cassert>
+
+#include "base/aligned.h"
+#include "image/op_group.h"
+#include "image/sealed_backend.h"
+#include "sealed/planted_faults.h"
+
+namespace pqblk::image {
+
+using namespace sealed;  // NOLINT
+namespace qcow2 = format::qcow2;
+
+namespace {
+constexpr std::size_t kHomeWritesAtOnce = 32;
+constexpr std::size_t kHomeRunMax = 256;  // sectors in one write home
+constexpr std::uint64_t kEntryWriteMax = 256 * kKiB;
+}  // namespace
+
+struct SealedBackend::HomeWork {
+  std::vector<Overlay::FrozenSector> sectors;  // sorted
+  std::vector<Overlay::FrozenSlot> slots;      // sorted
+  std::vector<HostOffset> dropped;
+};
+
+Task<Result<std::uint64_t>> SealedBackend::frozen_mapping(io::Queue& io, Slot slot) {
+  if (const auto version = overlay_.frozen_slot(slot)) co_return version->entry;
+  co_return co_await home_mapping(io, slot);
+}
+
+namespace {
+struct PendingRun {
+  std::uint64_t host = 0;
+  std::size_t first = 0, count = 0;  // in HomeWork::sectors
+};
+}  // namespace
+
+// Ciphertext that lives in the log (or, in recovery, in an old cluster) goes to its home place, by
+// the mapping as it was at the cut.
+Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
+  std::vector<PendingRun> runs;
+  for (std::size_t i = 0; i < work.sectors.size(); ++i) {
+    const auto& [sector, version] = work.sectors[i];
+    if (version.place == 0 || version.entry.state() != State::data) continue;
+    Result<std::uint64_t> raw =
+        co_await frozen_mapping(q.io, geometry_.data_slot(geometry_.cluster_of(sector)));
+    if (!raw) co_return raw.take_error();
+    if (l2_host(*raw) == 0) {
+      co_return Error(Kind::corrupt, "sector " + std::to_string(sector.value) + " has no home cluster");
+    }
+    const std::uint64_t host = l2_host(*raw) + geometry_.offset_in_cluster(sector);
+    const bool joins = !runs.empty() && runs.back().first + runs.back().count == i &&
+                       runs.back().host + runs.back().count * kSectorSize == host &&
+                       runs.back().count < kHomeRunMax;
+    if (joins) {
+      ++runs.back().count;
+    } else {
+      runs.push_back({host, i, 1});
+    }
+  }
+  for (std::size_t begin = 0; begin < runs.size(); begin += kHomeWritesAtOnce) {
+    const std::size_t end = std::min(runs.size(), begin + kHomeWritesAtOnce);
+    OpGroup reads(q.io), writes(q.io);
+    for (std::size_t i = begin; i < end; ++i) {
+      std::vector<iovec> iov;
+      for (std::size_t k = 0; k < runs[i].count; ++k) {
+        Version& v = work.sectors[runs[i].first + k].version;
+        if (!v.cipher) {
+          v.cipher = take_cipher(pool_, kSectorSize);
+          reads.add(io::OpType::read, file_, v.place, v.cipher.data(), kSectorSize);
+        }
+        iov.push_back({v.cipher.data(), kSectorSize});
+      }
+      writes.add(io::OpType::write, file_, runs[i].host, std::move(iov));
+    }
+    if (Error e = co_await reads.run()) co_return e;
+    if (Error e = co_await writes.run()) co_return e;
+    for (std::size_t i = begin; i < end; ++i) {
+      for (std::size_t k = 0; k < runs[i].count; ++k) {
+        work.sectors[runs[i].first + k].version.cipher.reset();
+      }
+    }
+  }
+  co_return Error();
+}
+
+// An entry cluster that is new at home: its content is its base and the frozen entries, written whole
+// and synced before the mapping that names it.
+Task<Error> SealedBackend::write_fresh_entry_cluster(QueueContext& q, HomeWork& work, Slot slot,
+                                                     const SlotVersion& version) {
+  const std::uint64_t cs = geometry_.cluster_size();
+  AlignedBuffer content(cs);
+  fill_base(content.data(), cs, (version.old & kL2Zero) != 0);
+  const Sector first = geometry_.first_sector_of_entry_slot(slot);
+  const Sector end = geometry_.end_sector_of_entry_slot(slot);
+  auto at = std::lower_bound(work.sectors.begin(), work.sectors.end(), first,
+                             [](const auto& f, Sector s) { return f.sector < s; });
+  for (; at != work.sectors.end() && at->sector < end; ++at) {
+    std::memcpy(content.data() + geometry_.entry_offset(at->sector), &at->version.entry, sizeof(Entry));
+  }
+  for (std::uint64_t offset = 0; offset < cs; offset += kEntryWriteMax) {
+    if (Error e = co_await q.io.write(file_, l2_host(version.entry) + offset, content.data() + offset,
+                                      std::min(kEntryWriteMax, cs - offset))) {
+      co_return e;
+    }
+  }
+  for (std::uint64_t p = 0; p < entries_->pages_per_cluster(); ++p) {
+    auto pin = co_await entries_->pin_if_present(q.io, entries_->first_page(slot) + p);
+    if (!pin) co_return pin.take_error();
+    if (pin->first) pin->second.replace(content.data() + p * kPage);
+  }
+  co_return Error();
+}
+
+Task<Error> SealedBackend::write_home_entries(QueueContext& q, HomeWork& work) {
+  OpGroup writes(q.io);
+  std::vector<EntryCache::Pin> pins;  // a page stays as it is until its write has completed
+  std::size_t i = 0;
+  while (i < work.sectors.size()) {
+    const Sector s = work.sectors[i].sector;
+    const Slot slot = geometry_.entry_slot(s);
+    const std::uint64_t page = entries_->page_of(s);
+    std::size_t end = i;
+    while (end < work.sectors.size() && entries_->page_of(work.sectors[end].sector) == page) ++end;
+    const auto remapped = overlay_.frozen_slot(slot);
+    if (remapped) {  // fresh ones are written whole; under the zero flag there is nothing to write
+      i = end;
+      continue;
+    }
+    Result<std::uint64_t> raw = co_await home_mapping(q.io, slot);
+    if (!raw) co_return raw.take_error();
+    if (l2_host(*raw) == 0) co_return Error(Kind::corrupt, "an entry has no entry cluster");
+    Result<EntryCache::Pin> pin = co_await entries_->pin(q.io, page);
+    if (!pin) co_return pin.take_error();
+    for (; i < end; ++i) {
+      const auto& [sector, version] = work.sectors[i];
+      pin->update(EntryCache::index_in_page(geometry_.entry_offset(sector)), version.entry);
+    }
+    writes.add(io::OpType::write, file_, l2_host(*raw) + page % entries_->pages_per_cluster() * kPage,
+               const_cast<std::uint8_t*>(pin->bytes()), kPage);
+    pins.push_back(std::move(*pin));
+    if (writes.size() >= kHomeWritesAtOnce) {
+      if (Error e = co_await writes.run()) co_return e;
+      writes.clear();
+      pins.clear();
+    }
+  }
+  co_return co_await writes.run();
+}
+
+Task<Error> SealedBackend::write_home_slots(QueueContext& q, HomeWork& work) {
+  std::vector<qcow2::SlotUpdate> updates;
+  for (const auto& [slot, version] : work.slots) {
+    if (!geometry_.is_entry_slot(slot) || l2_host(version.entry) == 0) continue;
+    if (Error e = co_await write_fresh_entry_cluster(q, work, slot, version)) co_return e;
+  }
+  if (Error e = co_await q.io.fdatasync(file_)) co_return e;
+  for (const auto& [slot, version] : work.slots) updates.push_back({slot, version.entry, 0});
+  if (Error e = co_await meta_->tables().store(q.io, updates)) co_return e;
+  for (const auto& [slot, version] : work.slots) {
+    if (!geometry_.is_entry_slot(slot) || (version.entry & kL2Zero) == 0) continue;
+    AlignedBuffer zeros(kPage);
+    fill_base(zeros.data(), kPage, true);
+    for (std::uint64_t p = 0; p < entries_->pages_per_cluster(); ++p) {
+      auto pin = co_await entries_->pin_if_present(q.io, entries_->first_page(slot) + p);
+      if (!pin) co_return pin.take_error();
+      if (pin->first) pin->second.replace(zeros.data());
+    }
+  }
+  co_return Error();
+}
+
+// The frozen half, and only it, goes home and is durable there on return.
+Task<Error> SealedBackend::write_home(QueueContext& q) {
+  HomeWork work;
+  work.sectors = overlay_.frozen_sectors();
+  work.slots = overlay_.frozen_slots();
+  work.dropped = overlay_.frozen_dropped();
+  if (planted(Fault::refcount_lowered_early)) {
+    if (Error e = co_await release_clusters(q, work)) co_return e;
+  }
+  if (Error e = co_await write_home_data(q, work)) co_return e;
+  if (Error e = co_await write_home_entries(q, work)) co_return e;
+  if (!work.slots.empty()) {
+    if (Error e = co_await write_home_slots(q, work)) co_return e;
+  }
+  if (planted(Fault::trim_live_record)) co_return Error();
+  co_return co_await q.io.fdatasync(file_);
+}
+
+// Clusters that nothing at home or in the log names any more. Unmapped ones go back to the file
+// system; those replaced by a relocation are soon needed again.
+Task<Error> SealedBackend::release_clusters(QueueContext& q, HomeWork& work) {
+  std::vector<HostOffset> unmapped;
+  for (const auto& [slot, version] : work.slots) {
+    const std::uint64_t old = l2_host(version.first_old);
+    if (old == 0 || old == l2_host(version.entry)) continue;
+    if (l2_host(version.entry) == 0) {
+      unmapped.push_back({old});
+    } else {
+      meta_->allocator().recycle({old});
+    }
+  }
+  for (const HostOffset at : work.dropped) meta_->allocator().recycle(at);
+  if (unmapped.empty()) co_return Error();
+  std::sort(unmapped.begin(), unmapped.end());
+  const std::uint64_t cs = geometry_.cluster_size();
+  for (std::size_t i = 0; i < unmapped.size();) {
+    std::size_t end = i + 1;
+    while (end < unmapped.size() && unmapped[end].bytes == unmapped[end - 1].bytes + cs) ++end;
+    Error e = co_await q.io.fallocate(file_, io::FallocateMode::punch, unmapped[i].bytes,
+                                      (end - i) * cs);
+    // A device or file system without holes keeps the space; that is no failure.
+    if (e && e.os_errno() != EOPNOTSUPP && e.os_errno() != ENOTTY) co_return e;
+    i = end;
+  }
+  co_return co_await meta_->allocator().free(q.io, unmapped);
+}
+
+Task<Error> SealedBackend::checkpoint(QueueContext& q) {
+  AsyncMutex::Guard lock = co_await checkpoint_lock_.lock();
+  if (log_->failed()) co_return log_->error();
+  if (!log_->active() || overlay_.empty()) co_return Error();
+  const Log::Cut cut = log_->freeze();
+  HomeWork freed;  // looked up before the frozen half is gone
+  freed.slots = overlay_.frozen_slots();
+  freed.dropped = overlay_.frozen_dropped();
+  if (planted(Fault::reuse_when_log_durable)) {
+    if (Error e = co_await log_->wait_durable(q.io, cut.sequence)) co_return e;
+    if (Error e = co_await release_clusters(q, freed)) co_return e;
+  }
+  if (!planted(Fault::checkpoint_before_flush)) {
+    if (Error e = co_await log_->wait_complete(cut.sequence)) co_return e;
+    while (log_->covered() < cut.sequence) {
+      if (Error e = co_await log_->flush(q.io)) co_return e;
+    }
+  }
+  Error e;
+  if (planted(Fault::trim_live_record)) e = co_await log_->advance_tail(q.io, cut);
+  if (!e) e = co_await write_home(q);
+  if (e) {
+    log_->fail(e);
+    co_return e;
+  }
+  // Readers find everything at home from here on; the log's pages are reused only after this.
+  overlay_.drop_frozen();
+  if (!planted(Fault::trim_live_record)) {
+    if ((e = co_await log_->advance_tail(q.io, cut))) co_return e;
+  }
+  checkpoints_.fetch_add(1, std::memory_order_relaxed);
+  if (planted(Fault::reuse_when_log_durable) || planted(Fault::refcount_lowered_early)) co_return Error();
+  co_return co_await release_clusters(q, freed);
+}
+
+}  // namespace pqblk::image

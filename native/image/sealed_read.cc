@@ -1,0 +1,286 @@
+// Sealed reads: where the newest version of a sector is, fetch, authenticate, deliver.
+// See sealed_backend.h.
+
+#include <algorithm>
+
+#include "image/op_group.h"
+#include "image/sealed_backend.h"
+
+namespace pqblk::image {
+
+using namespace sealed;  // NOLINT
+namespace qcow2 = format::qcow2;
+
+namespace {
+// A mismatch is looked into again while the sector's version changes under the reader.
+constexpr int kReadAttemptsMax = 64;
+
+bool same_version(const Version& a, const Version& b) {
+  return a.entry == b.entry && a.place == b.place &&
+         static_cast<bool>(a.cipher) == static_cast<bool>(b.cipher);
+}
+
+Error corrupt_mapping(Slot slot) {
+  return Error(Kind::corrupt, "the L2 entry of slot " + std::to_string(slot.value) +
+                                  " contradicts the specification");
+}
+
+// Raw entries a sealed image may have; compressed clusters are not among them.
+bool acceptable(const qcow2::L2Entry& entry) {
+  return entry.kind != qcow2::EntryKind::corrupt && entry.kind != qcow2::EntryKind::compressed;
+}
+}  // namespace
+
+bool SealedBackend::mapping_now(Slot slot, std::uint64_t& raw) {
+  SlotVersion version;
+  if (overlay_.find_slot(slot, version)) {
+    raw = version.entry;
+    return true;
+  }
+  qcow2::L2Entry entry;
+  if (!meta_->tables().cached_entry(slot, entry) || !acceptable(entry)) return false;
+  raw = entry.raw;
+  return true;
+}
+
+Task<Result<std::uint64_t>> SealedBackend::home_mapping(io::Queue& io, Slot slot) {
+  Result<qcow2::L2Entry> entry = co_await meta_->tables().entry(io, slot);
+  if (!entry) co_return entry.take_error();
+  if (!acceptable(*entry)) co_return corrupt_mapping(slot);
+  co_return entry->raw;
+}
+
+Task<Result<std::uint64_t>> SealedBackend::mapping(io::Queue& io, Slot slot) {
+  SlotVersion version;
+  if (overlay_.find_slot(slot, version)) co_return version.entry;
+  Result<std::uint64_t> home = co_await home_mapping(io, slot);
+  // The overlay may have gained this slot while the table was loading.
+  if (overlay_.find_slot(slot, version)) co_return version.entry;
+  co_return home;
+}
+
+// All in memory: no suspension. The overlay is asked before the home entry, so that a checkpoint
+// which ends in between has already put the same entry home.
+bool SealedBackend::resolve_one_now(Sector s, Resolved& out) {
+  if (!overlay_.find(s, out.version)) {
+    out.version = Version{};
+    const std::uint32_t index = EntryCache::index_in_page(geometry_.entry_offset(s));
+    if (!entries_->peek(entries_->page_of(s), index, 1, &out.version.entry)) return false;
+  }
+  if (!out.version.entry.is_valid()) return false;  // resolve() says so
+  out.host = out.version.place;
+  if (out.version.cipher || out.host != 0 || out.version.entry.state() != State::data) return true;
+  std::uint64_t raw = 0;
+  if (!mapping_now(geometry_.data_slot(geometry_.cluster_of(s)), raw)) return false;
+  if (l2_host(raw) != 0) out.host = l2_host(raw) + geometry_.offset_in_cluster(s);
+  return true;
+}
+
+// `count` sectors of one data cluster whose entries lie in one page.
+Task<Error> SealedBackend::resolve_run(io::Queue& io, Sector first, std::uint32_t count,
+                                       Resolved* out) {
+  std::array<Version, kEntriesPerPage> versions;
+  std::array<bool, kEntriesPerPage> found;
+  std::array<Entry, kEntriesPerPage> home;
+  const std::uint32_t in_overlay = overlay_.find_range(first, count, versions.data(), found.data());
+  if (in_overlay < count) {
+    const std::uint64_t page = entries_->page_of(first);
+    const std::uint32_t index = EntryCache::index_in_page(geometry_.entry_offset(first));
+    if (!entries_->peek(page, index, count, home.data())) {
+      Result<EntryCache::Pin> pin = co_await entries_->pin(io, page);
+      if (!pin) co_return pin.take_error();
+      // Look again: a version may have appeared, or gone home, while the page was loading.
+      overlay_.find_range(first, count, versions.data(), found.data());
+      pin->read(index, count, home.data());
+    }
+  }
+  bool need_mapping = false;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    Resolved& r = out[i];
+    r.version = found[i] ? std::move(versions[i]) : Version{};
+    if (!found[i]) r.version.entry = home[i];
+    if (!r.version.entry.is_valid()) {
+      integrity_failures_.fetch_add(1, std::memory_order_relaxed);
+      co_return Error(Kind::integrity, "the entry of sector " + std::to_string(first.value + i) +
+                                           " is malformed");
+    }
+    r.host = r.version.place;
+    need_mapping = need_mapping || (r.version.entry.state() == State::data && r.host == 0);
+  }
+  if (!need_mapping) co_return Error();
+  Result<std::uint64_t> raw =
+      co_await mapping(io, geometry_.data_slot(geometry_.cluster_of(first)));
+  if (!raw) co_return raw.take_error();
+  const std::uint64_t base = l2_host(*raw);
+  for (std::uint32_t i = 0; i < count && base != 0; ++i) {
+    if (out[i].host == 0) out[i].host = base + geometry_.offset_in_cluster({first.value + i});
+  }
+  co_return Error();
+}
+
+Task<Error> SealedBackend::resolve(io::Queue& io, Sector first, std::uint32_t count, Resolved* out) {
+  std::uint32_t i = 0;
+  while (i < count) {
+    const Sector s{first.value + i};
+    const std::uint64_t cluster_end =
+        (geometry_.cluster_of(s).value + 1) * geometry_.sectors_per_cluster();
+    const std::uint64_t page_left =
+        kEntriesPerPage - EntryCache::index_in_page(geometry_.entry_offset(s));
+    const auto n = static_cast<std::uint32_t>(
+        std::min({std::uint64_t{count - i}, cluster_end - s.value, page_left}));
+    if (Error e = co_await resolve_run(io, s, n, out + i)) co_return e;
+    i += n;
+  }
+  co_return Error();
+}
+
+// Fetches what is not in memory into buffer[i * 4096]; neighbours on the host go in one read.
+Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
+                                           std::uint8_t* buffer) {
+  struct Run {
+    std::uint32_t from, to;
+  };
+  std::vector<Run> runs;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const bool load = r[i].version.entry.state() == State::data && !r[i].version.cipher &&
+                      r[i].host != 0;
+    if (!load) continue;
+    const bool joins = !runs.empty() && runs.back().to == i &&
+                       r[i].host == r[i - 1].host + kSectorSize;
+    if (joins) {
+      runs.back().to = i + 1;
+    } else {
+      runs.push_back({i, i + 1});
+    }
+  }
+  if (runs.empty()) co_return Error();
+  if (runs.size() == 1) {
+    const Run run = runs[0];
+    co_return co_await q.io.read(file_, r[run.from].host, buffer + run.from * kSectorSize,
+                                 (run.to - run.from) * kSectorSize);
+  }
+  OpGroup group(q.io);
+  for (const Run& run : runs) {
+    group.add(io::OpType::read, file_, r[run.from].host, buffer + run.from * kSectorSize,
+              (run.to - run.from) * kSectorSize);
+  }
+  co_return co_await group.run();
+}
+
+// Plaintext of a data sector into `place`, in place unless the ciphertext is in memory.
+bool SealedBackend::open_sector(Sector s, const Resolved& r, std::uint8_t* place) {
+  const Entry& entry = r.version.entry;
+  const SessionKeys* keys = sessions_->find(entry.session());
+  if (keys == nullptr || (r.host == 0 && !r.version.cipher)) return false;
+  crypto::Nonce nonce;
+  crypto::Tag tag;
+  std::copy(std::begin(entry.nonce), std::end(entry.nonce), nonce.begin());
+  std::copy(std::begin(entry.tag), std::end(entry.tag), tag.begin());
+  const SectorAad aad(extension_.uuid, s, entry.session(), State::data);
+  const std::uint8_t* from = r.version.cipher ? r.version.cipher.data() : place;
+  opened_count_.fetch_add(1, std::memory_order_relaxed);
+  return keys->sector.open(nonce, aad.span(), from, place, kSectorSize, tag);
+}
+
+Task<Error> SealedBackend::mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale) {
+  Resolved now;
+  if (Error e = co_await resolve(io, s, 1, &now)) co_return e;
+  stale = !same_version(now.version, r.version) || now.host != r.host;
+  if (stale) co_return Error();
+  integrity_failures_.fetch_add(1, std::memory_order_relaxed);
+  co_return Error(Kind::integrity, "the tag of sector " + std::to_string(s.value) +
+                                       " does not hold: its ciphertext or entry was changed")
+      .at("read", s.value << kSectorShift);
+}
+
+Task<Error> SealedBackend::deliver(QueueContext& q, Sector first, std::uint32_t count,
+                                   const Resolved* r, const std::uint8_t* buffer,
+                                   const GuestBuffers& data) {
+  std::uint32_t i = 0;
+  while (i < count) {
+    const State state = r[i].version.entry.state();
+    std::uint32_t end = i + 1;
+    while (end < count && r[end].version.entry.state() == state) ++end;
+    const std::uint64_t at = std::uint64_t{i} * kSectorSize;
+    const std::uint64_t length = std::min<std::uint64_t>((end - i) * kSectorSize, data.size - at);
+    const GuestBuffers part = data.part(at, length);
+    if (state == State::data) {
+      part.copy_in(buffer + at);
+    } else if (state == State::never && options_.backing) {
+      const std::uint64_t offset = (first.value + i) << kSectorShift;
+      const std::uint64_t backing_size = options_.backing->geometry().size;
+      const std::uint64_t inside = offset >= backing_size ? 0 : std::min(length, backing_size - offset);
+      if (inside < length) part.part(inside, length - inside).zero();
+      if (inside != 0) {
+        if (Error e = co_await options_.backing->read(q, {offset}, part.part(0, inside))) co_return e;
+      }
+    } else {
+      part.zero();
+    }
+    i = end;
+  }
+  co_return Error();
+}
+
+Task<Error> SealedBackend::try_read(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,
+                                    const GuestBuffers& data, bool& stale) {
+  stale = false;
+  if (count != 1 || !resolve_one_now(first, r[0])) {
+    if (Error e = co_await resolve(q.io, first, count, r)) co_return e;
+  }
+  // Plaintext is made in private memory and copied out only after its tag holds.
+  QueueContext::Buffer buffer = q.buffer(std::size_t{count} * kSectorSize);
+  if (Error e = co_await load_ciphertext(q, count, r, buffer.data())) co_return e;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    if (r[i].version.entry.state() != State::data) continue;
+    const Sector s{first.value + i};
+    if (!open_sector(s, r[i], buffer.data() + std::size_t{i} * kSectorSize)) {
+      if (Error e = co_await mismatch(q.io, s, r[i], stale)) co_return e;
+      co_return Error();  // stale: the caller tries again
+    }
+  }
+  co_return co_await deliver(q, first, count, r, buffer.data(), data);
+}
+
+Task<Error> SealedBackend::read(QueueContext& q, GuestOffset at, GuestBuffers data) {
+  const Sector first{at.bytes >> kSectorShift};
+  const auto count = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(data.size, kSectorSize));
+  Resolved one;
+  std::vector<Resolved> many;
+  if (count > 1) many.resize(count);
+  Resolved* r = count > 1 ? many.data() : &one;
+  for (int attempt = 0; attempt < kReadAttemptsMax; ++attempt) {
+    bool stale = false;
+    if (Error e = co_await try_read(q, first, count, r, data, stale)) co_return e;
+    if (!stale) co_return Error();
+    co_await yield();
+  }
+  co_return Error(Kind::io_error, "a sector changed faster than it could be read").at("read", at.bytes);
+}
+
+Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t count,
+                                  const std::function<void(Sector)>& bad) {
+  constexpr std::uint32_t kPiece = 256;
+  std::vector<Resolved> r(kPiece);
+  QueueContext::Buffer buffer = q.buffer(std::size_t{kPiece} * kSectorSize);
+  for (std::uint64_t s = first.value; s < first.value + count; s += kPiece) {
+    const auto n = static_cast<std::uint32_t>(
+        std::min<std::uint64_t>(kPiece, first.value + count - s));
+    if (Error e = co_await resolve(q.io, {s}, n, r.data())) {
+      if (e.kind() != Kind::integrity) co_return e;
+      for (std::uint32_t i = 0; i < n; ++i) {  // find out which ones
+        if (Error one = co_await resolve(q.io, {s + i}, 1, &r[i]); one) bad({s + i});
+      }
+      continue;
+    }
+    if (Error e = co_await load_ciphertext(q, n, r.data(), buffer.data())) co_return e;
+    for (std::uint32_t i = 0; i < n; ++i) {
+      if (r[i].version.entry.state() != State::data) continue;
+      if (!open_sector({s + i}, r[i], buffer.data() + std::size_t{i} * kSectorSize)) bad({s + i});
+    }
+    crypto::wipe(buffer.data(), std::size_t{n} * kSectorSize);
+  }
+  co_return Error();
+}
+
+}  // namespace pqblk::image

@@ -1,0 +1,397 @@
+// Sealed writes, by class (docs/write-protocol.md):
+//   N   the place holds nothing valid: data home at once, record in parallel
+//   O1  overwrite on a device that allows it: record durable, then data in place
+//   O2  every other overwrite: the ciphertext goes into the log, home later
+// See sealed_backend.h. The disk's range lock excludes other writers from these sectors throughout.
+
+#include <algorithm>
+#include <cassert>
+
+#include "image/op_group.h"
+#include "image/sealed_backend.h"
+#include "sealed/planted_faults.h"
+
+namespace pqblk::image {
+
+using namespace sealed;  // NOLINT
+namespace qcow2 = format::qcow2;
+
+namespace {
+
+enum class Class : std::uint8_t { n, o1, o2 };
+
+// Whole clusters are sent to fresh places only from this many bytes on: below, the log is cheaper.
+constexpr std::uint64_t kRelocateMin = 64 * kKiB;
+constexpr std::uint32_t kNoFresh = ~std::uint32_t{0};
+
+struct Segment {  // neighbouring sectors of one cluster and one class
+  std::uint32_t from = 0, to = 0;
+  Class cls = Class::n;
+  std::uint64_t host = 0;            // of `from`; 0 until allocated
+  std::uint32_t fresh = kNoFresh;    // index into WritePlan::fresh: a whole cluster to be mapped
+};
+
+struct FreshCluster {
+  Slot slot;
+  std::uint64_t old_entry = 0;
+  std::uint64_t host = 0;
+};
+
+const std::uint8_t* contiguous(const GuestBuffers& data, std::uint64_t offset, std::size_t size) {
+  std::uint64_t at = offset + data.skip;
+  for (const iovec& v : data.iov) {
+    if (at < v.iov_len) {
+      return at + size <= v.iov_len ? static_cast<const std::uint8_t*>(v.iov_base) + at : nullptr;
+    }
+    at -= v.iov_len;
+  }
+  return nullptr;
+}
+
+}  // namespace
+
+struct SealedBackend::WritePlan {
+  Sector first;
+  std::uint32_t count = 0;
+  std::vector<Segment> segments;
+  std::vector<FreshCluster> fresh;      // whole clusters: mapped together with their sectors
+  std::vector<Slot> entry_slots;        // that have no entry cluster yet
+  std::vector<ClusterIndex> partial;    // unmapped clusters that are written in part
+  std::uint32_t inline_sectors = 0;     // class O2
+  CipherRef cipher;
+  std::vector<Entry> entries;
+
+  std::uint32_t records() const {
+    return count + static_cast<std::uint32_t>(fresh.size() + entry_slots.size() + partial.size());
+  }
+  bool has(Class cls) const {
+    return std::any_of(segments.begin(), segments.end(),
+                       [cls](const Segment& s) { return s.cls == cls; });
+  }
+};
+
+// What to do with the sectors [from, to) of one cluster. Changes nothing.
+Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::uint32_t from,
+                                        std::uint32_t to) {
+  const Sector s{plan.first.value + from};
+  const ClusterIndex cluster = geometry_.cluster_of(s);
+  const Slot slot = geometry_.data_slot(cluster);
+  std::uint64_t raw = 0;
+  if (!mapping_now(slot, raw)) {
+    Result<std::uint64_t> got = co_await mapping(q.io, slot);
+    if (!got) co_return got.take_error();
+    raw = *got;
+  }
+  const std::uint64_t host = l2_host(raw);
+  const std::uint64_t in_disk =
+      std::min(geometry_.sectors_per_cluster(),
+               geometry_.sectors() - cluster.value * geometry_.sectors_per_cluster());
+  const bool whole = to - from == in_disk;
+  if (host == 0 && !whole) {
+    plan.partial.push_back(cluster);
+    plan.segments.push_back({from, to, Class::n, 0, kNoFresh});
+    co_return Error();
+  }
+  if (host != 0 && (raw & kL2Copied) == 0) {  // I9
+    co_return Error(Kind::unsupported, "the cluster is shared with a snapshot");
+  }
+  SlotVersion pending;
+  // I3: no relocation while the last MAP is uncovered.
+  const bool settled = !overlay_.find_slot(slot, pending) || pending.sequence <= log_->covered() ||
+                       planted(Fault::second_relocation_uncovered);
+  const bool in_place = file_.non_volatile && file_.atomic_4k;
+  const bool relocate = host != 0 && whole && settled && !in_place &&
+                        std::uint64_t{plan.count} * kSectorSize >= kRelocateMin;
+  if (host == 0 || relocate) {
+    plan.segments.push_back({from, to, Class::n, 0, static_cast<std::uint32_t>(plan.fresh.size())});
+    plan.fresh.push_back({slot, raw, 0});
+    co_return Error();
+  }
+  const std::uint32_t n = to - from;
+  Resolved one;
+  std::vector<Resolved> many(n > 1 ? n : 0);
+  Resolved* r = n > 1 ? many.data() : &one;
+  if (n > 1 || !resolve_one_now(s, one)) {
+    if (Error e = co_await resolve(q.io, s, n, r)) co_return e;
+  }
+  for (std::uint32_t i = 0; i < n; ++i) {
+    const Version& v = r[i].version;
+    const Sector sector{s.value + i};
+    Class cls = Class::o2;
+    switch (v.entry.state()) {
+      case State::never: cls = Class::n; break;
+      case State::zero:
+        // Only once the zero is durable may the place of the version before it be written, and not
+        // while that version is still on its way home.
+        if (((v.sequence <= log_->durable() || planted(Fault::n_over_unflushed_zero)) &&
+             !overlay_.frozen_holds(sector)) || v.sequence == 0) {
+          cls = Class::n;
+        }
+        break;
+      case State::data:
+        // A version that lives in the log is being, or will be, written home: not in its way.
+        if (in_place && (v.place == 0 || planted(Fault::no_home_write_cancel))) cls = Class::o1;
+        break;
+    }
+    const std::uint64_t at = host + geometry_.offset_in_cluster(sector);
+    Segment* last = plan.segments.empty() ? nullptr : &plan.segments.back();
+    if (last != nullptr && last->to == from + i && last->cls == cls && last->fresh == kNoFresh &&
+        last->host != 0 && last->host + (last->to - last->from) * kSectorSize == at) {
+      ++last->to;
+    } else {
+      plan.segments.push_back({from + i, from + i + 1, cls, at, kNoFresh});
+    }
+    plan.inline_sectors += cls == Class::o2 ? 1 : 0;
+  }
+  co_return Error();
+}
+
+Task<Error> SealedBackend::plan(QueueContext& q, WritePlan& plan) {
+  std::uint32_t i = 0;
+  while (i < plan.count) {
+    const Sector s{plan.first.value + i};
+    const std::uint64_t cluster_end =
+        (geometry_.cluster_of(s).value + 1) * geometry_.sectors_per_cluster();
+    const auto n =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(plan.count - i, cluster_end - s.value));
+    if (Error e = co_await plan_cluster(q, plan, i, i + n)) co_return e;
+    i += n;
+  }
+  for (std::uint64_t s = plan.first.value; s < plan.first.value + plan.count;) {
+    const Slot slot = geometry_.entry_slot({s});
+    std::uint64_t raw = 0;
+    if (!mapping_now(slot, raw)) {
+      Result<std::uint64_t> got = co_await mapping(q.io, slot);
+      if (!got) co_return got.take_error();
+      raw = *got;
+    }
+    if (l2_host(raw) == 0) plan.entry_slots.push_back(slot);
+    s = geometry_.end_sector_of_entry_slot(slot).value;
+  }
+  co_return Error();
+}
+
+Task<Result<std::uint64_t>> SealedBackend::take_clusters(io::Queue& io, std::uint64_t count,
+                                                         std::uint64_t& got) {
+  HostOffset at;
+  if (meta_->allocator().try_take(count, at)) {
+    got = count;
+    co_return at.bytes;
+  }
+  Result<qcow2::HostRun> run = co_await meta_->allocator().take(io, count, false);
+  if (!run) co_return run.take_error();
+  got = run->clusters;
+  co_return run->at.bytes;
+}
+
+// Precondition: room for one record is reserved. Nothing refers to the new cluster's old content:
+// the MAP says what its entries begin as.
+Task<Error> SealedBackend::ensure_entry_cluster(QueueContext& q, Slot entry_slot) {
+  AsyncMutex::Guard lock = co_await allocation_.lock();
+  Result<std::uint64_t> raw = co_await mapping(q.io, entry_slot);
+  if (!raw) co_return raw.take_error();
+  if (l2_host(*raw) != 0) co_return Error();
+  if (!meta_->tables().has_table(entry_slot)) {
+    if (Error e = co_await meta_->tables().ensure_table(q.io, entry_slot)) co_return e;
+  }
+  std::uint64_t got = 0;
+  Result<std::uint64_t> host = co_await take_clusters(q.io, 1, got);
+  if (!host) co_return host.take_error();
+  {
+    Log::Appender appender(*log_);
+    appender.map(MapKind::entry, entry_slot, *host | kL2Copied, *raw);
+  }
+  log_->launch(q.io);
+  co_return Error();
+}
+
+// Host clusters for everything the plan writes. Those written in part are mapped at once (others
+// may write their other sectors); whole ones together with their sectors, in append().
+Task<Error> SealedBackend::allocate(QueueContext& q, WritePlan& plan) {
+  for (const Slot slot : plan.entry_slots) {
+    if (Error e = co_await ensure_entry_cluster(q, slot)) co_return e;
+  }
+  for (const ClusterIndex cluster : plan.partial) {
+    const Slot slot = geometry_.data_slot(cluster);
+    AsyncMutex::Guard lock = co_await allocation_.lock();
+    Result<std::uint64_t> raw = co_await mapping(q.io, slot);
+    if (!raw) co_return raw.take_error();
+    std::uint64_t host = l2_host(*raw);
+    if (host == 0) {
+      std::uint64_t got = 0;
+      Result<std::uint64_t> fresh = co_await take_clusters(q.io, 1, got);
+      if (!fresh) co_return fresh.take_error();
+      host = *fresh;
+      Log::Appender appender(*log_);
+      appender.map(MapKind::data, slot, host | kL2Copied, *raw);
+    }
+    log_->launch(q.io);
+    for (Segment& s : plan.segments) {
+      const Sector sector{plan.first.value + s.from};
+      if (s.host == 0 && s.fresh == kNoFresh && geometry_.cluster_of(sector) == cluster) {
+        s.host = host + geometry_.offset_in_cluster(sector);
+      }
+    }
+  }
+  for (std::size_t i = 0; i < plan.fresh.size();) {
+    std::uint64_t got = 0;
+    Result<std::uint64_t> host = co_await take_clusters(q.io, plan.fresh.size() - i, got);
+    if (!host) {
+      for (std::size_t k = 0; k < i; ++k) meta_->allocator().recycle({plan.fresh[k].host});
+      co_return host.take_error();
+    }
+    for (std::uint64_t k = 0; k < got; ++k) plan.fresh[i++].host = *host + k * geometry_.cluster_size();
+  }
+  for (Segment& s : plan.segments) {
+    if (s.fresh != kNoFresh) s.host = plan.fresh[s.fresh].host;
+  }
+  co_return Error();
+}
+
+// Encrypts into memory of our own: the guest may change its buffer meanwhile, and a retry sends the
+// same ciphertext. The nonce is consumed first (I4).
+Error SealedBackend::seal_sectors(QueueContext& q, WritePlan& plan, const GuestBuffers& data) {
+  const SessionKeys& keys = *log_->session();
+  plan.cipher = take_cipher(pool_, std::size_t{plan.count} * kSectorSize);
+  plan.entries.resize(plan.count);
+  alignas(64) std::array<std::uint8_t, kSectorSize> gathered;
+  bool wiped_needed = false;
+  for (std::uint32_t i = 0; i < plan.count; ++i) {
+    const Sector s{plan.first.value + i};
+    const std::uint64_t at = std::uint64_t{i} * kSectorSize;
+    const std::size_t size = std::min<std::uint64_t>(kSectorSize, data.size - at);
+    const std::uint8_t* from = size == kSectorSize ? contiguous(data, at, size) : nullptr;
+    if (from == nullptr) {
+      std::fill(gathered.begin() + static_cast<std::ptrdiff_t>(size), gathered.end(), std::uint8_t{0});
+      data.part(at, size).copy_out(gathered.data());
+      from = gathered.data();
+      wiped_needed = true;
+    }
+    crypto::Nonce nonce;
+    if (Error e = lane(q).next(nonce)) return e;
+    if (NonceTracer trace = nonce_tracer.load(std::memory_order_relaxed)) {
+      trace(keys.id, keys.salt.data(), nonce, false);
+    }
+    crypto::Tag tag;
+    const SectorAad aad(extension_.uuid, s, keys.id, State::data);
+    keys.sector.seal(nonce, aad.span(), from, plan.cipher.data() + at, kSectorSize, tag);
+    Entry& entry = plan.entries[i];
+    std::copy(tag.begin(), tag.end(), entry.tag);
+    std::copy(nonce.begin(), nonce.end(), entry.nonce);
+    entry.set(State::data, keys.id);
+  }
+  if (wiped_needed) crypto::wipe(gathered.data(), gathered.size());
+  sealed_count_.fetch_add(plan.count, std::memory_order_relaxed);
+  return {};
+}
+
+// Every record of the write at one point of the log: a MAP to a fresh cluster and the sectors in it
+// become visible to readers together.
+Task<Error> SealedBackend::append(QueueContext& q, WritePlan& plan, Log::Receipt& receipt) {
+  {
+    Log::Appender appender(*log_);
+    for (const FreshCluster& f : plan.fresh) {
+      appender.map(MapKind::data, f.slot, f.host | kL2Copied, f.old_entry);
+    }
+    for (const Segment& s : plan.segments) {
+      for (std::uint32_t i = s.from; i < s.to; ++i) {
+        const Sector sector{plan.first.value + i};
+        CipherRef cipher = plan.cipher.at(std::size_t{i} * kSectorSize);
+        if (s.cls == Class::o2) {
+          appender.wd(sector, plan.entries[i], std::move(cipher));
+        } else {
+          appender.w(sector, plan.entries[i], std::move(cipher));
+        }
+      }
+    }
+    receipt = appender.receipt();
+  }
+  log_->launch(q.io);
+  co_return Error();
+}
+
+Task<Error> SealedBackend::write_home_places(QueueContext& q, WritePlan& plan,
+                                             const Log::Receipt& receipt) {
+  for (const Class cls : {Class::n, Class::o1}) {
+    if (!plan.has(cls)) continue;
+    if (cls == Class::o1 && !planted(Fault::data_before_record)) {  // I1
+      if (Error e = co_await log_->wait_durable(q.io, receipt.last)) co_return e;
+    }
+    OpGroup group(q.io);
+    std::uint64_t end = 0;
+    std::vector<Segment> runs;
+    for (const Segment& s : plan.segments) {
+      if (s.cls != cls) continue;
+      const bool joins = !runs.empty() && runs.back().to == s.from && end == s.host;
+      if (joins) {
+        runs.back().to = s.to;
+      } else {
+        runs.push_back(s);
+      }
+      end = s.host + (s.to - s.from) * kSectorSize;
+    }
+    for (const Segment& s : runs) {
+      group.add(io::OpType::write, file_, s.host, plan.cipher.data() + s.from * kSectorSize,
+                (s.to - s.from) * kSectorSize);
+    }
+    if (Error e = co_await group.run()) {
+      log_->fail(e);  // a record without its data: nothing more may be acknowledged
+      co_return e;
+    }
+    for (const Segment& s : runs) {
+      for (std::uint32_t i = s.from; i < s.to; ++i) {
+        overlay_.landed({plan.first.value + i}, plan.entries[i]);
+      }
+    }
+  }
+  log_->data_done(receipt);
+  co_return Error();
+}
+
+Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint32_t count,
+                                       const GuestBuffers& data, std::uint64_t& last_sequence) {
+  std::uint32_t done = 0;
+  while (done < count) {
+    WritePlan p;
+    p.first = {first.value + done};
+    p.count = count - done;
+    for (;;) {  // smaller, until the log could hold it four times
+      p.segments.clear(), p.fresh.clear(), p.entry_slots.clear(), p.partial.clear();
+      p.inline_sectors = 0;
+      if (Error e = co_await plan(q, p)) co_return e;
+      if (Log::pages_for(p.records(), p.inline_sectors) <= log_->ring_pages() / 4) break;
+      p.count = (p.count + 1) / 2;
+    }
+    Result<Log::Room> room =
+        co_await log_->reserve(Log::pages_for(p.records(), p.inline_sectors));  // I8
+    if (!room) co_return room.take_error();
+    if (Error e = co_await allocate(q, p)) co_return e;
+    const std::uint64_t at = std::uint64_t{done} * kSectorSize;
+    const GuestBuffers part =
+        data.part(at, std::min<std::uint64_t>(std::uint64_t{p.count} * kSectorSize, data.size - at));
+    if (Error e = seal_sectors(q, p, part)) co_return e;
+    Log::Receipt receipt;
+    if (Error e = co_await append(q, p, receipt)) co_return e;
+    { Log::Room used = std::move(*room); }
+    last_sequence = receipt.last;
+    if (Error e = co_await write_home_places(q, p, receipt)) co_return e;
+    done += p.count;
+  }
+  co_return Error();
+}
+
+Task<Error> SealedBackend::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {
+  const Sector first{at.bytes >> kSectorShift};
+  const auto count = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(data.size, kSectorSize));
+  if (Error e = co_await enter_writer(q, count)) co_return e;
+  std::uint64_t last = 0;
+  Error e = co_await write_piece(q, first, count, data, last);
+  if (!e) e = co_await log_->wait_written(last);  // I6
+  writers_.leave();
+  if (e) co_return e;
+  if (overlay_.sectors(false) > options_.overlay_sectors_max / 2) ask_checkpoint();
+  if (fua && !file_.non_volatile) co_return co_await log_->flush(q.io);
+  co_return Error();
+}
+
+}  // namespace pqblk::image

@@ -1,0 +1,66 @@
+// What the disk and the shells need of sealed images: create, look without keys, open with keys.
+//
+// Lives beside sealed/ for its types; implemented in image/sealed_backend.cc, which joins the
+// format, the log and the I/O.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "base/task.h"
+#include "crypto/aead.h"
+#include "io/queue.h"
+#include "sealed/keys.h"
+
+namespace pqblk::sealed {
+
+inline constexpr std::size_t kKeyAreaBytes = 64 * 1024;  // one copy's blob, opaque to C++
+
+enum class Preallocation : std::uint8_t { off, metadata, falloc, full };
+enum class BackingPolicy : std::uint8_t { none = 0, sealed = 1, unauthenticated = 2 };
+
+struct CreateOptions {
+  std::uint64_t size = 0;                // guest bytes
+  std::uint32_t cluster_bits = 16;       // 12 .. 21
+  crypto::Suite suite = crypto::Suite::aes_256_gcm;
+  Uuid uuid{};
+  std::uint64_t log_bytes = 0;           // 0: about 0.1 % of the size, 8 to 256 MiB
+  Preallocation preallocation = Preallocation::off;
+  BackingPolicy backing_policy = BackingPolicy::none;
+  std::string backing_name, backing_format;
+  Uuid backing_uuid{};
+  std::vector<std::uint8_t> key_area;    // kKeyAreaBytes
+  std::function<bool(std::uint64_t done, std::uint64_t total)> progress;  // false: stop
+};
+
+// What anyone can read without keys.
+struct PublicInfo {
+  std::uint32_t format_version = 0;
+  std::uint64_t size = 0;
+  std::uint32_t cluster_bits = 0;
+  std::uint8_t suite = 0;
+  Uuid uuid{};
+  bool clean = false;                    // closed cleanly: the log is empty
+  std::uint64_t log_bytes = 0;
+  std::uint32_t sessions = 0;            // entries in the session table
+  BackingPolicy backing_policy = BackingPolicy::none;
+  std::string backing_name, backing_format;
+  Uuid backing_uuid{};
+  std::uint64_t key_area_generation = 0;
+  bool key_area_copy_damaged[2] = {false, false};
+  std::vector<std::uint8_t> key_area;    // the newest valid copy; empty when both are damaged
+};
+
+// The file is new (empty) and locked by the caller. `keys` are those inside `key_area`.
+Task<Error> create_image(io::Queue& io, const io::File& file, const CreateOptions& options,
+                         const VolumeKeys& keys);
+Task<Result<PublicInfo>> read_public_info(io::Queue& io, const io::File& file);
+// Writes the other copy, flushes; then (when `wipe_old`) overwrites the old copy too and flushes.
+Task<Error> replace_key_area(io::Queue& io, const io::File& file,
+                             const std::vector<std::uint8_t>& blob, bool wipe_old);
+
+}  // namespace pqblk::sealed

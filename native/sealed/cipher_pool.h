@@ -1,0 +1,90 @@
+// Ciphertext in memory: aligned, counted buffers shared by a write in flight, the overlay and the
+// write home.
+//
+// Room sealed/. Thread-safe. Free buffers are kept by size class, bounded; the bytes live are
+// counted so that the owner can stop retaining what can be read back from the log.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <utility>
+#include <vector>
+
+namespace pqblk::sealed {
+
+class CipherPool {
+ public:
+  static constexpr std::size_t kClasses = 9;  // 4 KiB << 0 .. 8: up to 1 MiB
+  static constexpr std::size_t kSizeMax = std::size_t{4096} << (kClasses - 1);
+
+  explicit CipherPool(std::uint64_t kept_max) : kept_max_(kept_max) {}
+  ~CipherPool();
+  CipherPool(const CipherPool&) = delete;
+
+  struct Buffer {
+    std::atomic<std::uint32_t> references{1};
+    std::uint32_t size_class = 0;
+    std::uint8_t* data = nullptr;
+    CipherPool* pool = nullptr;
+  };
+
+  // At least `size` bytes (<= kSizeMax), one reference, uninitialised.
+  Buffer* take(std::size_t size);
+  std::uint64_t live_bytes() const { return live_.load(std::memory_order_relaxed); }
+
+ private:
+  friend class CipherRef;
+  void put(Buffer* buffer);
+
+  const std::uint64_t kept_max_;
+  std::atomic<std::uint64_t> live_{0};
+  std::mutex mutex_;
+  std::uint64_t kept_ = 0;
+  std::array<std::vector<Buffer*>, kClasses> free_;
+};
+
+// A counted reference to one place inside a buffer; empty = no ciphertext in memory.
+class CipherRef {
+ public:
+  CipherRef() = default;
+  // Takes over one reference.
+  CipherRef(CipherPool::Buffer* buffer, std::uint8_t* at) : buffer_(buffer), at_(at) {}
+  CipherRef(const CipherRef& o) : buffer_(o.buffer_), at_(o.at_) { retain(); }
+  CipherRef(CipherRef&& o) noexcept
+      : buffer_(std::exchange(o.buffer_, nullptr)), at_(std::exchange(o.at_, nullptr)) {}
+  CipherRef& operator=(CipherRef o) noexcept {
+    std::swap(buffer_, o.buffer_);
+    std::swap(at_, o.at_);
+    return *this;
+  }
+  ~CipherRef() { reset(); }
+
+  explicit operator bool() const { return buffer_ != nullptr; }
+  std::uint8_t* data() const { return at_; }
+  // The same buffer, another place.
+  CipherRef at(std::size_t offset) const {
+    retain();
+    return CipherRef(buffer_, at_ + offset);
+  }
+  void reset() {
+    CipherPool::Buffer* b = std::exchange(buffer_, nullptr);
+    if (b != nullptr && b->references.fetch_sub(1, std::memory_order_acq_rel) == 1) b->pool->put(b);
+    at_ = nullptr;
+  }
+
+ private:
+  void retain() const {
+    if (buffer_ != nullptr) buffer_->references.fetch_add(1, std::memory_order_relaxed);
+  }
+  CipherPool::Buffer* buffer_ = nullptr;
+  std::uint8_t* at_ = nullptr;
+};
+
+inline CipherRef take_cipher(CipherPool& pool, std::size_t size) {
+  CipherPool::Buffer* b = pool.take(size);
+  return CipherRef(b, b->data);
+}
+
+}  // namespace pqblk::sealed

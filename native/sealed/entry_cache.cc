@@ -1,0 +1,222 @@
+#include "sealed/entry_cache.h"
+
+#include <cassert>
+#include <cstdlib>
+#include <cstring>
+
+namespace pqblk::sealed {
+
+struct EntryCache::Page {
+  std::uint64_t number = 0;
+  std::uint8_t* bytes = nullptr;
+  std::uint32_t pins = 0;  // guarded by the shard's mutex, like everything here
+  bool loaded = false;
+  Error error;
+  Waiter* waiters = nullptr;
+  Page* older = nullptr;  // neighbours in the ring; null when not linked
+  Page* newer = nullptr;
+};
+
+void fill_base(std::uint8_t* bytes, std::size_t size, bool zero) {
+  const Entry e = zero ? Entry::zero() : Entry::never();
+  for (std::size_t at = 0; at + sizeof e <= size; at += sizeof e) std::memcpy(bytes + at, &e, sizeof e);
+}
+
+EntryCache::EntryCache(const SealedGeometry& geometry, const io::File& file,
+                       std::uint64_t bytes_max, HomeMapping home)
+    : geometry_(geometry), file_(file), pages_per_cluster_(geometry.cluster_size() / kPage),
+      shard_pages_max_(std::max<std::size_t>(4, bytes_max / kPage / kShards)),
+      home_(std::move(home)) {}
+
+EntryCache::~EntryCache() {
+  for (Shard& s : shards_) {
+    s.pages.for_each([](std::uint64_t, Page* page) {
+      std::free(page->bytes);
+      delete page;
+    });
+  }
+}
+
+void EntryCache::link(Shard& s, Page* page) {
+  if (s.newest == nullptr) {
+    page->older = page->newer = page;
+  } else {
+    page->older = s.newest;
+    page->newer = s.newest->newer;  // the oldest
+    page->newer->older = page;
+    s.newest->newer = page;
+  }
+  s.newest = page;
+}
+
+void EntryCache::unlink(Shard& s, Page* page) {
+  if (page->older == nullptr) return;
+  if (page->older == page) {
+    s.newest = nullptr;
+  } else {
+    page->older->newer = page->newer;
+    page->newer->older = page->older;
+    if (s.newest == page) s.newest = page->older;
+  }
+  page->older = page->newer = nullptr;
+}
+
+void EntryCache::evict(Shard& s) {
+  while (s.pages.size() > shard_pages_max_ && s.newest != nullptr) {
+    Page* oldest = s.newest->newer;
+    unlink(s, oldest);
+    s.pages.erase(oldest->number);
+    std::free(oldest->bytes);
+    delete oldest;
+  }
+}
+
+bool EntryCache::peek(std::uint64_t number, std::uint32_t index, std::uint32_t count, Entry* out) {
+  Shard& s = shard(number);
+  std::lock_guard guard(s.mutex);
+  Page** found = s.pages.find(number);
+  if (found == nullptr || !(*found)->loaded) return false;
+  Page* page = *found;
+  std::memcpy(out, page->bytes + index * sizeof(Entry), count * sizeof(Entry));
+  if (page->pins == 0 && s.newest != page) {
+    unlink(s, page);
+    link(s, page);
+  }
+  hits_.fetch_add(1, std::memory_order_relaxed);
+  return true;
+}
+
+Task<Error> EntryCache::load(io::Queue& io, Page& page) {
+  const Slot slot{page.number / pages_per_cluster_};
+  Result<std::uint64_t> home = co_await home_(io, slot);
+  if (!home) co_return home.take_error();
+  const std::uint64_t host = l2_host(*home);
+  if (host == 0 || (*home & kL2Zero) != 0) {
+    fill_base(page.bytes, kPage, (*home & kL2Zero) != 0);
+    co_return Error();
+  }
+  co_return co_await io.read(file_, host + page.number % pages_per_cluster_ * kPage, page.bytes, kPage);
+}
+
+namespace {
+// Suspends until the loader wakes it; the list is guarded by the shard's mutex.
+struct LoadWait : Waiter {
+  std::mutex& mutex;
+  Waiter*& list;
+  bool& loaded;
+  LoadWait(std::mutex& m, Waiter*& l, bool& done) : mutex(m), list(l), loaded(done) {}
+  bool await_ready() const noexcept { return false; }
+  bool await_suspend(std::coroutine_handle<> h) {
+    handle = h;
+    std::lock_guard guard(mutex);
+    if (loaded) return false;
+    link = list;
+    list = this;
+    return true;
+  }
+  void await_resume() const noexcept {}
+};
+}  // namespace
+
+Task<Result<EntryCache::Pin>> EntryCache::wait_loaded(io::Queue& io, Page* page) {
+  static_cast<void>(io);
+  Shard& s = shard(page->number);
+  co_await LoadWait(s.mutex, page->waiters, page->loaded);
+  Pin pin(this, page);
+  if (page->error) co_return Error(page->error);
+  co_return std::move(pin);
+}
+
+Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t number) {
+  Shard& s = shard(number);
+  Page* page = nullptr;
+  bool loader = false;
+  {
+    std::lock_guard guard(s.mutex);
+    if (Page** found = s.pages.find(number)) {
+      page = *found;
+      unlink(s, page);
+    } else {
+      page = new Page;
+      page->number = number;
+      page->bytes = static_cast<std::uint8_t*>(std::aligned_alloc(kPage, kPage));
+      if (page->bytes == nullptr) std::abort();  // bounded by shard_pages_max_ and the pins
+      s.pages[number] = page;
+      loader = true;
+    }
+    ++page->pins;
+  }
+  if (!loader) {
+    hits_.fetch_add(1, std::memory_order_relaxed);
+    co_return co_await wait_loaded(io, page);
+  }
+  misses_.fetch_add(1, std::memory_order_relaxed);
+  Error error = co_await load(io, *page);
+  Waiter* wake = nullptr;
+  {
+    std::lock_guard guard(s.mutex);
+    page->error = error;
+    page->loaded = true;
+    wake = std::exchange(page->waiters, nullptr);
+    if (error) s.pages.erase(number);  // the next one tries again
+    evict(s);
+  }
+  while (wake != nullptr) {
+    Waiter* next = wake->link;
+    wake->wake();
+    wake = next;
+  }
+  Pin result(this, page);
+  if (error) co_return error;
+  co_return std::move(result);
+}
+
+Task<Result<std::pair<bool, EntryCache::Pin>>> EntryCache::pin_if_present(io::Queue& io,
+                                                                          std::uint64_t number) {
+  Shard& s = shard(number);
+  Page* page = nullptr;
+  {
+    std::lock_guard guard(s.mutex);
+    Page** found = s.pages.find(number);
+    if (found == nullptr) co_return std::pair<bool, Pin>(false, Pin());
+    page = *found;
+    unlink(s, page);
+    ++page->pins;
+  }
+  Result<Pin> pin = co_await wait_loaded(io, page);
+  if (!pin) co_return std::pair<bool, Pin>(false, Pin());  // its load failed: it is not cached
+  co_return std::pair<bool, Pin>(true, std::move(*pin));
+}
+
+void EntryCache::unpin(Page* page) {
+  Shard& s = shard(page->number);
+  std::lock_guard guard(s.mutex);
+  if (--page->pins != 0) return;
+  Page** found = s.pages.find(page->number);
+  if (found == nullptr || *found != page) {  // its load failed, this was the last user
+    std::free(page->bytes);
+    delete page;
+    return;
+  }
+  link(s, page);
+  evict(s);
+}
+
+void EntryCache::Pin::read(std::uint32_t index, std::uint32_t count, Entry* out) const {
+  std::lock_guard guard(cache_->shard(page_->number).mutex);
+  std::memcpy(out, page_->bytes + index * sizeof(Entry), count * sizeof(Entry));
+}
+
+void EntryCache::Pin::update(std::uint32_t index, const Entry& entry) {
+  std::lock_guard guard(cache_->shard(page_->number).mutex);
+  std::memcpy(page_->bytes + index * sizeof(Entry), &entry, sizeof entry);
+}
+
+void EntryCache::Pin::replace(const std::uint8_t* bytes) {
+  std::lock_guard guard(cache_->shard(page_->number).mutex);
+  std::memcpy(page_->bytes, bytes, kPage);
+}
+
+const std::uint8_t* EntryCache::Pin::bytes() const { return page_->bytes; }
+
+}  // namespace pqblk::sealed

@@ -1,0 +1,67 @@
+// Reading a log back: from the tail, block by block, up to the first that does not authenticate.
+//
+// Room sealed/. Parsing is pure (bytes in, records out) and is fuzzed; every byte is hostile until
+// the block's MAC holds, and every field is checked all the same. docs/format.md, section 6.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/error.h"
+#include "base/task.h"
+#include "io/queue.h"
+#include "sealed/extension.h"
+#include "sealed/layout.h"
+#include "sealed/log.h"
+#include "sealed/sessions.h"
+
+namespace pqblk::sealed {
+
+struct LogRecord {
+  RecordType type = RecordType::w;
+  std::uint64_t sequence = 0;
+  Sector sector;               // w, wd, z (first)
+  std::uint64_t count = 1;     // z
+  Entry entry = Entry::never();
+  std::uint64_t place = 0;     // wd: host offset of the ciphertext
+  Slot slot;                   // map
+  std::uint64_t new_entry = 0;
+  std::uint64_t old_entry = 0;
+};
+
+struct BlockView {
+  LogBlockRaw raw;
+  std::uint32_t header_pages = 0;
+  std::uint32_t payload_pages = 0;  // written after the header pages (0 for a skip block)
+  std::uint32_t total_pages = 0;
+  std::vector<LogRecord> records;   // sequence set; place = payload page index for wd
+};
+
+// Structure of one block; `pages` holds its header pages at least. No authentication.
+Result<BlockView> parse_block(std::span<const std::uint8_t> pages, std::uint64_t pages_to_end,
+                              const SealedGeometry& geometry);
+
+struct LogScan {
+  std::vector<LogRecord> records;  // in order
+  std::uint64_t covered = 0;
+  std::uint64_t blocks = 0;
+};
+
+// `session` is the keys of header.session. An empty log (session 0) scans as nothing.
+Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extension& extension,
+                               const LogHeader& header, const SealedGeometry& geometry,
+                               Sessions& sessions);
+
+// AAD of a sector (docs/format.md, section 4).
+struct SectorAad {
+  std::uint8_t bytes[36];
+  SectorAad(const Uuid& uuid, Sector s, std::uint32_t session, State state);
+  std::span<const std::uint8_t> span() const { return bytes; }
+};
+
+// Does this ciphertext open under this entry? `scratch` (4096 bytes) receives plaintext and is wiped.
+bool sector_opens(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
+                  const std::uint8_t* ciphertext, std::uint8_t* scratch);
+
+}  // namespace pqblk::sealed

@@ -1,0 +1,236 @@
+#include "sealed/sessions.h"
+
+#include <cassert>
+#include <ctime>
+
+#include "sealed/planted_faults.h"
+
+namespace pqblk::sealed {
+namespace {
+
+constexpr std::size_t kMacAt = 96;
+
+Mac32 mac_of(const MacKeys& mac, const char* label, const Uuid& uuid, const std::uint8_t* bytes) {
+  return labelled_mac(mac.sessions, label, uuid, {bytes, kMacAt});
+}
+
+bool is_free(const SessionEntryRaw& raw) {
+  const auto* bytes = reinterpret_cast<const std::uint8_t*>(&raw);
+  for (std::size_t i = 0; i < sizeof raw; ++i) {
+    if (bytes[i] != 0) return false;
+  }
+  return true;
+}
+
+Error derive_key(const crypto::SecretKey& data_key, const char* label,
+                 const SessionEntryRaw& entry, const Uuid& uuid, crypto::Suite suite,
+                 std::array<std::uint8_t, 32>& out) {
+  std::vector<std::uint8_t> info(label, label + std::strlen(label));
+  info.insert(info.end(), uuid.begin(), uuid.end());
+  const auto* id = reinterpret_cast<const std::uint8_t*>(&entry.id);
+  info.insert(info.end(), id, id + 4);
+  info.push_back(static_cast<std::uint8_t>(suite));
+  crypto::hkdf_sha3_256(data_key.bytes(), entry.salt, info, out);
+  return {};
+}
+
+}  // namespace
+
+Sessions::Sessions(const Extension& extension, const VolumeKeys& keys, const MacKeys& mac)
+    : keys_(keys), mac_(mac), uuid_(extension.uuid), suite_(extension.suite),
+      place_{extension.session_table[0], extension.session_table[1]},
+      length_(extension.session_table_length) {}
+
+AlignedBuffer Sessions::empty_copy(std::size_t length, const Uuid& uuid, const MacKeys& mac) {
+  AlignedBuffer image(length);
+  SessionHeadRaw head;
+  std::memset(&head, 0, sizeof head);
+  std::memcpy(head.magic, kSessionMagic, 8);
+  head.version = 1;
+  const Mac32 m = mac_of(mac, "head", uuid, reinterpret_cast<const std::uint8_t*>(&head));
+  std::memcpy(head.mac, m.data(), m.size());
+  std::memcpy(image.data(), &head, sizeof head);
+  return image;
+}
+
+// Takes the valid entries of one copy into the union. An invalid head or entry asks for a repair.
+Error Sessions::absorb(const AlignedBuffer& copy, bool& head_valid) {
+  SessionHeadRaw head;
+  std::memcpy(&head, copy.data(), sizeof head);
+  const Mac32 want = mac_of(mac_, "head", uuid_, copy.data());
+  head_valid = std::memcmp(head.magic, kSessionMagic, 8) == 0 && crypto::equal_ct(want, head.mac);
+  if (head_valid) high_water_ = std::max(high_water_, head.high_water.get());
+  if (!head_valid) needs_repair_ = true;
+  for (std::size_t n = 1; n < copy.size() / kSessionEntryBytes; ++n) {
+    SessionEntryRaw raw;
+    std::memcpy(&raw, copy.data() + n * kSessionEntryBytes, sizeof raw);
+    if (is_free(raw)) continue;
+    const Mac32 mac = mac_of(mac_, "entry", uuid_, reinterpret_cast<const std::uint8_t*>(&raw));
+    if (!crypto::equal_ct(mac, raw.mac) || raw.id == 0 || raw.id > kSessionIdMax) {
+      needs_repair_ = true;
+      continue;
+    }
+    high_water_ = std::max(high_water_, raw.id.get());
+    entries_.try_emplace(raw.id, Known{raw, n, nullptr});
+  }
+  return {};
+}
+
+Task<Result<std::unique_ptr<Sessions>>> Sessions::load(io::Queue& io, const io::File& file,
+                                                       const Extension& extension,
+                                                       const VolumeKeys& keys,
+                                                       const MacKeys& mac) {
+  std::unique_ptr<Sessions> table(new Sessions(extension, keys, mac));
+  AlignedBuffer copy[2] = {AlignedBuffer(table->length_), AlignedBuffer(table->length_)};
+  bool valid[2] = {false, false};
+  for (int i = 0; i < 2; ++i) {
+    if (Error e = co_await io.read(file, table->place_[i], copy[i].data(), copy[i].size())) {
+      if (e.kind() != Kind::io_error) co_return e;
+      table->needs_repair_ = true;  // an unreadable copy is what the other one is for
+      continue;
+    }
+    if (Error e = table->absorb(copy[i], valid[i])) co_return e;
+  }
+  if (!valid[0] && !valid[1]) {
+    co_return Error(Kind::integrity, "both copies of the session table are damaged");
+  }
+  if (std::memcmp(copy[0].data(), copy[1].data(), copy[0].size()) != 0) table->needs_repair_ = true;
+  co_return std::move(table);
+}
+
+Result<std::unique_ptr<SessionKeys>> Sessions::derive(const SessionEntryRaw& entry) const {
+  const DataKey* data_key = nullptr;
+  for (const DataKey& k : keys_.data) {
+    if (k.epoch == entry.epoch) data_key = &k;
+  }
+  if (data_key == nullptr) {
+    return Error(Kind::wrong_key, "no data key of epoch " + std::to_string(entry.epoch.get()));
+  }
+  std::array<std::uint8_t, 32> bytes;
+  if (Error e = derive_key(data_key->key, "pqblk/v1 sector", entry, uuid_, suite_, bytes)) return e;
+  Result<crypto::AeadKey> sector = crypto::AeadKey::create(suite_, bytes);
+  if (Error e = derive_key(data_key->key, "pqblk/v1 log", entry, uuid_, suite_, bytes)) return e;
+  Result<crypto::AeadKey> log = crypto::AeadKey::create(suite_, bytes);
+  crypto::wipe(bytes.data(), bytes.size());
+  if (!sector) return sector.take_error();
+  if (!log) return log.take_error();
+  std::unique_ptr<SessionKeys> out(
+      new SessionKeys{entry.id, entry.epoch, {}, std::move(*sector), std::move(*log)});
+  std::copy(std::begin(entry.salt), std::end(entry.salt), out->salt.begin());
+  return out;
+}
+
+const SessionKeys* Sessions::find(std::uint32_t id) {
+  std::atomic<const SessionKeys*>& recent = recent_[id % kRecent];
+  const SessionKeys* keys = recent.load(std::memory_order_acquire);
+  if (keys != nullptr && keys->id == id) return keys;
+  std::lock_guard guard(mutex_);
+  const auto known = entries_.find(id);
+  if (known == entries_.end()) return nullptr;
+  if (!known->second.keys) {
+    Result<std::unique_ptr<SessionKeys>> derived = derive(known->second.raw);
+    if (!derived) return nullptr;
+    known->second.keys = std::move(*derived);
+  }
+  recent.store(known->second.keys.get(), std::memory_order_release);
+  return known->second.keys.get();
+}
+
+bool Sessions::full() const {
+  std::lock_guard guard(mutex_);
+  std::size_t last = 0;
+  for (const auto& [id, known] : entries_) last = std::max(last, known.position);
+  return (last + 2) * kSessionEntryBytes > length_;
+}
+
+void Sessions::put_head(AlignedBuffer& image) const {
+  SessionHeadRaw head;
+  std::memset(&head, 0, sizeof head);
+  std::memcpy(head.magic, kSessionMagic, 8);
+  head.version = 1;
+  head.high_water = high_water_;
+  const Mac32 mac = mac_of(mac_, "head", uuid_, reinterpret_cast<const std::uint8_t*>(&head));
+  std::memcpy(head.mac, mac.data(), mac.size());
+  std::memcpy(image.data(), &head, sizeof head);
+}
+
+AlignedBuffer Sessions::build_image() const {
+  AlignedBuffer image(length_);
+  put_head(image);
+  for (const auto& [id, known] : entries_) {
+    std::memcpy(image.data() + known.position * kSessionEntryBytes, &known.raw, sizeof known.raw);
+  }
+  return image;
+}
+
+// One copy after the other, each flushed: a crash leaves at least one copy whole.
+Task<Error> Sessions::write_both(io::Queue& io, const io::File& file, const AlignedBuffer& image,
+                                 std::size_t first, std::size_t bytes) {
+  for (const std::uint64_t place : place_) {
+    if (Error e = co_await io.write(file, place + first, image.data() + first, bytes)) co_return e;
+    if (first != 0) {
+      if (Error e = co_await io.write(file, place, image.data(), kPage)) co_return e;
+    }
+    if (Error e = co_await io.fdatasync(file)) co_return e;
+  }
+  co_return Error();
+}
+
+// Entries may share a position when each copy lost a different write; give every one its own.
+Task<Error> Sessions::repair(io::Queue& io, const io::File& file) {
+  {
+    std::lock_guard guard(mutex_);
+    std::size_t position = 1;
+    for (auto& [id, known] : entries_) known.position = position++;
+  }
+  const AlignedBuffer image = build_image();
+  if (Error e = co_await write_both(io, file, image, 0, image.size())) co_return e;
+  needs_repair_ = false;
+  co_return Error();
+}
+
+Task<Result<const SessionKeys*>> Sessions::begin(io::Queue& io, const io::File& file) {
+  assert(!full());
+  if (needs_repair_) {
+    if (Error e = co_await repair(io, file)) co_return e;
+  }
+  if (high_water_ >= kSessionIdMax) {
+    co_return Error(Kind::unsupported, "all session ids of this disk are used: copy it to a new one");
+  }
+  SessionEntryRaw raw;
+  std::memset(&raw, 0, sizeof raw);
+  raw.id = high_water_ + 1;
+  raw.epoch = keys_.current_epoch;
+  raw.created = static_cast<std::uint64_t>(std::time(nullptr));
+  if (!planted(Fault::equal_session_salts)) {
+    if (Error e = crypto::random_bytes(raw.salt)) co_return e;
+  }
+  const Mac32 mac = mac_of(mac_, "entry", uuid_, reinterpret_cast<const std::uint8_t*>(&raw));
+  std::memcpy(raw.mac, mac.data(), mac.size());
+  std::size_t position = 1;
+  {
+    std::lock_guard guard(mutex_);
+    for (const auto& [id, known] : entries_) position = std::max(position, known.position + 1);
+    entries_.emplace(raw.id, Known{raw, position, nullptr});
+    high_water_ = raw.id;
+  }
+  const AlignedBuffer image = build_image();
+  const std::size_t first = align_down<std::size_t>(position * kSessionEntryBytes, kPage);
+  if (Error e = co_await write_both(io, file, image, first, kPage)) co_return e;
+  const SessionKeys* keys = find(raw.id);
+  if (keys == nullptr) co_return Error(Kind::wrong_key, "no data key of the current epoch");
+  co_return keys;
+}
+
+Task<Error> Sessions::move_to(io::Queue& io, const io::File& file, std::uint64_t a,
+                              std::uint64_t b, std::uint32_t length) {
+  place_[0] = a;
+  place_[1] = b;
+  length_ = length;
+  const AlignedBuffer image = build_image();
+  if (Error e = co_await write_both(io, file, image, 0, image.size())) co_return e;
+  needs_repair_ = false;
+  co_return Error();
+}
+
+}  // namespace pqblk::sealed

@@ -1,0 +1,83 @@
+// Sessions: the table on disk (two copies) and the keys derived from it.
+//
+// Room sealed/. Reads and writes the session table only; what is sealed under a session is not its
+// business. docs/format.md, section 3.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "base/aligned.h"
+#include "base/error.h"
+#include "base/task.h"
+#include "crypto/aead.h"
+#include "io/queue.h"
+#include "sealed/extension.h"
+#include "sealed/layout.h"
+
+namespace pqblk::sealed {
+
+struct SessionKeys {
+  std::uint32_t id = 0;
+  std::uint32_t epoch = 0;
+  std::array<std::uint8_t, 32> salt{};
+  crypto::AeadKey sector;
+  crypto::AeadKey log;
+};
+
+class Sessions {
+ public:
+  // `keys` and `mac` must outlive this object. Loads the union of both copies.
+  static Task<Result<std::unique_ptr<Sessions>>> load(io::Queue& io, const io::File& file,
+                                                      const Extension& extension,
+                                                      const VolumeKeys& keys, const MacKeys& mac);
+  // Bytes of an empty table copy, for a new image.
+  static AlignedBuffer empty_copy(std::size_t length, const Uuid& uuid, const MacKeys& mac);
+
+  // Keys of a session, derived on first use; null when the table has no such session or the
+  // volume keys lack its epoch. Any thread.
+  const SessionKeys* find(std::uint32_t id);
+
+  bool full() const;
+  std::size_t count() const { return entries_.size(); }
+  // A new session under the current epoch, durable in both copies on return. Precondition: !full().
+  Task<Result<const SessionKeys*>> begin(io::Queue& io, const io::File& file);
+  // Writes the whole table to two new places of `length` bytes each and flushes; the caller then
+  // makes the header point there. begin() uses the new places from now on.
+  Task<Error> move_to(io::Queue& io, const io::File& file, std::uint64_t a, std::uint64_t b,
+                      std::uint32_t length);
+
+ private:
+  Sessions(const Extension& extension, const VolumeKeys& keys, const MacKeys& mac);
+  Error absorb(const AlignedBuffer& copy, bool& head_valid);
+  Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry) const;
+  void put_head(AlignedBuffer& image) const;
+  Task<Error> write_both(io::Queue& io, const io::File& file, const AlignedBuffer& image,
+                         std::size_t first, std::size_t bytes);
+  Task<Error> repair(io::Queue& io, const io::File& file);
+  AlignedBuffer build_image() const;
+
+  const VolumeKeys& keys_;
+  const MacKeys& mac_;
+  const Uuid uuid_;
+  const crypto::Suite suite_;
+  std::uint64_t place_[2];
+  std::uint32_t length_;
+  std::uint32_t high_water_ = 0;
+  bool needs_repair_ = false;
+  struct Known {
+    SessionEntryRaw raw;
+    std::size_t position;  // entry number in the table
+    std::unique_ptr<SessionKeys> keys;
+  };
+  mutable std::mutex mutex_;
+  std::unordered_map<std::uint32_t, Known> entries_;
+  static constexpr std::size_t kRecent = 16;
+  std::array<std::atomic<const SessionKeys*>, kRecent> recent_{};
+};
+
+}  // namespace pqblk::sealed
