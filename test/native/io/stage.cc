@@ -11,6 +11,7 @@
 #include <deque>
 
 #include "io/queue_thread.h"
+#include "sim/io_stage.h"
 #include "storage/file.h"
 
 namespace pqblk::io::test {
@@ -97,9 +98,9 @@ std::unique_ptr<Stage> make_real_stage(const QueueOptions& options) {
 }
 
 const std::vector<StageType>& stages() {
-  static const std::vector<StageType> all = {real("io_uring", EngineType::uring),
-                                             real("aio", EngineType::aio),
-                                             real("threads", EngineType::threads)};
+  static const std::vector<StageType> all = {
+      real("io_uring", EngineType::uring), real("aio", EngineType::aio),
+      real("threads", EngineType::threads), sim::simulator_stage()};
   return all;
 }
 

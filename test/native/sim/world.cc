@@ -16,6 +16,8 @@ namespace {
 constexpr int kFirstFd = 1 << 20;  // no process has that many; a real system call would fail
 constexpr std::uint64_t kStepNs = 1000;
 constexpr std::uint32_t kBlock = 512;
+// Coroutines that poll with yield() must not keep a deterministic schedule from going on.
+constexpr std::uint32_t kReadyStreakMax = 64;
 
 std::atomic<bool>& trace_flag() {
   static std::atomic<bool> flag = [] {
@@ -29,6 +31,7 @@ std::atomic<bool>& trace_flag() {
 void gather(const io::Op& op, std::uint64_t length, std::uint8_t* to) {
   for (std::uint32_t i = 0; length > 0; ++i) {
     const std::uint64_t part = std::min<std::uint64_t>(length, op.iov[i].iov_len);
+    if (part == 0) continue;  // an empty entry may have no address
     std::memcpy(to, op.iov[i].iov_base, part);
     to += part;
     length -= part;
@@ -38,6 +41,7 @@ void gather(const io::Op& op, std::uint64_t length, std::uint8_t* to) {
 void scatter(const io::Op& op, std::uint64_t length, const std::uint8_t* from) {
   for (std::uint32_t i = 0; length > 0; ++i) {
     const std::uint64_t part = std::min<std::uint64_t>(length, op.iov[i].iov_len);
+    if (part == 0) continue;  // an empty entry may have no address
     std::memcpy(op.iov[i].iov_base, from, part);
     from += part;
     length -= part;
@@ -104,11 +108,16 @@ void World::spawn(SimQueue& queue, Task<void> task) {
 
 // ---- World: events ----
 
-void World::collect_events() {
-  events_.clear();
+void World::collect_ready() {
   for (std::size_t i = 0; i < queues_.size(); ++i) {
     if (!queues_[i]->ready_.empty()) events_.push_back({EventType::ready, i});
   }
+}
+
+void World::collect_events() {
+  events_.clear();
+  const bool others_first = ready_streak_ >= kReadyStreakMax;
+  if (!others_first) collect_ready();
   if (options_.ready_first && !events_.empty()) return;
   for (std::size_t i = 0; i < timers_.size(); ++i) {
     if (timers_[i].due_ns <= now_ns_) events_.push_back({EventType::timer, i});
@@ -121,6 +130,7 @@ void World::collect_events() {
   for (std::size_t i = 0; i < flights_.size(); ++i) {
     if (flights_[i].not_before <= steps_) events_.push_back({EventType::completion, i});
   }
+  if (others_first) collect_ready();
   if (!events_.empty()) return;
   // Only slow operations and later timers are left.
   if (!flights_.empty()) {
@@ -152,6 +162,7 @@ bool World::step() {
 }
 
 void World::run_event(Event event) {
+  ready_streak_ = event.type == EventType::ready ? ready_streak_ + 1 : 0;
   switch (event.type) {
     case EventType::ready: {
       SimQueue& queue = *queues_[event.index];
@@ -356,6 +367,7 @@ int World::take_effect(Flight& flight) {
     case io::OpType::fdatasync:
       if (doomed || choices_.one_in(options_.faults.sync_eio, Why::fault)) {
         ++injected_;
+        ++failed_syncs_;
         open_file(*flight.op).device.fail_sync(flight.sync, choices_);
         return -EIO;
       }
