@@ -100,13 +100,14 @@ double measure(EngineType engine, const File& file, OpType type, const Options& 
   std::vector<LoadOp> ops(options.depth);
   double rate = 0;
   (*started)->run_sync([&]() -> Task<> {
+    const int buffer_index = queue.facts().buffers_registered ? 0 : -1;
     const std::uint64_t begin = queue.now_ns();
     for (std::size_t i = 0; i < ops.size(); ++i) {
       ops[i].type = type;
       ops[i].file = &file;
       ops[i].load = &load;
       ops[i].buffer = reinterpret_cast<char*>(memory.data()) + i * kBlock;
-      ops[i].buffer_index = queue.facts().buffers_registered ? 0 : -1;
+      ops[i].buffer_index = buffer_index;
       ops[i].completed = on_completion;
       ++load.running;
       ops[i].again();

@@ -82,6 +82,12 @@ void Loop::on_own_thread(F&& work) {
   done.acquire();
 }
 
+QueueFacts Loop::facts() {
+  QueueFacts copy;
+  on_own_thread([&] { copy = facts_; });
+  return copy;
+}
+
 void Loop::register_buffers(std::span<const iovec> buffers) {
   on_own_thread([&] { on_register_buffers(buffers); });
 }

@@ -93,7 +93,7 @@ class Loop : public Queue {
   void run() final;
   void stop() final;
   void wake() final;
-  QueueFacts facts() const final { return facts_; }
+  QueueFacts facts() final;
   void register_buffers(std::span<const iovec> buffers) final;
   void register_file(const File& file) final;
   void unregister_file(const File& file) final;

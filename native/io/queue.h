@@ -66,7 +66,7 @@ struct Op : ReadyNode {
   void (*completed)(Op&) = nullptr;       // null: resume `handle`
 };
 
-// What the engine got from the kernel, and counts since it was made (own thread, or when idle).
+// What the engine got from the kernel, and counts since it was made.
 struct QueueFacts {
   std::string engine;                  // for people: "io_uring (single issuer, deferred work)"
   std::uint64_t operations = 0;        // submitted
@@ -106,7 +106,7 @@ class Queue : public Executor {
   virtual void register_buffers(std::span<const iovec> buffers) { static_cast<void>(buffers); }
   virtual void register_file(const File& file) { static_cast<void>(file); }
   virtual void unregister_file(const File& file) { static_cast<void>(file); }
-  virtual QueueFacts facts() const { return {.engine = std::string(engine())}; }
+  virtual QueueFacts facts() { return {.engine = std::string(engine())}; }  // any thread
 
   // ---- awaitables; each returns an Error (ok on success), with the operation and offset set ----
   struct Await : Op {
