@@ -32,6 +32,9 @@ export interface BlockOptions {
   /** Ciphertexts of the WD records, by payload page. */
   readonly payload?: readonly Buffer[];
   readonly skip?: boolean;
+  /** What a block of another history would have here. */
+  readonly before?: Buffer;
+  readonly generation?: number;
 }
 
 interface LogState {
@@ -380,14 +383,14 @@ export class ImageBuilder {
     block.writeUInt16BE(headerPages, 4);
     block.writeUInt16BE(skip ? 1 : 0, 6);
     block.set(log.uuid, 8);
-    block.writeBigUInt64BE(BigInt(log.generation), 24);
+    block.writeBigUInt64BE(BigInt(options.generation ?? log.generation), 24);
     block.writeUInt32BE(log.sessionId, 32);
     block.writeUInt32BE(payloadPages, 36);
     block.writeBigUInt64BE(BigInt(log.sequence), 40);
     block.writeBigUInt64BE(BigInt(covered), 48);
     block.writeUInt32BE(records.length, 56);
     block.writeUInt32BE(body.length, 60);
-    block.set(log.before, 64);
+    block.set(options.before ?? log.before, 64);
     block.set(body, 96);
     const nonce = Buffer.alloc(12);
     nonce.writeBigUInt64BE(BigInt(log.sequence), 4);

@@ -74,6 +74,13 @@ describe('a sector', () => {
     expect(versions(3, 4)).toEqual(['damaged', 1]);
   });
 
+  it('is not what an older record holds inline, once a newer one is covered', () => {
+    logWD(3, 1);
+    logW(3, 2, false);
+    builder.block({ covered: 2 });
+    expect(versions(3)).toEqual(['damaged']);
+  });
+
   it('looks at records after C before the newest one up to C', () => {
     logWD(3, 1);
     logWD(3, 2);
@@ -260,6 +267,24 @@ describe('the log', () => {
     logWD(3, 3); // over the first of the old blocks; the second one is still there
     expect(versions(3)).toEqual([3]);
     withSaved(builder, image, (opened) => expect(opened.blocks).toHaveLength(1));
+  });
+
+  it('ends before a block of another history, though its own MAC holds', () => {
+    for (const other of [{ before: Buffer.alloc(16, 1) }, { generation: 6 }]) {
+      builder.writeLogHeader({ sessionId: 2 });
+      logWD(3, 1);
+      builder.block(other);
+      logWD(3, 3);
+      expect(versions(3)).toEqual([1]);
+    }
+  });
+
+  it('ends before a block that would run over the tail', () => {
+    builder.writeLogHeader({ sessionId: 2, page: 10 });
+    logWD(3, 1);
+    builder.block({ skip: true });
+    builder.block({ skip: true }); // from page 0, over pages 10 and 11
+    withImage(builder, image, (opened) => expect(opened.blocks).toHaveLength(2));
   });
 
   it('is empty when its header names no session, whatever the ring holds', () => {

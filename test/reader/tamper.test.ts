@@ -3,7 +3,7 @@
 // the reader's checks can fail, without which it would be no oracle.
 import { ml_kem768 } from '@noble/post-quantum/ml-kem.js';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { ImageBuilder, mapped, record } from './builder.js';
+import { ImageBuilder, mapped, record, zeroEntry } from './builder.js';
 import { content, faultOf, flipped, SECTOR, scratch, withImage, withSaved } from './fixture.js';
 import { openWithPrivateKey } from './reader.js';
 
@@ -58,6 +58,23 @@ describe('the header', () => {
       const fault = faultWith([offset], mask);
       const faults = ['header', 'header-mac', 'regions', 'key-area', 'wrong-key', 'tables'];
       expect(faults, `byte ${offset}`).toContain(fault);
+    }
+  });
+
+  it('does not open, whoever made its MAC, with regions that overlap or are not there', () => {
+    const cases = [
+      (b: ImageBuilder) => ({ sessionB: b.places.sessionA }),
+      (b: ImageBuilder) => ({ keyB: b.places.keyA + b.clusterBytes }),
+      (b: ImageBuilder) => ({ log: b.places.l1 }),
+      () => ({ sessionA: 0 }),
+      (b: ImageBuilder) => ({ keyB: b.places.keyB + SECTOR }),
+      () => ({ log: 2 ** 40 }),
+    ];
+    for (const [index, change] of cases.entries()) {
+      const other = new ImageBuilder({ size: MIB });
+      Object.assign(other.places, change(other));
+      const fault = faultOf(() => withImage(other, path('regions'), () => 0));
+      expect(fault, `case ${index}`).toBe('regions');
     }
   });
 
@@ -169,6 +186,31 @@ describe('sectors and entries', () => {
         expect(stateWith(0, [offset], mask), `byte ${offset} by ${mask}`).toBe('damaged');
       }
     }
+  });
+
+  it('does not take an entry that is in none of the three forms', () => {
+    const other = new ImageBuilder({ size: MIB });
+    other.addSession(1);
+    const forms: [at: number, word: number][] = [
+      [28, 0xc000_0000], // no such state
+      [28, 0x4000_0000], // data of no session
+      [28, 0x8000_0001], // zero, with a session
+      [28, 0x0000_0001], // never, with a session
+      [0, 0x0000_0001], // never, with a tag
+      [24, 0x0000_0001], // never, with a nonce
+    ];
+    for (const [sector, [at, word]] of forms.entries()) {
+      const entry = Buffer.alloc(32);
+      entry.writeUInt32BE(word, at);
+      other.setEntry(sector, entry);
+    }
+    const tagged = zeroEntry();
+    tagged[5] = 1;
+    other.setEntry(forms.length, tagged);
+    withImage(other, path('forms'), (opened) => {
+      const states = [...forms, tagged].map((_, sector) => opened.inspect(sector).state);
+      expect(states).toEqual(Array(7).fill('damaged'));
+    });
   });
 
   it('does not read a sector with a byte of its ciphertext changed, and harms no neighbour', () => {
