@@ -66,10 +66,13 @@ PQBLK_VAES_INLINE __m256i reverse_blocks(__m256i v) {
                          0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
-// Two things gcc must be kept from, each worth a third of the speed. It turns a chain of sums into
+// Two things gcc must be kept from, together worth a third of the speed. It turns a chain of sums into
 // a tree, whose many leaves then spill out of the sixteen registers; and it lifts loads of key
 // material out of loops into stack slots, where they would also outlive the call.
-PQBLK_VAES_INLINE void in_this_order(__m256i& sum) { asm("" : "+x"(sum)); }
+PQBLK_VAES_INLINE void add_in_order(__m256i& sum, __m256i v) {
+  sum = _mm256_xor_si256(sum, v);
+  asm("" : "+x"(sum));
+}
 PQBLK_VAES_INLINE const VaesState& load_anew(const VaesState& key) {
   const VaesState* pointer = &key;
   asm("" : "+r"(pointer) : : "memory");
@@ -112,24 +115,31 @@ PQBLK_VAES_INLINE void add_products(Products& sum, __m256i blocks, __m256i power
   sum.hi = _mm256_xor_si256(sum.hi, _mm256_clmulepi64_epi128(blocks, powers, 0x11));
 }
 
-PQBLK_VAES_INLINE __m256i folded_halves(__m256i v) {
-  return _mm256_xor_si256(v, _mm256_shuffle_epi32(v, 0x4E));
+// Karatsuba: pairs 2j and 2j + 1 of a chunk, whose folded halves share a register. `mid` still
+// lacks lo + hi; see karatsuba_mid().
+PQBLK_VAES_INLINE void add_two_pairs(Products& sum, const VaesState& key, std::size_t j,
+                                     __m256i even, __m256i odd) {
+  const __m256i even_powers = load(key.power[4 * j]);
+  const __m256i odd_powers = load(key.power[4 * j + 2]);
+  const __m256i halves = load(key.folded[j]);
+  const __m256i folded =
+      _mm256_xor_si256(_mm256_unpacklo_epi64(even, odd), _mm256_unpackhi_epi64(even, odd));
+  add_in_order(sum.lo, _mm256_clmulepi64_epi128(even, even_powers, 0x00));
+  add_in_order(sum.hi, _mm256_clmulepi64_epi128(even, even_powers, 0x11));
+  add_in_order(sum.lo, _mm256_clmulepi64_epi128(odd, odd_powers, 0x00));
+  add_in_order(sum.hi, _mm256_clmulepi64_epi128(odd, odd_powers, 0x11));
+  add_in_order(sum.mid, _mm256_clmulepi64_epi128(folded, halves, 0x00));
+  add_in_order(sum.mid, _mm256_clmulepi64_epi128(folded, halves, 0x11));
 }
 
-// Karatsuba: pair `i` of a chunk. `mid` still lacks lo + hi; see karatsuba_mid().
-PQBLK_VAES_INLINE void add_pair(Products& sum, const VaesState& key, std::size_t i,
-                                __m256i blocks) {
-  const __m256i powers = load(key.power[2 * i]);
-  const __m256i halves = load(key.folded[i / 2]);
-  const __m256i folded = folded_halves(blocks);
-  sum.lo = _mm256_xor_si256(sum.lo, _mm256_clmulepi64_epi128(blocks, powers, 0x00));
-  sum.hi = _mm256_xor_si256(sum.hi, _mm256_clmulepi64_epi128(blocks, powers, 0x11));
-  const __m256i middle = i % 2 == 0 ? _mm256_clmulepi64_epi128(folded, halves, 0x00)
-                                    : _mm256_clmulepi64_epi128(folded, halves, 0x10);
-  sum.mid = _mm256_xor_si256(sum.mid, middle);
-  in_this_order(sum.lo);
-  in_this_order(sum.mid);
-  in_this_order(sum.hi);
+// The same from memory. The first pair takes up the hash so far, and so comes last of a chunk, to
+// keep the hash off the critical path for as long as can be.
+PQBLK_VAES_INLINE void hash_two_pairs(Products& sum, const VaesState& key, std::size_t j,
+                                      __m256i hash, const std::uint8_t* chunk) {
+  __m256i even = reverse_blocks(load(chunk + 2 * j * kPair));
+  const __m256i odd = reverse_blocks(load(chunk + (2 * j + 1) * kPair));
+  if (j == 0) even = _mm256_xor_si256(even, hash);
+  add_two_pairs(sum, key, j, even, odd);
 }
 
 PQBLK_VAES_INLINE __m256i karatsuba_mid(const Products& sum) {
@@ -141,17 +151,13 @@ PQBLK_VAES_INLINE Products no_products() {
   return {zero, zero, zero};
 }
 
-// One whole chunk. The pair that needs the hash so far comes last, to keep it off the critical
-// path.
 PQBLK_VAES_INLINE __m256i hash_chunk(const VaesState& state, __m256i hash,
-                                     const std::uint8_t* data) {
+                                     const std::uint8_t* chunk) {
   const VaesState& key = load_anew(state);
   Products sum = no_products();
-#pragma GCC unroll 8
-  for (std::size_t i = 1; i < kPairs; ++i) {
-    add_pair(sum, key, i, reverse_blocks(load(data + i * kPair)));
-  }
-  add_pair(sum, key, 0, _mm256_xor_si256(hash, reverse_blocks(load(data))));
+#pragma GCC unroll 4
+  for (std::size_t j = 1; j < kPairs / 2; ++j) hash_two_pairs(sum, key, j, hash, chunk);
+  hash_two_pairs(sum, key, 0, hash, chunk);
   sum.mid = karatsuba_mid(sum);
   return reduce(sum);
 }
@@ -256,9 +262,9 @@ PQBLK_VAES_INLINE void crypt_chunk(const VaesState& state, Counters& counters,
 #pragma GCC unroll 8
     for (std::size_t i = 0; i < kPairs; ++i) s[i] = _mm256_aesenc_epi128(s[i], round);
     if constexpr (kHash) {
-      if (r < kPairs) add_pair(sum, key, r, reverse_blocks(load(hashed + r * kPair)));
+      if (r < kPairs && r % 2 == 0) hash_two_pairs(sum, key, r / 2, hash, hashed);
       if (r == kPairs) {
-        add_pair(sum, key, 0, _mm256_xor_si256(hash, reverse_blocks(load(hashed))));
+        hash_two_pairs(sum, key, 0, hash, hashed);
         sum.mid = karatsuba_mid(sum);
       }
       if (r == kPairs + 2) sum.mid = fold_into(sum.mid, sum.lo);
@@ -412,6 +418,10 @@ PQBLK_VAES_INLINE __m128i times_x(__m128i v) {
   const __m128i top = _mm_shuffle_epi32(_mm_srai_epi32(v, 31), 0xFF);
   const __m128i poly = _mm_set_epi64x(static_cast<long long>(0xC200000000000000u), 1);
   return _mm_xor_si128(shifted, _mm_and_si128(top, poly));
+}
+
+PQBLK_VAES_INLINE __m256i folded_halves(__m256i v) {
+  return _mm256_xor_si256(v, _mm256_shuffle_epi32(v, 0x4E));
 }
 
 PQBLK_VAES_INLINE void expand_powers(VaesState& key) {
