@@ -489,7 +489,7 @@ export class ImageBuilder {
     header.writeUInt32BE(0x6803_f857, 512);
     header.writeUInt32BE(48, 516);
     header[521] = 56;
-    header.write('sealed disk (pqblk)', 522, 'latin1');
+    header.write('sealed disk (pqblk): keys needed', 522, 'latin1');
   }
 
   #writeRefcounts(): { table: number; tableClusters: number } {

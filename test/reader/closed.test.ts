@@ -112,7 +112,7 @@ describe('a closed image', () => {
     const builder = new ImageBuilder({ size: MIB });
     builder.features = 3n;
     withImage(builder, path('dirty'), (image) => {
-      expect(featureNames(image.header).get('0:56')).toBe('sealed disk (pqblk)');
+      expect(featureNames(image.header).get('0:56')).toBe('sealed disk (pqblk): keys needed');
       expect([image.header.dirty, image.header.corrupt]).toEqual([true, true]);
       expect(image.closedCleanly).toBe(true);
     });

@@ -71,6 +71,15 @@ export function openBlob(blob: Uint8Array, uuid: Uint8Array, secretKey: Uint8Arr
   ensure(le16(blob, 48) === 1 && le16(blob, 50) === 1, 'key-area', 'unknown KDF or AEAD');
   const used = PAGE * (1 + slotCount);
   ensure(isZero(blob.subarray(used)), 'key-area', 'bytes after the slots are not zero');
+  const tableBytes = le16(blob, 14);
+  ensure(tableBytes >= 80 && tableBytes <= 2600, 'key-area', `a key table of ${tableBytes} bytes`);
+  const unused = [
+    [52, 56],
+    [96, 128],
+    [156, 160],
+    [160 + tableBytes, 4064],
+  ] as const;
+  for (const [from, to] of le16(blob, 8) === 1 ? unused : []) requireZero(blob, from, to, 'head');
   const vmk = openOwnSlot(blob, slotCount, uuid, secretKey);
   const prk = extract(sha3_256, vmk, sha3_256(ascii('pqblk/v1 vmk')));
   const derive = (label: string) => expand(sha3_256, prk, join(label, lengthPrefixed(uuid)), 32);
@@ -78,13 +87,11 @@ export function openBlob(blob: Uint8Array, uuid: Uint8Array, secretKey: Uint8Arr
   covered.fill(0, 4064, 4096);
   const mac = hmacSha3(derive('pqblk/v1 key area mac'), covered);
   ensure(same(mac, blob.subarray(4064, 4096)), 'key-area', 'the MAC of the blob does not hold');
-  const tableBytes = le16(blob, 14);
-  ensure(tableBytes <= 2600, 'key-area', `a key table of ${tableBytes} bytes`);
   const sealed = join(blob.subarray(160, 160 + tableBytes), blob.subarray(140, 156));
   const wrap = derive('pqblk/v1 wrap');
   const plain = gcmOpen(wrap, blob.subarray(128, 140), blob.subarray(0, 128), sealed);
   if (!plain) return fail('key-area', 'the key table does not open');
-  return parseTable(plain);
+  return parseTable(plain, [le32(blob, 40), le32(blob, 44)]);
 }
 
 function gcmOpen(key: Uint8Array, nonce: Uint8Array, aad: Uint8Array, sealed: Uint8Array) {
@@ -117,6 +124,7 @@ function openOwnSlot(
       'key-area',
       'slot state',
     );
+    requireUnusedZero(slot);
     if (state === SLOT_REVOKED || le16(slot, 10) !== known.id) continue;
     if (le16(slot, 52) !== ekBytes || !same(slot.subarray(512, 512 + ekBytes), ek)) continue;
     ensure(le16(slot, 12) === 1 && le16(slot, 14) === 1, 'key-area', 'slot KDF or AEAD');
@@ -152,12 +160,42 @@ function unwrap(
   return gcmOpen(kek, slot.subarray(4036, 4048), slot.subarray(0, 4036), slot.slice(4048, 4096));
 }
 
-function parseTable(plain: Uint8Array): VolumeKeys {
+/** `epochs` of the head: the current one, and the next one or 0. */
+function parseTable(plain: Uint8Array, epochs: readonly [number, number]): VolumeKeys {
   const count = le32(plain, 32);
   ensure(plain.length === 40 * (count + 1), 'key-area', `a key table of ${count} keys`);
+  requireZero(plain, 36, 40, 'key table');
   const dataKeys = new Map<number, Uint8Array>();
+  let last = 0;
   for (let at = 40; at < plain.length; at += 40) {
-    dataKeys.set(le32(plain, at), plain.slice(at + 8, at + 40));
+    const epoch = le32(plain, at);
+    ensure(epoch > last, 'key-area', 'epochs of the key table do not ascend');
+    requireZero(plain, at + 4, at + 8, 'key table');
+    dataKeys.set(epoch, plain.slice(at + 8, at + 40));
+    last = epoch;
   }
+  const [current, next] = epochs;
+  ensure(next === 0 || next > current, 'key-area', `next epoch ${next} after ${current}`);
+  const there = dataKeys.has(current) && (next === 0 || dataKeys.has(next));
+  ensure(there, 'key-area', `no data key of epoch ${current} or ${next}`);
   return { integrityKey: plain.slice(0, 32), dataKeys };
+}
+
+function requireZero(bytes: Uint8Array, from: number, to: number, what: string): void {
+  ensure(isZero(bytes.subarray(from, to)), 'key-area', `unused bytes ${from} to ${to} of ${what}`);
+}
+
+/** The bytes of a slot that no field of it uses. */
+function requireUnusedZero(slot: Uint8Array): void {
+  const [label, token, ek, ciphertext] = [48, 50, 52, 54].map((at) => le16(slot, at));
+  ensure((label ?? 0) <= 128 && (token ?? 0) <= 320, 'key-area', 'text lengths of a slot');
+  const unused = [
+    [9, 10],
+    [56, 64],
+    [64 + (label ?? 0), 192],
+    [192 + (token ?? 0), 512],
+    [512 + (ek ?? 0), 2112],
+    [2112 + (ciphertext ?? 0), 4004],
+  ] as const;
+  for (const [from, to] of unused) requireZero(slot, from, to, 'slot');
 }
