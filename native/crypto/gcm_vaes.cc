@@ -66,8 +66,8 @@ PQBLK_VAES_INLINE __m256i reverse_blocks(__m256i v) {
                          0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
 }
 
-// Two things gcc must be kept from, together worth a third of the speed. It turns a chain of sums into
-// a tree, whose many leaves then spill out of the sixteen registers; and it lifts loads of key
+// Two things gcc must be kept from, together worth a third of the speed. It turns a chain of sums
+// into a tree, whose many leaves then spill out of the sixteen registers; and it lifts loads of key
 // material out of loops into stack slots, where they would also outlive the call.
 PQBLK_VAES_INLINE void add_in_order(__m256i& sum, __m256i v) {
   sum = _mm256_xor_si256(sum, v);

@@ -105,7 +105,7 @@ TEST_CASE("all sizes of associated data from 0 to 200, and whole log blocks") {
   for_each_backend([&](const AeadBackend& backend) {
     std::mt19937_64 random(kSeed + 1);
     for (const std::size_t aad_size : aad_sizes) {
-      for (const std::size_t size : {0, 1, 15, 16, 36, 255, 256, 4096}) {
+      for (const std::size_t size : {0u, 1u, 15u, 16u, 36u, 255u, 256u, 4096u}) {
         const Shape shape{size, aad_size, random() % 32, random() % 32};
         CAPTURE(shape.size);
         CAPTURE(shape.aad_size);

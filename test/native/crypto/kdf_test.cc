@@ -77,7 +77,7 @@ TEST_CASE("HMAC of an empty key is HMAC of a block of zeros") {
 }
 
 TEST_CASE("random bytes reach the whole of the span and nothing else") {
-  for (const std::size_t size : {0, 1, 32, 257, 70000}) {
+  for (const std::size_t size : {0u, 1u, 32u, 257u, 70000u}) {
     CAPTURE(size);
     Bytes ever(size + 2, 0);
     for (int round = 0; round < 8; ++round) {
