@@ -36,11 +36,16 @@ bool ExhaustiveChoices::next() {
   ++paths_;
   script_.resize(at_);
   while (!script_.empty() && script_.back().value + 1 == script_.back().count) script_.pop_back();
-  at_ = 0;
-  used_.fill(0);
+  again();
   if (script_.empty()) return false;
   ++script_.back().value;
+  changed_ = script_.size() - 1;
   return true;
+}
+
+void ExhaustiveChoices::again() {
+  at_ = 0;
+  used_.fill(0);
 }
 
 std::string ExhaustiveChoices::script() const {

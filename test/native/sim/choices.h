@@ -43,6 +43,14 @@ class RandomChoices : public Choices {
   std::uint64_t state_;
 };
 
+// Always the quiet default: one deterministic run.
+class QuietChoices : public Choices {
+ public:
+  std::uint32_t choose(std::uint32_t, Why) override { return 0; }
+  std::uint64_t bits(Why) override { return 0; }
+  bool exhaustive() const override { return true; }
+};
+
 // Depth-first enumeration:
 //   ExhaustiveChoices c;
 //   do { run(c); } while (c.next());
@@ -62,6 +70,11 @@ class ExhaustiveChoices : public Choices {
 
   // Prepares the next path; false when all were taken.
   bool next();
+  // Prepares to take the same path again.
+  void again();
+  // False while this path still repeats the one before it: what follows from the answers so far was
+  // seen already.
+  bool fresh() const { return at_ > changed_ || paths_ == 0; }
   std::uint64_t paths() const { return paths_; }  // finished ones
   // Set when a replay asked other questions than before: the code under test is not deterministic.
   bool diverged() const { return diverged_; }
@@ -76,6 +89,7 @@ class ExhaustiveChoices : public Choices {
   static constexpr std::size_t kKinds = static_cast<std::size_t>(Why::count_);
   std::vector<Answer> script_;
   std::size_t at_ = 0;
+  std::size_t changed_ = 0;  // the answer that next() changed
   std::array<std::uint32_t, kKinds> limits_{};
   std::array<std::uint32_t, kKinds> used_{};
   std::uint64_t paths_ = 0;

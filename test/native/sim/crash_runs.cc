@@ -59,14 +59,14 @@ class Run {
 
   void tell(const std::string& line) { story_ += "  " + line + "\n"; }
 
-  Crash pick_crash() {
-    if (!options_.kill) return Crash::power_loss;
+  Crash pick_crash(Life& life) {
+    if (!options_.kill || life.world().failed_syncs() > 0) return Crash::power_loss;
     if (!options_.power_loss) return Crash::kill;
     return choices_.choose(3, Why::crash) == 0 ? Crash::kill : Crash::power_loss;
   }
 
   Image crash(Life& life, const std::string& name, const char* phase) {
-    const Crash kind = pick_crash();
+    const Crash kind = pick_crash(life);
     ++counts_.crashes;
     tell("life " + name + ": " + (kind == Crash::kill ? "kill -9" : "power loss") + " in " + phase +
          ", step " + std::to_string(life.world().steps()));
@@ -152,6 +152,8 @@ class Run {
       return leave(life, crash(life, name, "close"), name);
     }
     life.run();
+    if (life.world().failed_syncs() > 0)
+      return leave(life, crash(life, name, "failed close"), name);
     tell("life " + name + ": clean close");
     end(life, name);
     return {life.device(), life.model()};

@@ -173,12 +173,21 @@ class ToyStore final : public image::Backend {
       while (syncs_ < wanted && syncing_ > 0) co_await yield();
       co_return Error();
     }
+    if (sync_failed_ && fault_ != ToyFault::forgets_failed_sync) {
+      co_return Error(Kind::io_error, "an fdatasync failed before");
+    }
     const std::uint64_t upto = stamp_;
     ++syncing_;
     Error error = co_await q.io.fdatasync(file_);
     --syncing_;
     ++syncs_;
-    if (!error) durable_ = std::max(durable_, upto);
+    if (error) sync_failed_ = true;
+    if (!error && (!sync_failed_ || fault_ == ToyFault::forgets_failed_sync)) {
+      durable_ = std::max(durable_, upto);
+    }
+    if (!error && sync_failed_ && fault_ != ToyFault::forgets_failed_sync) {
+      co_return Error(Kind::io_error, "another fdatasync failed meanwhile");
+    }
     co_return error;
   }
 
@@ -191,6 +200,7 @@ class ToyStore final : public image::Backend {
   std::uint64_t durable_ = 1;  // completions before this one are durable
   std::uint64_t syncs_ = 0;
   std::uint32_t syncing_ = 0;
+  bool sync_failed_ = false;  // for good: nobody knows what the kernel dropped
   std::uint32_t background_ = 0;
 };
 
@@ -204,7 +214,8 @@ const char* toy_fault_name(ToyFault fault) {
                                            "early_acknowledgement",
                                            "open_without_sync",
                                            "no_checksum",
-                                           "fua_without_sync"};
+                                           "fua_without_sync",
+                                           "forgets_failed_sync"};
   static_assert(std::size(kNames) == kToyFaults);
   return kNames[static_cast<std::size_t>(fault)];
 }

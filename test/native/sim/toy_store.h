@@ -22,6 +22,7 @@ enum class ToyFault : std::uint8_t {
   open_without_sync,        // believes in what a killed process left in the page cache
   no_checksum,              // takes a torn slot for whole
   fua_without_sync,
+  forgets_failed_sync,  // goes on as if a failed fdatasync could be repeated
   count_
 };
 inline constexpr std::size_t kToyFaults = static_cast<std::size_t>(ToyFault::count_);

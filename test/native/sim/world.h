@@ -108,6 +108,9 @@ class World {
   std::uint64_t changes() const { return changes_; }
   std::uint64_t operations() const { return operations_; }
   std::uint64_t injected() const { return injected_; }  // EIO and ENOSPC given
+  // After a failed fdatasync the cache shows what the medium may have lost for ever, and no opener
+  // can find out before the next power loss.
+  std::uint64_t failed_syncs() const { return failed_syncs_; }
   Choices& choices() { return choices_; }
   WorldOptions& options() { return options_; }
   // A broken rule that the world itself saw (a buffer changed in flight); empty when none.
@@ -152,6 +155,7 @@ class World {
   int check(const io::Op& op, std::uint64_t length) const;
   void start_write(Flight& flight);
   void start_fallocate(Flight& flight);
+  void collect_ready();
   void collect_events();
   void run_event(Event event);
   void fire_timer(std::size_t index);
@@ -173,7 +177,9 @@ class World {
   std::vector<Flight> flights_;  // in the order of issue
   std::vector<Timer> timers_;
   std::vector<Event> events_;
-  std::uint64_t steps_ = 0, now_ns_ = 0, changes_ = 0, operations_ = 0, injected_ = 0;
+  std::uint64_t steps_ = 0, now_ns_ = 0, changes_ = 0, operations_ = 0;
+  std::uint64_t injected_ = 0, failed_syncs_ = 0;
+  std::uint32_t ready_streak_ = 0;  // coroutines resumed in a row
   std::uint64_t next_flight_ = 0, next_timer_ = 0;
   std::string violation_;
 };
