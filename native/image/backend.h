@@ -3,8 +3,8 @@
 //
 // Room image/. A backend sees byte ranges already checked against the disk's size, aligned to
 // `Geometry::request_align`, and excluded from each other by the disk's range locks: no two writes,
-// discards or zeroes of overlapping ranges are in a backend at once; reads are not excluded. It may be called
-// on any queue's thread, by as many coroutines as requests are in flight.
+// discards or zeroes of overlapping ranges are in a backend at once; reads are not excluded. It may
+// be called on any queue's thread, by as many coroutines as requests are in flight.
 #pragma once
 
 #include <sys/uio.h>
@@ -29,15 +29,16 @@ struct GuestBuffers {
   std::uint64_t size = 0;
 
   GuestBuffers part(std::uint64_t offset, std::uint64_t length) const;
-  void copy_in(const void* from) const;   // fills all of it
-  void copy_out(void* to) const;          // reads all of it
+  void copy_in(const void* from) const;  // fills all of it
+  void copy_out(void* to) const;         // reads all of it
   void zero() const;
 };
 
-inline constexpr std::size_t kArenaBytes = 2 * kMiB;        // of each queue
-inline constexpr std::size_t kArenaBufferMax = 64 * kKiB;   // larger buffers never come from it
-inline constexpr std::size_t kPooledBufferMax = 1 * kMiB;   // larger ones go back to the heap at once
-inline constexpr std::size_t kPooledBytesKept = 4 * kMiB;   // heap buffers kept, per size class
+inline constexpr std::size_t kArenaBytes = 2 * kMiB;       // of each queue
+inline constexpr std::size_t kArenaBufferMax = 64 * kKiB;  // larger buffers never come from it
+inline constexpr std::size_t kPooledBufferMax =
+    1 * kMiB;  // larger ones go back to the heap at once
+inline constexpr std::size_t kPooledBytesKept = 4 * kMiB;  // heap buffers kept, per size class
 
 // What a queue gives to a backend's coroutines: its ring and aligned private memory.
 class QueueContext {
@@ -103,14 +104,14 @@ class QueueContext {
 };
 
 struct Geometry {
-  std::uint64_t size = 0;            // bytes the guest sees, a multiple of 512
+  std::uint64_t size = 0;  // bytes the guest sees, a multiple of 512
   // The backend takes offsets and lengths that are multiples of it. When the size is not, the last
   // request may reach up to the next multiple.
   std::uint32_t request_align = 512;
   // Guest memory (addresses and lengths of all iovecs) has this alignment, bytes, or the disk moves
   // the request through an aligned buffer of its own. O_DIRECT files: File::memory_align.
   std::uint32_t memory_align = 1;
-  std::uint32_t cluster_size = 0;    // 0: raw
+  std::uint32_t cluster_size = 0;  // 0: raw
   // The disk splits larger reads and writes, bytes. Discards and zeroes come in parts of up to
   // kMaxZeroBytes whatever this says.
   std::uint64_t max_transfer = 0;
@@ -118,7 +119,11 @@ struct Geometry {
 
 inline constexpr std::uint64_t kMaxZeroBytes = 1 * kGiB;
 
-enum class ExtentKind : std::uint8_t { data, zero, hole };  // hole: reads as zeros, nothing allocated
+enum class ExtentKind : std::uint8_t {
+  data,
+  zero,
+  hole
+};  // hole: reads as zeros, nothing allocated
 struct Extent {
   std::uint64_t length = 0;  // bytes from the offset asked
   ExtentKind kind = ExtentKind::data;
@@ -134,7 +139,7 @@ struct BackendStats {  // counters since open
 struct BackendFacts {
   std::string suite, aead;       // sealed: the cipher suite and the implementation that runs it
   std::uint32_t session_id = 0;  // sealed: of this opener; 0 when it has none
-  std::string id;                // serial of the volume, up to 20 characters; empty: none of its own
+  std::string id;  // serial of the volume, up to 20 characters; empty: none of its own
 };
 
 enum ZeroFlags : std::uint32_t { kZeroUnmap = 1 };  // virtio VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP

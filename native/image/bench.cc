@@ -198,9 +198,9 @@ Error check(const Disk& disk, const BenchSpec& spec, std::uint64_t range) {
   }
   const DiskFacts facts = disk.facts();
   if (range > facts.size || range / facts.queues < spec.block_size) {
-    return Error(Kind::invalid_argument,
-                 "the range to use is " + std::to_string(range) + " bytes; the disk has " +
-                     std::to_string(facts.size) + ", and each queue needs a block of its own");
+    return Error(Kind::invalid_argument, "the range to use is " + std::to_string(range) +
+                                             " bytes; the disk has " + std::to_string(facts.size) +
+                                             ", and each queue needs a block of its own");
   }
   const bool writes = spec.pattern != Pattern::read && spec.pattern != Pattern::randread;
   if (writes && facts.read_only) {
@@ -222,9 +222,9 @@ Result<Pattern> parse_pattern(std::string_view name) {
   for (const auto& [text, pattern] : kPatterns) {
     if (text == name) return pattern;
   }
-  return Error(Kind::invalid_argument,
-               std::string("expected read, write, randread, randwrite or randrw, found ")
-                   .append(name));
+  return Error(
+      Kind::invalid_argument,
+      std::string("expected read, write, randread, randwrite or randrw, found ").append(name));
 }
 
 Result<BenchResult> run_bench(Disk& disk, const BenchSpec& spec) {
@@ -232,14 +232,15 @@ Result<BenchResult> run_bench(Disk& disk, const BenchSpec& spec) {
   if (Error e = check(disk, spec, range)) return e;
   const std::uint32_t queues = disk.facts().queues;
   const std::uint64_t part = align_down(range / queues, spec.block_size);
-  const bool by_part = spec.runtime_ms == 0 || spec.pattern == Pattern::read ||
-                       spec.pattern == Pattern::write;
+  const bool by_part =
+      spec.runtime_ms == 0 || spec.pattern == Pattern::read || spec.pattern == Pattern::write;
   Run run;
   run.active = queues;
   std::vector<std::unique_ptr<Job>> jobs;
   for (std::uint32_t i = 0; i < queues; ++i) {
     const bool own = by_part && queues > 1;
-    jobs.push_back(std::make_unique<Job>(disk, i, spec, own ? i * part : 0, own ? part : range, run));
+    jobs.push_back(
+        std::make_unique<Job>(disk, i, spec, own ? i * part : 0, own ? part : range, run));
   }
   for (auto& job : jobs) job->start();
 
@@ -249,10 +250,10 @@ Result<BenchResult> run_bench(Disk& disk, const BenchSpec& spec) {
     if (!spec.progress) continue;
     std::uint64_t done = 0;
     for (auto& job : jobs) done += job->bytes_done();
-    const auto ms = static_cast<std::uint64_t>(
-        std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() -
-                                                              began)
-            .count());
+    const auto ms =
+        static_cast<std::uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
+                                       std::chrono::steady_clock::now() - began)
+                                       .count());
     guard.unlock();
     const bool go_on = spec.runtime_ms != 0 ? spec.progress(ms, spec.ramp_ms + spec.runtime_ms)
                                             : spec.progress(done, range);

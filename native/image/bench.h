@@ -24,12 +24,12 @@ Result<Pattern> parse_pattern(std::string_view name);
 struct BenchSpec {
   Pattern pattern = Pattern::randread;
   std::uint64_t block_size = 4096;
-  std::uint32_t iodepth = 32;        // of each queue
-  std::uint64_t size = 0;            // bytes from the disk's start that are used; 0: the whole disk
-  std::uint64_t runtime_ms = 0;      // 0: until `size` bytes were moved
-  std::uint64_t ramp_ms = 0;         // runs before the counting starts
+  std::uint32_t iodepth = 32;    // of each queue
+  std::uint64_t size = 0;        // bytes from the disk's start that are used; 0: the whole disk
+  std::uint64_t runtime_ms = 0;  // 0: until `size` bytes were moved
+  std::uint64_t ramp_ms = 0;     // runs before the counting starts
   std::uint64_t seed = 1;
-  std::uint32_t read_percent = 50;   // randrw
+  std::uint32_t read_percent = 50;  // randrw
   // Now and then, on the calling thread; false stops the run, whose result then stands so far.
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress;
 };

@@ -60,7 +60,6 @@ storage::OpenOptions file_options(const OpenOptions& options) {
   return file;
 }
 
-
 }  // namespace
 
 Error Disk::Impl::start_queues(const OpenOptions& options) {
@@ -88,14 +87,12 @@ Error Disk::Impl::start_queues(const OpenOptions& options) {
 }
 
 Error Disk::Impl::open_image(OpenOptions& options) {
-  auto opened = io::run_sync(service->ring(), [&] {
-    return open_backend(service->context(), file, options);
-  });
+  auto opened = io::run_sync(service->ring(),
+                             [&] { return open_backend(service->context(), file, options); });
   if (!opened) return opened.take_error();
   backend = std::move(*opened);
   id = make_id();
-  server = std::make_unique<RequestServer>(*backend,
-                                           RequestServer::Settings{read_only, cache, id});
+  server = std::make_unique<RequestServer>(*backend, RequestServer::Settings{read_only, cache, id});
   for (auto& queue : queues) queue->set_handler(*server);
   service->set_handler(*server);
   return {};
@@ -108,8 +105,8 @@ std::string Disk::Impl::make_id() const {
   struct stat status {};
   if (::fstat(file.fd, &status) != 0) return "pqblk";
   char text[kIdBytes + 1];
-  const std::uint64_t number = (static_cast<std::uint64_t>(status.st_dev) << 40) ^
-                               static_cast<std::uint64_t>(status.st_ino);
+  const std::uint64_t number =
+      (static_cast<std::uint64_t>(status.st_dev) << 40) ^ static_cast<std::uint64_t>(status.st_ino);
   std::snprintf(text, sizeof text, "PQ%016" PRIX64, number);
   return text;
 }
@@ -170,9 +167,8 @@ Error Disk::close() {
   impl_->closed = true;
   for (auto& queue : impl_->queues) queue->shut();
   Impl& impl = *impl_;
-  impl.close_error = io::run_sync(impl.service->ring(), [&] {
-    return impl.backend->close(impl.service->context());
-  });
+  impl.close_error = io::run_sync(impl.service->ring(),
+                                  [&] { return impl.backend->close(impl.service->context()); });
   impl.stop_threads();
   storage::close_file(impl.file);
   return impl.close_error;
@@ -193,9 +189,8 @@ Error Disk::resize(std::uint64_t new_size) {
                                              " bytes and can only grow");
   }
   for (auto& queue : impl.queues) queue->pause();
-  Error e = io::run_sync(impl.service->ring(), [&] {
-    return impl.backend->resize(impl.service->context(), new_size);
-  });
+  Error e = io::run_sync(impl.service->ring(),
+                         [&] { return impl.backend->resize(impl.service->context(), new_size); });
   if (!e) impl.server->set_size(impl.backend->geometry().size);
   for (auto& queue : impl.queues) queue->resume();
   return e;

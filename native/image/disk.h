@@ -31,24 +31,29 @@ enum class Cache : std::uint8_t { none, writeback, writethrough, unsafe };  // a
 
 // virtio-blk request types and statuses (OASIS virtio 1.2, 5.2.6).
 enum class RequestType : std::uint32_t {
-  in = 0, out = 1, flush = 4, get_id = 8, discard = 11, write_zeroes = 13,
+  in = 0,
+  out = 1,
+  flush = 4,
+  get_id = 8,
+  discard = 11,
+  write_zeroes = 13,
 };
 enum class Status : std::uint8_t { ok = 0, ioerr = 1, unsupp = 2 };
 
 struct Request {
   RequestType type = RequestType::in;
-  bool fua = false;                 // out, write_zeroes: durable when complete
-  std::uint32_t zero_flags = 0;     // write_zeroes: kZeroUnmap
-  std::uint64_t offset = 0;         // bytes; any alignment
-  std::uint64_t length = 0;         // bytes; in/out: the sum of iov; get_id: at least 20
-  const iovec* iov = nullptr;       // the submitter's, unchanged, valid until completion
+  bool fua = false;              // out, write_zeroes: durable when complete
+  std::uint32_t zero_flags = 0;  // write_zeroes: kZeroUnmap
+  std::uint64_t offset = 0;      // bytes; any alignment
+  std::uint64_t length = 0;      // bytes; in/out: the sum of iov; get_id: at least 20
+  const iovec* iov = nullptr;    // the submitter's, unchanged, valid until completion
   std::uint32_t iov_count = 0;
   // Filled before `complete` runs, on the queue's thread, exactly once:
   Status status = Status::ok;
-  Error error;                      // why, when status is not ok
+  Error error;  // why, when status is not ok
   void (*complete)(Request&) = nullptr;
-  void* context = nullptr;          // the submitter's
-  Request* next = nullptr;          // used by the queue while the request waits
+  void* context = nullptr;  // the submitter's
+  Request* next = nullptr;  // used by the queue while the request waits
 };
 
 // Something to do once at the end of a queue's turn, however many completions ask for it: one
@@ -71,24 +76,25 @@ struct OpenOptions {
   Format format = Format::raw;
   bool read_only = false;
   Cache cache = Cache::none;
-  bool direct_required = false;        // cache none: refuse instead of going buffered (tmpfs)
-  std::uint32_t queues = 1;            // 1 .. kMaxQueues
+  bool direct_required = false;  // cache none: refuse instead of going buffered (tmpfs)
+  std::uint32_t queues = 1;      // 1 .. kMaxQueues
   io::QueueOptions io;
   Limits limits;
-  storage::Gate gate;                  // backing files
-  std::optional<Format> backing_format;      // when the header does not name it
+  storage::Gate gate;                          // backing files
+  std::optional<Format> backing_format;        // when the header does not name it
   bool allow_unauthenticated_backing = false;  // sealed
   std::optional<bool> assume_non_volatile;
-  std::optional<sealed::VolumeKeys> keys;    // sealed; moved out
-  sealed::Uuid expected_uuid{};              // sealed: the volume the keys belong to
+  std::optional<sealed::VolumeKeys> keys;  // sealed; moved out
+  sealed::Uuid expected_uuid{};            // sealed: the volume the keys belong to
 };
 
 struct DiskFacts {
-  std::string path, format, engine, fallback_cause, durability_class, id;  // id: virtio serial, 20 bytes
+  std::string path, format, engine, fallback_cause, durability_class,
+      id;  // id: virtio serial, 20 bytes
   std::uint64_t size = 0;
   std::uint32_t cluster_size = 0, queues = 0;
   bool read_only = false, direct = false;
-  std::string suite, aead;             // sealed
+  std::string suite, aead;  // sealed
   std::uint32_t session_id = 0;
 };
 
@@ -116,7 +122,7 @@ class Disk {
 
   // Waits for what is in flight, flushes, closes the image cleanly. Blocking, idempotent.
   Error close();
-  Error resize(std::uint64_t new_size);  // grow only; blocking
+  Error resize(std::uint64_t new_size);                               // grow only; blocking
   Result<Extent> extent(std::uint64_t offset, std::uint64_t length);  // blocking
 
   DiskFacts facts() const;

@@ -49,7 +49,8 @@ class LatencyHistogram {
  private:
   static constexpr std::uint32_t kStepBits = 6;
   static constexpr std::uint64_t kSteps = 1U << kStepBits;
-  static constexpr std::uint32_t kPowers = 36;  // up to 2^42 ns, over an hour; longer counts as that
+  static constexpr std::uint32_t kPowers =
+      36;  // up to 2^42 ns, over an hour; longer counts as that
 
   static std::size_t index_of(std::uint64_t ns) {
     if (ns < kSteps) return static_cast<std::size_t>(ns);

@@ -1,4 +1,5 @@
-// The aligned memory of one queue: a small arena that the ring knows, and free lists of powers of two.
+// The aligned memory of one queue: a small arena that the ring knows, and free lists of powers of
+// two.
 //
 // Room image/. Used from the queue's own thread only, hence no lock. Every list has a bound
 // (kPooledBytesKept); the arena never shrinks and dies with the context.

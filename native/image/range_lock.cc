@@ -36,9 +36,9 @@ bool RangeLocks::Range::await_suspend(std::coroutine_handle<> handle) {
   return !advance();
 }
 
-// Enters shards until one blocks; true once all are held. Runs on the waiter's thread first and then,
-// while it is suspended, on the threads of those it waits for. Once blocked, nothing of *this may be
-// touched here: whoever releases the range goes on with it.
+// Enters shards until one blocks; true once all are held. Runs on the waiter's thread first and
+// then, while it is suspended, on the threads of those it waits for. Once blocked, nothing of *this
+// may be touched here: whoever releases the range goes on with it.
 bool RangeLocks::Range::advance() {
   while (entered_ < positions_) {
     Node& own = node(entered_);

@@ -1,10 +1,11 @@
 // Which byte ranges of a disk are being written: exclusive ranges, first come first served.
 //
-// Room image/: knows ranges and coroutines, nothing of backends. Writers, discards and zeroes hold a
-// range while they run; reads take none. Ranges are kept in shards by region of kLockRegion bytes, so
-// that writers far apart never meet. A range over several regions enters their shards one after the
-// other in ascending order and waits in each for every earlier range that overlaps it: all wait-for
-// edges lead to a higher shard, hence no deadlock, and nobody overtakes within a shard.
+// Room image/: knows ranges and coroutines, nothing of backends. Writers, discards and zeroes hold
+// a range while they run; reads take none. Ranges are kept in shards by region of kLockRegion
+// bytes, so that writers far apart never meet. A range over several regions enters their shards one
+// after the other in ascending order and waits in each for every earlier range that overlaps it:
+// all wait-for edges lead to a higher shard, hence no deadlock, and nobody overtakes within a
+// shard.
 #pragma once
 
 #include <array>

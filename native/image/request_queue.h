@@ -1,8 +1,8 @@
 // One queue of a disk: its ring, its thread, its memory, and the requests on their way to it.
 //
 // Room image/: moves requests between threads and bounds how many run; what a request means is the
-// server's business (request_server.h). A request waits in the inbox (any thread, lock-free), then in
-// the FIFO of this queue's thread while kRunningMax others run or the queue is paused.
+// server's business (request_server.h). A request waits in the inbox (any thread, lock-free), then
+// in the FIFO of this queue's thread while kRunningMax others run or the queue is paused.
 #pragma once
 
 #include <atomic>
@@ -50,10 +50,10 @@ class RequestQueue {
   void defer(Deferred& work);
 
   // ---- blocking, never on a queue's thread ----
-  void pause();   // returns once nothing runs; requests then wait in the FIFO
+  void pause();  // returns once nothing runs; requests then wait in the FIFO
   void resume();
-  void shut();    // returns once everything that was accepted has completed; later ones are refused
-  void stop();    // ends the thread
+  void shut();  // returns once everything that was accepted has completed; later ones are refused
+  void stop();  // ends the thread
 
  private:
   RequestQueue() = default;

@@ -13,12 +13,12 @@ RequestServer::RequestServer(Backend& backend, Settings settings)
       settings_(std::move(settings)),
       align_(backend.geometry().request_align),
       memory_align_(backend.geometry().memory_align),
-      transfer_max_(std::max(
-          align_down(backend.geometry().max_transfer != 0
-                         ? std::min(backend.geometry().max_transfer, kTransferMax)
-                         : kTransferMax,
-                     align_),
-          align_)),
+      transfer_max_(
+          std::max(align_down(backend.geometry().max_transfer != 0
+                                  ? std::min(backend.geometry().max_transfer, kTransferMax)
+                                  : kTransferMax,
+                              align_),
+                   align_)),
       size_(backend.geometry().size) {
   assert(align_ != 0 && (align_ & (align_ - 1)) == 0 && align_ <= kBouncePiece);
   assert(memory_align_ != 0 && (memory_align_ & (memory_align_ - 1)) == 0);
@@ -39,9 +39,10 @@ Error RequestServer::check(const Request& request) const {
     case RequestType::write_zeroes: {
       const std::uint64_t bytes = size();
       if (request.offset > bytes || request.length > bytes - request.offset) {
-        return Error(Kind::out_of_range,
-                     std::to_string(request.length) + " bytes at " + std::to_string(request.offset) +
-                         " reach beyond the end of the disk, " + std::to_string(bytes));
+        return Error(Kind::out_of_range, std::to_string(request.length) + " bytes at " +
+                                             std::to_string(request.offset) +
+                                             " reach beyond the end of the disk, " +
+                                             std::to_string(bytes));
       }
       break;
     }
@@ -117,8 +118,8 @@ detail::Detached RequestServer::run(RequestQueue& queue, Request& request) {
       if (request.type == RequestType::in) {
         error = co_await backend_.read(q, {request.offset}, data);
       } else {
-        error = co_await write_piece(
-            q, {request.offset, request.length, data, fua_of(request), false});
+        error =
+            co_await write_piece(q, {request.offset, request.length, data, fua_of(request), false});
       }
     }
   } else if (request.type == RequestType::flush) {
@@ -190,10 +191,11 @@ Task<Error> RequestServer::transfer_split(RequestQueue& queue, const Request& re
                                           bool bounce) {
   const std::uint64_t step = bounce ? std::min(kBouncePiece, transfer_max_) : transfer_max_;
   // One flush at the end makes all pieces durable; asking for it on each would flush many times.
-  const bool flush_after = request.type == RequestType::out && fua_of(request) &&
-                           request.length > step;
-  Split split{*this, queue.context(), request, step, bounce,
-              request.type == RequestType::out && fua_of(request) && !flush_after};
+  const bool flush_after =
+      request.type == RequestType::out && fua_of(request) && request.length > step;
+  Split split{*this,   queue.context(),
+              request, step,
+              bounce,  request.type == RequestType::out && fua_of(request) && !flush_after};
   for (std::uint32_t i = 0; i < kPiecesAtOnce && split.next < request.length; ++i) {
     ++split.active;
     split_worker(split);

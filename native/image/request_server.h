@@ -16,10 +16,10 @@
 
 namespace pqblk::image {
 
-inline constexpr std::uint32_t kPiecesAtOnce = 8;             // of one split request
-inline constexpr std::uint64_t kBouncePiece = 512 * kKiB;     // a misaligned request is cut at this
-inline constexpr std::uint64_t kTransferMax = 4 * kMiB;       // when a backend names no limit
-inline constexpr std::size_t kIdBytes = 20;                   // virtio-blk GET_ID
+inline constexpr std::uint32_t kPiecesAtOnce = 8;          // of one split request
+inline constexpr std::uint64_t kBouncePiece = 512 * kKiB;  // a misaligned request is cut at this
+inline constexpr std::uint64_t kTransferMax = 4 * kMiB;    // when a backend names no limit
+inline constexpr std::size_t kIdBytes = 20;                // virtio-blk GET_ID
 
 class RequestServer final : public RequestHandler {
  public:
@@ -38,9 +38,9 @@ class RequestServer final : public RequestHandler {
   // A part of a request that a single pass of the backend (or of the bounce buffer) can do.
   struct Piece {
     std::uint64_t offset = 0, length = 0;
-    GuestBuffers data;     // empty iov: zeros (write only)
+    GuestBuffers data;  // empty iov: zeros (write only)
     bool fua = false;
-    bool bounce = false;   // through an aligned buffer: offset, length or memory are not aligned
+    bool bounce = false;  // through an aligned buffer: offset, length or memory are not aligned
   };
   struct Split;
 
@@ -67,7 +67,7 @@ class RequestServer final : public RequestHandler {
 
   Backend& backend_;
   const Settings settings_;
-  const std::uint64_t align_;         // Geometry::request_align
+  const std::uint64_t align_;  // Geometry::request_align
   const std::uint64_t memory_align_;
   const std::uint64_t transfer_max_;  // a multiple of align_
   std::atomic<std::uint64_t> size_;

@@ -136,8 +136,9 @@ TEST_CASE("under load from several threads a block has one owner, and everyone g
   std::atomic<int> collisions{0}, finished{0};
 
   struct Worker {
-    static Task<void> run(io::Queue& queue, RangeLocks& shared, std::vector<std::atomic<int>>& owners,
-                          std::atomic<int>& bad, std::atomic<int>& ended, unsigned seed) {
+    static Task<void> run(io::Queue& queue, RangeLocks& shared,
+                          std::vector<std::atomic<int>>& owners, std::atomic<int>& bad,
+                          std::atomic<int>& ended, unsigned seed) {
       co_await resume_on(queue);
       std::mt19937 random(seed);
       for (int round = 0; round < kRounds; ++round) {

@@ -1,0 +1,34 @@
+// The addon's entry: what src/native.ts sees.
+//
+// Room node/.
+#include <napi.h>
+
+#include "node/channel.h"
+#include "node/disk_handle.h"
+#include "node/env.h"
+#include "node/job.h"
+
+namespace pqblk::node {
+namespace {
+
+Napi::Object set_up(Napi::Env env, Napi::Object exports) {
+  auto* state = new EnvState(env);
+  env.SetInstanceData(state);
+  state->disk_class = Napi::Persistent(DiskHandle::define(env));
+  state->channel_class = Napi::Persistent(Channel::define(env));
+  const Napi::Function token = JobToken::define(env);
+  state->token_class = Napi::Persistent(token);
+
+  exports.Set("version", PQBLK_VERSION);
+  exports.Set("JobToken", token);
+  exports.Set("openDisk", Napi::Function::New(env, open_disk, "openDisk"));
+  return exports;
+}
+
+}  // namespace
+}  // namespace pqblk::node
+
+static Napi::Object init(Napi::Env env, Napi::Object exports) {
+  return pqblk::node::set_up(env, exports);
+}
+NODE_API_MODULE(NODE_GYP_MODULE_NAME, init)

@@ -1,0 +1,164 @@
+#include "node/env.h"
+
+#include <cstdlib>
+#include <thread>
+#include <utility>
+
+namespace pqblk::node {
+namespace {
+
+// Every disk that any environment of this process has open. process.exit() runs no hook of the
+// environment but does run exit handlers, while the queues' threads still work: they must have
+// ended before libraries below them take their memory down.
+class OpenDisks {
+ public:
+  static OpenDisks& instance() {
+    static OpenDisks& all = *new OpenDisks;  // never destroyed: threads may look at any moment
+    return all;
+  }
+  void add(const std::shared_ptr<OpenDisk>& disk) {
+    std::lock_guard guard(inner_);
+    if (!registered_) std::atexit([] { instance().close_all(); });
+    registered_ = true;
+    disks_.insert(disk);
+  }
+  void remove(const std::shared_ptr<OpenDisk>& disk) {
+    std::lock_guard guard(inner_);
+    disks_.erase(disk);
+  }
+
+ private:
+  void close_all() {
+    std::unique_lock guard(inner_);
+    while (!disks_.empty()) {
+      const std::shared_ptr<OpenDisk> disk = *disks_.begin();
+      guard.unlock();
+      static_cast<void>(disk->close());
+      guard.lock();
+      disks_.erase(disk);
+    }
+  }
+  std::mutex inner_;
+  bool registered_ = false;
+  std::set<std::shared_ptr<OpenDisk>> disks_;
+};
+
+}  // namespace
+
+// ---- Hub ----
+
+Hub::Hub(Napi::Env env) : env_(env) {
+  const napi_value name = Napi::String::New(env, "pqblk");
+  napi_create_threadsafe_function(env, nullptr, nullptr, name, 0, 1, nullptr, nullptr, this,
+                                  &Hub::on_wake, &function_);
+  napi_unref_threadsafe_function(env, function_);
+}
+
+void Hub::close() {
+  std::lock_guard guard(inner_);
+  if (std::exchange(closed_, true)) return;
+  ready_.clear();
+  napi_release_threadsafe_function(function_, napi_tsfn_abort);
+}
+
+void Hub::post(Notifier& notifier) {
+  if (notifier.queued_.exchange(true, std::memory_order_acq_rel)) return;
+  std::lock_guard guard(inner_);
+  if (closed_) return;
+  ready_.push_back(notifier.shared_from_this());
+  if (std::exchange(scheduled_, true)) return;
+  napi_call_threadsafe_function(function_, nullptr, napi_tsfn_nonblocking);
+}
+
+void Hub::on_wake(napi_env env, napi_value, void* context, void*) {
+  if (env != nullptr) static_cast<Hub*>(context)->run(env);  // null: the environment is ending
+}
+
+void Hub::run(Napi::Env env) {
+  std::vector<std::shared_ptr<Notifier>> batch;
+  {
+    std::lock_guard guard(inner_);
+    scheduled_ = false;
+    batch.swap(ready_);
+  }
+  for (const auto& notifier : batch) {
+    const Napi::HandleScope scope(env);
+    notifier->queued_.store(false, std::memory_order_release);
+    notifier->notified(env);
+    if (env.IsExceptionPending()) {  // a callback threw: as uncaught as in any other callback
+      napi_fatal_exception(env, env.GetAndClearPendingException().Value());
+    }
+  }
+}
+
+void Hub::hold() {
+  if (holds_++ == 0) napi_ref_threadsafe_function(env_, function_);
+}
+
+void Hub::unhold() {
+  if (--holds_ == 0) napi_unref_threadsafe_function(env_, function_);
+}
+
+// ---- OpenDisk ----
+
+Error OpenDisk::close() {
+  refuse_new();
+  const std::shared_ptr<image::Disk> disk = disk_;
+  {
+    std::unique_lock guard(inner_);
+    left_.wait(guard, [this] { return users_ == 0; });
+  }
+  return disk->close();
+}
+
+OpenDisk::Use::Use(OpenDisk& disk) : disk_(disk) {
+  std::lock_guard guard(disk_.inner_);
+  entered_ = !disk_.closing();
+  if (entered_) ++disk_.users_;
+}
+
+OpenDisk::Use::~Use() {
+  if (!entered_) return;
+  std::lock_guard guard(disk_.inner_);
+  --disk_.users_;
+  disk_.left_.notify_all();
+}
+
+// ---- EnvState ----
+
+EnvState::EnvState(Napi::Env env) : hub(env) {
+  napi_add_env_cleanup_hook(env, &EnvState::on_env_end, this);
+}
+
+// The environment ends (a worker was terminated, or the main thread is done) and with it the memory
+// that requests in flight point into: they complete first. Nobody sees their completions.
+void EnvState::on_env_end(void* self) {
+  auto& state = *static_cast<EnvState*>(self);
+  state.ending->store(true, std::memory_order_release);
+  for (const auto& disk : std::exchange(state.disks_, {})) {
+    static_cast<void>(disk->close());
+    OpenDisks::instance().remove(disk);
+  }
+  state.hub.close();
+}
+
+void EnvState::add(const std::shared_ptr<OpenDisk>& disk) {
+  OpenDisks::instance().add(disk);
+  disks_.insert(disk);
+}
+
+void EnvState::remove(const std::shared_ptr<OpenDisk>& disk) {
+  OpenDisks::instance().remove(disk);
+  disks_.erase(disk);
+}
+
+void EnvState::abandon(std::shared_ptr<OpenDisk> disk) {
+  if (disks_.erase(disk) == 0) return;  // it was closed
+  disk->refuse_new();
+  std::thread([disk = std::move(disk)] {
+    static_cast<void>(disk->close());
+    OpenDisks::instance().remove(disk);
+  }).detach();
+}
+
+}  // namespace pqblk::node

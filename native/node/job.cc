@@ -1,0 +1,116 @@
+#include "node/job.h"
+
+#include <chrono>
+#include <utility>
+
+#include "node/convert.h"
+
+namespace pqblk::node {
+namespace {
+
+constexpr std::uint64_t kReportEveryNs = 50'000'000;
+constexpr napi_type_tag kTokenTag = {0x5071626c6b546f6bU, 0x8d1f4b0ae6c24f11U};
+
+std::uint64_t now_ns() {
+  return static_cast<std::uint64_t>(std::chrono::steady_clock::now().time_since_epoch() /
+                                    std::chrono::nanoseconds(1));
+}
+
+}  // namespace
+
+// ---- tokens ----
+
+bool TokenCore::report(std::uint64_t done, std::uint64_t total) {
+  if (cancelled_.load(std::memory_order_relaxed)) return false;
+  if (ending_ != nullptr && ending_->load(std::memory_order_relaxed)) return false;
+  done_.store(done, std::memory_order_relaxed);
+  total_.store(total, std::memory_order_relaxed);
+  const std::uint64_t now = now_ns();
+  if (hub_ != nullptr && (now >= next_report_ns_ || done == total)) {
+    next_report_ns_ = now + kReportEveryNs;
+    hub_->post(*this);
+  }
+  return true;
+}
+
+void TokenCore::notified(Napi::Env env) {
+  if (token_ == nullptr || token_->on_progress_.IsEmpty()) return;
+  token_->on_progress_.Call({number_to_js(env, done_.load(std::memory_order_relaxed)),
+                             number_to_js(env, total_.load(std::memory_order_relaxed))});
+}
+
+Napi::Function JobToken::define(Napi::Env env) {
+  return DefineClass(env, "JobToken", {InstanceMethod<&JobToken::cancel>("cancel")});
+}
+
+JobToken::JobToken(const Napi::CallbackInfo& info) : ObjectWrap(info) {
+  napi_type_tag_object(info.Env(), info.This(), &kTokenTag);
+  core_->token_ = this;
+  if (info.Length() > 0 && info[0].IsFunction()) {
+    on_progress_ = Napi::Persistent(info[0].As<Napi::Function>());
+  }
+}
+
+Napi::Value JobToken::cancel(const Napi::CallbackInfo& info) {
+  core_->cancel();
+  return info.Env().Undefined();
+}
+
+std::shared_ptr<TokenCore> JobToken::acquire(Napi::Env env, const Napi::Value& value) {
+  std::shared_ptr<TokenCore> core;
+  bool is_token = false;
+  if (value.IsObject()) napi_check_object_type_tag(env, value, &kTokenTag, &is_token);
+  if (is_token) {
+    JobToken* token = Unwrap(value.As<Napi::Object>());
+    token->Ref();
+    core = token->core_;
+  } else {
+    core = std::make_shared<TokenCore>();
+  }
+  EnvState& state = EnvState::of(env);
+  core->hub_ = &state.hub;
+  core->ending_ = state.ending;
+  return core;
+}
+
+void JobToken::release(const std::shared_ptr<TokenCore>& core) {
+  if (core->token_ != nullptr) core->token_->Unref();
+}
+
+// ---- jobs ----
+
+Napi::Value Job::start(Napi::Env env, std::unique_ptr<Job> job, const Napi::Value& token) {
+  napi_value promise = nullptr;
+  napi_create_promise(env, &job->deferred_, &promise);
+  job->token_ = JobToken::acquire(env, token);
+  const napi_value name = Napi::String::New(env, "pqblk job");
+  napi_create_async_work(env, nullptr, name, &Job::execute, &Job::complete, job.get(), &job->work_);
+  napi_queue_async_work(env, job->work_);
+  static_cast<void>(job.release());  // complete() owns it from here
+  return Napi::Value(env, promise);
+}
+
+// When the environment is ending, JavaScript cannot be reached and every call below answers with a
+// status that does not matter.
+void Job::complete(napi_env raw, napi_status status, void* self) {
+  const std::unique_ptr<Job> job(static_cast<Job*>(self));
+  const Napi::Env env(raw);
+  const Napi::HandleScope scope(env);
+  napi_delete_async_work(env, job->work_);
+  const bool ending = EnvState::of(env).ending->load();
+  JobToken::release(job->token_);
+  job->ended(env);
+  if (ending) return;
+  if (status == napi_cancelled) job->error_ = Error(Kind::canceled, "the environment is ending");
+  Napi::Value value;
+  if (!job->error_) value = job->result(env);
+  if (env.IsExceptionPending()) {
+    napi_reject_deferred(env, job->deferred_, env.GetAndClearPendingException().Value());
+  } else if (job->error_) {
+    napi_reject_deferred(env, job->deferred_, error_to_js(env, job->error_));
+  } else {
+    napi_resolve_deferred(env, job->deferred_, value);
+  }
+}
+
+}  // namespace pqblk::node

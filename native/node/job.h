@@ -1,0 +1,114 @@
+// Blocking work on a libuv worker that settles a promise, with progress and a way to stop it.
+//
+// Room node/.
+#pragma once
+
+#include <napi.h>
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+
+#include "base/error.h"
+#include "node/env.h"
+
+namespace pqblk::node {
+
+// What a running job and its JobToken share. report() runs on the job's thread.
+class TokenCore final : public Notifier {
+ public:
+  // Progress in whatever unit the job counts. False: stop.
+  bool report(std::uint64_t done, std::uint64_t total);
+  void cancel() { cancelled_.store(true, std::memory_order_relaxed); }
+
+ private:
+  friend class JobToken;
+  void notified(Napi::Env env) override;
+
+  std::atomic<bool> cancelled_{false};
+  std::atomic<std::uint64_t> done_{0}, total_{0};
+  std::uint64_t next_report_ns_ = 0;  // the job's thread only
+  Hub* hub_ = nullptr;                // set for the run of the job
+  std::shared_ptr<std::atomic<bool>> ending_;
+  class JobToken* token_ = nullptr;  // the environment's thread only
+};
+
+// JavaScript: new JobToken(onProgress?: (done, total) => void), with cancel(). For one job.
+class JobToken : public Napi::ObjectWrap<JobToken> {
+ public:
+  static Napi::Function define(Napi::Env env);
+  explicit JobToken(const Napi::CallbackInfo& info);
+  ~JobToken() override { core_->token_ = nullptr; }
+
+  // The token in `value`; a fresh core that nobody cancels when it is undefined. Keeps the
+  // JavaScript object alive until release().
+  static std::shared_ptr<TokenCore> acquire(Napi::Env env, const Napi::Value& value);
+  static void release(const std::shared_ptr<TokenCore>& core);
+
+ private:
+  friend class TokenCore;
+  Napi::Value cancel(const Napi::CallbackInfo& info);
+  std::shared_ptr<TokenCore> core_ = std::make_shared<TokenCore>();
+  Napi::FunctionReference on_progress_;
+};
+
+// Derive, keep what the work needs as members (no JavaScript values), and start().
+class Job {
+ public:
+  virtual ~Job() = default;
+  // Takes the job over; the promise rejects with error_to_js() of what run() returned. `token` is
+  // undefined or a JobToken.
+  static Napi::Value start(Napi::Env env, std::unique_ptr<Job> job, const Napi::Value& token);
+
+ protected:
+  virtual Error run() = 0;                        // on a worker thread, may block
+  virtual Napi::Value result(Napi::Env env) = 0;  // after run() was ok
+  virtual void ended(Napi::Env) {}                // always, before the promise settles
+  TokenCore& token() { return *token_; }
+  std::function<bool(std::uint64_t, std::uint64_t)> progress() {
+    return [core = token_](std::uint64_t done, std::uint64_t total) {
+      return core->report(done, total);
+    };
+  }
+
+ private:
+  static void execute(napi_env, void* self) {
+    auto& job = *static_cast<Job*>(self);
+    job.error_ = job.run();
+  }
+  static void complete(napi_env env, napi_status status, void* self);
+
+  Error error_;
+  std::shared_ptr<TokenCore> token_;
+  napi_async_work work_ = nullptr;
+  napi_deferred deferred_ = nullptr;
+};
+
+// A job from lambdas: run() -> Error; result(env) -> Napi::Value.
+template <class Run, class Result>
+class LambdaJob final : public Job {
+ public:
+  LambdaJob(Run run, Result result) : run_(std::move(run)), result_(std::move(result)) {}
+
+ protected:
+  Error run() override {
+    if constexpr (std::is_invocable_v<Run, TokenCore&>)
+      return run_(token());
+    else
+      return run_();
+  }
+  Napi::Value result(Napi::Env env) override { return result_(env); }
+
+ private:
+  Run run_;
+  Result result_;
+};
+
+template <class Run, class Result>
+Napi::Value start_job(Napi::Env env, const Napi::Value& token, Run run, Result result) {
+  return Job::start(
+      env, std::make_unique<LambdaJob<Run, Result>>(std::move(run), std::move(result)), token);
+}
+
+}  // namespace pqblk::node
