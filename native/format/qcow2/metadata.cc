@@ -77,9 +77,8 @@ Error Metadata::check_openable() const {
 }
 
 Task<Error> Metadata::load(io::Queue& q) {
-  std::uint64_t snapshot_bytes = 0;
   Result<std::vector<Snapshot>> snapshots =
-      co_await load_snapshots(q, meta_, header_, snapshot_bytes);
+      co_await load_snapshots(q, meta_, header_, snapshot_table_bytes_);
   if (!snapshots) co_return snapshots.take_error();
   snapshots_ = std::move(*snapshots);
 
@@ -89,7 +88,7 @@ Task<Error> Metadata::load(io::Queue& q) {
   map.add_range(header_.refcount_table_offset,
                 std::uint64_t{header_.refcount_table_clusters} << header_.layout.cluster_bits,
                 Part::refcount_table);
-  map.add_range(header_.snapshots_offset, snapshot_bytes, Part::snapshot_table);
+  map.add_range(header_.snapshots_offset, snapshot_table_bytes_, Part::snapshot_table);
   for (const Snapshot& snapshot : snapshots_) {
     map.add_range(snapshot.l1_offset, std::uint64_t{snapshot.l1_size} * 8, Part::inactive_l1);
   }
@@ -225,7 +224,7 @@ Task<Error> Metadata::reclaim(io::Queue& q) {
 }
 
 Task<Error> Metadata::relieve(io::Queue& q) {
-  if (tables_.dirty_slices() <= kDirtySlicesMax && !refcounts_.crowded()) co_return Error();
+  if (!crowded()) co_return Error();
   Error error = co_await flush(q);
   co_return error;
 }

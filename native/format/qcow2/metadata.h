@@ -53,6 +53,7 @@ class Metadata {
   Allocator& allocator() { return allocator_; }
   Readers& readers() { return readers_; }
   const std::vector<Snapshot>& snapshots() const { return snapshots_; }
+  std::uint64_t snapshot_table_bytes() const { return snapshot_table_bytes_; }
   bool read_only() const { return options_.read_only; }
 
   // A sealed disk's log, key area, session table: their clusters are then refused to every
@@ -78,7 +79,8 @@ class Metadata {
   Task<Error> flush(io::Queue& q);
   // False after a failed sync: nothing that follows can be trusted to be durable.
   bool writable() const { return !broken_flag_.load(std::memory_order_acquire); }
-  // Writes metadata back when too much of it is dirty; called by writers, outside of locks.
+  // Writers call relieve(), outside of locks, when too much metadata is dirty.
+  bool crowded() const { return tables_.dirty_slices() > kDirtySlicesMax || refcounts_.crowded(); }
   Task<Error> relieve(io::Queue& q);
   // At the end: flush, and lower everything freed. Quiesced.
   Task<Error> close(io::Queue& q);
@@ -106,6 +108,7 @@ class Metadata {
   Tables tables_;
   Readers readers_;
   std::vector<Snapshot> snapshots_;
+  std::uint64_t snapshot_table_bytes_ = 0;
 
   AsyncMutex flush_lock_;
   AsyncMutex header_lock_;

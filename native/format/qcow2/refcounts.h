@@ -61,6 +61,9 @@ class Refcounts {
   bool crowded() const { return cache_.dirty() > kDirtySlicesMax / 4; }
   // Host offset of the refcount block for a table index, 0 when absent. Check only.
   std::uint64_t table_entry(std::uint64_t index) const { return table_[index]; }
+  bool block_usable(std::uint64_t index) const {
+    return index < table_.size() && block_valid(table_[index]);
+  }
   std::uint64_t table_size() const { return table_.size(); }
   std::uint64_t covered_clusters() const {
     return table_.size() * layout_.refcount_block_entries();
