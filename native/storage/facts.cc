@@ -113,7 +113,8 @@ Error find_kind_and_size(io::File& file) {
 }
 
 bool find_alignment(io::File& file) {
-  if (in_memory(file_system_magic(file.fd))) {
+  // (A device's node lies in memory too; the device does not.)
+  if (!file.block_device && in_memory(file_system_magic(file.fd))) {
     file.memory_align = 1;  // there is no device to be aligned for
     file.offset_align = 1;
     return true;
