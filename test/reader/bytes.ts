@@ -88,7 +88,8 @@ export class Fields {
 }
 
 export function isZero(bytes: Uint8Array): boolean {
-  return bytes.every((byte) => byte === 0);
+  for (let at = 0; at < bytes.length; at += 1) if (bytes[at] !== 0) return false;
+  return true;
 }
 
 export function same(a: Uint8Array, b: Uint8Array): boolean {
