@@ -24,15 +24,15 @@ namespace pqblk::io {
 // What the kernel told about an open file; made by storage/ (or by the simulator), passive here.
 struct File {
   int fd = -1;
-  std::uint64_t id = 0;         // of this open within the process; 0: made by hand, never registered
-  std::string path;             // for messages only
-  bool direct = false;          // opened with O_DIRECT
+  std::uint64_t id = 0;  // of this open within the process; 0: made by hand, never registered
+  std::string path;      // for messages only
+  bool direct = false;   // opened with O_DIRECT
   bool read_only = false;
-  bool non_volatile = false;    // a completed write survives power loss (or tmpfs: kill -9)
-  bool atomic_4k = false;       // a 4096-byte aligned write is not torn by power loss
+  bool non_volatile = false;  // a completed write survives power loss (or tmpfs: kill -9)
+  bool atomic_4k = false;     // a 4096-byte aligned write is not torn by power loss
   bool block_device = false;
-  bool in_memory = false;       // tmpfs: a transfer is a memory copy and waits for no device
-  std::uint64_t size = 0;       // bytes when opened (a block device's capacity)
+  bool in_memory = false;          // tmpfs: a transfer is a memory copy and waits for no device
+  std::uint64_t size = 0;          // bytes when opened (a block device's capacity)
   std::uint32_t memory_align = 1;  // of buffers, bytes; 1 when buffered
   std::uint32_t offset_align = 1;  // of offsets and lengths, bytes
 };
@@ -54,16 +54,16 @@ struct Op : ReadyNode {
   FallocateMode mode = FallocateMode::allocate;
   const File* file = nullptr;
   std::uint64_t offset = 0;
-  std::uint64_t length = 0;               // fallocate, truncate (new size); else the sum of iov
-  iovec* iov = nullptr;                   // read, write: advanced in place on short transfers
+  std::uint64_t length = 0;  // fallocate, truncate (new size); else the sum of iov
+  iovec* iov = nullptr;      // read, write: advanced in place on short transfers
   std::uint32_t iov_count = 0;
-  iovec single{};                         // storage for the common one-buffer case
-  int buffer_index = -1;                  // registered buffer of this queue that holds `single`, or -1
-  int result = 0;                         // 0, or a negative errno, once complete
-  std::uint64_t done = 0;                 // bytes transferred so far
-  std::uint16_t retries = 0;              // of operation.cc: completions without progress
-  std::uint8_t stage = 0;                 // of operation.cc: step of an emulated operation
-  void (*completed)(Op&) = nullptr;       // null: resume `handle`
+  iovec single{};                    // storage for the common one-buffer case
+  int buffer_index = -1;             // registered buffer of this queue that holds `single`, or -1
+  int result = 0;                    // 0, or a negative errno, once complete
+  std::uint64_t done = 0;            // bytes transferred so far
+  std::uint16_t retries = 0;         // of operation.cc: completions without progress
+  std::uint8_t stage = 0;            // of operation.cc: step of an emulated operation
+  void (*completed)(Op&) = nullptr;  // null: resume `handle`
 };
 
 // What the engine got from the kernel, and counts since it was made.
@@ -99,9 +99,9 @@ class Queue : public Executor {
   std::function<bool()> poll_hook;
 
   // Registers a long-lived buffer arena or a file with the ring, where the engine can use it; a
-  // failure is not an error (the engine goes on without) but is visible in facts(). Callable from any
-  // thread, also while the queue runs; the call returns when it is done. A registered file must be
-  // unregistered before it is closed: the ring holds its description, and so its lock, open.
+  // failure is not an error (the engine goes on without) but is visible in facts(). Callable from
+  // any thread, also while the queue runs; the call returns when it is done. A registered file must
+  // be unregistered before it is closed: the ring holds its description, and so its lock, open.
   // register_buffers() replaces what was registered before; no operation may be in flight on it.
   virtual void register_buffers(std::span<const iovec> buffers) { static_cast<void>(buffers); }
   virtual void register_file(const File& file) { static_cast<void>(file); }
@@ -131,7 +131,8 @@ class Queue : public Executor {
   Await fdatasync(const File& file);
   Await fallocate(const File& file, FallocateMode mode, std::uint64_t offset, std::uint64_t length);
   Await truncate(const File& file, std::uint64_t size);
-  // co_await sleep(ns): resumes on this queue no earlier than that. Simulated time in the simulator.
+  // co_await sleep(ns): resumes on this queue no earlier than that. Simulated time in the
+  // simulator.
   struct Sleep : ReadyNode {
     Queue& queue;
     std::uint64_t ns;
@@ -150,8 +151,9 @@ class Queue : public Executor {
 enum class EngineType : std::uint8_t { automatic, uring, aio, threads };
 
 struct QueueOptions {
-  EngineType engine = EngineType::automatic;  // automatic: io_uring, else threads; the cause is kept
-  std::uint32_t depth = 256;                  // operations in the ring at once; more wait inside
+  EngineType engine =
+      EngineType::automatic;  // automatic: io_uring, else threads; the cause is kept
+  std::uint32_t depth = 256;  // operations in the ring at once; more wait inside
   bool sqpoll = false;
   std::uint32_t spin_us = 0;  // poll this long before sleeping when idle
 };

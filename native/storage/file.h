@@ -22,9 +22,9 @@ enum class Lock : std::uint8_t { none, shared, exclusive };
 struct OpenOptions {
   bool read_only = false;
   Direct direct = Direct::off;
-  Lock lock = Lock::exclusive;   // read-only openers use shared
-  bool create = false;           // with O_EXCL unless overwrite
-  bool overwrite = false;        // with create: truncate an existing regular file (under its lock)
+  Lock lock = Lock::exclusive;  // read-only openers use shared
+  bool create = false;          // with O_EXCL unless overwrite
+  bool overwrite = false;       // with create: truncate an existing regular file (under its lock)
   std::uint32_t lock_wait_ms = 2000;  // a killed process's ring may hold the lock a moment longer
   std::optional<bool> assume_non_volatile;  // the operator's word on the device's write cache
 };
@@ -37,7 +37,7 @@ Result<io::File> open_file(const std::string& path, const OpenOptions& options);
 void close_file(io::File& file);
 
 struct LockHolder {
-  std::int64_t pid = 0;   // 0: unknown
+  std::int64_t pid = 0;  // 0: unknown
   std::string command;
 };
 std::optional<LockHolder> lock_holder(const std::string& path);
@@ -49,7 +49,8 @@ Result<std::uint64_t> free_space(const std::string& directory);
 // keeps disk images on purpose: /, /boot, /dev, /etc, /usr, ... Symbolic links are followed.
 bool in_system_directory(const std::string& path);
 
-// For people: "volatile write cache (O2)", "non-volatile, 4096-byte atomic writes (O1)", "RAM-backed".
+// For people: "volatile write cache (O2)", "non-volatile, 4096-byte atomic writes (O1)",
+// "RAM-backed".
 std::string durability_class(const io::File& file);
 
 // How an image opens another file that its header names (a backing file). The opener of the top

@@ -1,6 +1,6 @@
 // Speed of one queue beside fio's io_uring in the same run: 4 KiB random reads and writes.
 //
-//   io_bench [--seconds N] [--depth N] [--size-mib N] [--rounds N] [--place ram|disk]
+//   bench_io [--seconds N] [--depth N] [--size-mib N] [--rounds N] [--place ram|disk]
 //           [--no-fio] [engine ...]
 //
 // Each round measures fio, then each engine, on a RAM-backed file and on a file on disk with
