@@ -71,6 +71,16 @@ constexpr std::size_t kHkdfBlocksMax = 255;
 
 }  // namespace
 
+Digest sha3_256(std::span<const std::uint8_t> message) {
+  Digest digest;
+  unsigned int size = 0;
+  must(EVP_Digest(message.data(), message.size(), digest.data(), &size, EVP_sha3_256(), nullptr) ==
+               1 &&
+           size == digest.size(),
+       "SHA3-256");
+  return digest;
+}
+
 Digest hmac_sha3_256(std::span<const std::uint8_t> key, std::span<const std::uint8_t> message) {
   Digest digest;
   Hmac(key).add(message).finish(digest);

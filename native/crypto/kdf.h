@@ -14,7 +14,8 @@ namespace pqblk::crypto {
 
 using Digest = std::array<std::uint8_t, 32>;
 
-Digest sha3_256(std::span<const std::uint8_t> message);
+Digest sha3_256(std::span<const std::uint8_t> message);  // FIPS 202
+
 Digest hmac_sha3_256(std::span<const std::uint8_t> key, std::span<const std::uint8_t> message);
 
 // RFC 5869 with HMAC-SHA3-256; out.size() <= 255 * 32.

@@ -14,9 +14,11 @@
 #include <vector>
 
 #include "crypto/aead_oracle.h"
+#include "crypto/vectors.h"
 
 using namespace pqblk::crypto;
 using pqblk::test::Bytes;
+using pqblk::test::from_hex;
 using pqblk::test::random_content;
 
 namespace {
@@ -50,6 +52,17 @@ Bytes ours(const Bytes& secret, const Bytes& salt, const Bytes& info, std::size_
 }
 
 }  // namespace
+
+TEST_CASE("SHA3-256 gives the values that NIST published") {
+  const Bytes abc{'a', 'b', 'c'};
+  const Bytes of_nothing =
+      from_hex("a7ffc6f8bf1ed76651c14756a061d662f580ff4de43b49fa82d80a4b80f8434a");
+  const Bytes of_abc = from_hex("3a985da74fe225b2045c172d6bd390bd855f086e3e9d525b46bfe24511431532");
+  const Digest nothing = sha3_256({});
+  const Digest letters = sha3_256(abc);
+  CHECK(Bytes(nothing.begin(), nothing.end()) == of_nothing);
+  CHECK(Bytes(letters.begin(), letters.end()) == of_abc);
+}
 
 TEST_CASE("HKDF-SHA3-256 agrees with libcrypto's") {
   std::mt19937_64 random(41);
