@@ -6,7 +6,6 @@
 #include <array>
 #include <atomic>
 #include <cerrno>
-#include <cstdlib>
 #include <utility>
 
 #include "base/sync.h"
@@ -170,22 +169,6 @@ Task<Error> RawBackend::close(QueueContext& q) {
   co_return co_await sync(q.io);
 }
 
-Task<Error> fill_with_zeros(io::Queue& q, const io::File& file, const RawCreateOptions& options) {
-  const std::unique_ptr<void, decltype(&std::free)> zeros(std::aligned_alloc(4096, kZeroChunk),
-                                                          &std::free);
-  if (zeros == nullptr) co_return Error(Kind::no_memory, "no memory for a buffer of zeros");
-  std::fill_n(static_cast<std::uint8_t*>(zeros.get()), kZeroChunk, std::uint8_t{0});
-  for (std::uint64_t done = 0; done < options.size;) {
-    const std::uint64_t part = std::min<std::uint64_t>(options.size - done, kZeroChunk);
-    if (Error e = co_await q.write(file, done, zeros.get(), part)) co_return e;
-    done += part;
-    if (options.progress && !options.progress(done, options.size)) {
-      co_return Error(Kind::canceled, "stopped while writing zeros").in(file.path);
-    }
-  }
-  co_return Error();
-}
-
 }  // namespace
 
 Task<Result<std::unique_ptr<Backend>>> open_raw(QueueContext&, const io::File& file) {
@@ -197,12 +180,9 @@ Task<Error> create_raw(io::Queue& q, const io::File& file, const RawCreateOption
     co_return Error(Kind::invalid_argument, "a disk's size is a multiple of 512 bytes, not 0");
   }
   if (Error e = co_await q.truncate(file, options.size)) co_return e;
-  if (options.preallocation == RawPreallocation::falloc) {
-    Error e = co_await q.fallocate(file, io::FallocateMode::allocate, 0, options.size);
-    if (e) co_return e;
-  } else if (options.preallocation == RawPreallocation::full) {
-    if (Error e = co_await fill_with_zeros(q, file, options)) co_return e;
-  }
+  format::ProgressCount count{options.progress, options.size};
+  Error e = co_await format::fill_range(q, file, 0, options.size, options.preallocation, count);
+  if (e) co_return e;
   co_return co_await q.fdatasync(file);
 }
 

@@ -5,9 +5,9 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 
+#include "format/fill.h"
 #include "image/backend.h"
 
 namespace pqblk::image {
@@ -15,13 +15,10 @@ namespace pqblk::image {
 // `file` outlives the backend. The size is the file's, rounded up to 512 bytes.
 Task<Result<std::unique_ptr<Backend>>> open_raw(QueueContext& service, const io::File& file);
 
-enum class RawPreallocation : std::uint8_t { off, falloc, full };
-
 struct RawCreateOptions {
-  std::uint64_t size = 0;  // bytes, a multiple of 512
-  RawPreallocation preallocation = RawPreallocation::off;
-  // Bytes done of the bytes to write; return false to stop (Kind::canceled).
-  std::function<bool(std::uint64_t done, std::uint64_t total)> progress;
+  std::uint64_t size = 0;                                            // bytes, a multiple of 512
+  format::Preallocation preallocation = format::Preallocation::off;  // metadata: as off
+  format::Progress progress;
 };
 
 // `file` is new and empty. Synced when it returns ok.

@@ -256,7 +256,7 @@ void SealedBackend::ask_checkpoint() {
 }
 
 Task<void> SealedBackend::checkpoint_loop() {
-  for (;;) {
+  while (!closing_.load(std::memory_order_acquire)) {
     co_await checkpoint_asked_.reach(checkpoint_ended_.value() + 1);
     if (closing_.load(std::memory_order_acquire)) break;
     Error e = co_await checkpoint(service_);

@@ -60,7 +60,7 @@ Task<Error> write_zeros(io::Queue& io, const io::File& file, std::uint64_t at, s
 
 struct Creation {
   io::Queue& io;
-  const io::File& file;
+  io::File file;  // a copy: its size follows what is written
   const CreateOptions& options;
   SealedGeometry geometry;
   Extension extension;
@@ -186,6 +186,7 @@ Task<Error> create_container(Creation& c) {
   plain.extra_incompatible = qcow2::bit(qcow2::kSealedBit);
   plain.sealed_extension = payload_of(c.extension);
   if (Error e = co_await qcow2::create(c.io, c.file, plain)) co_return e;
+  c.file.size = align_up(qcow2::create_space(plain), c.geometry.cluster_size());
   auto meta = co_await qcow2::Metadata::open(c.io, c.file, {.allow_sealed = true, .for_check = true});
   if (!meta) co_return meta.take_error();
   c.meta = std::move(*meta);

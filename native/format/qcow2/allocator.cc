@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cassert>
+#include <cerrno>
 #include <iterator>
 
 namespace pqblk::format::qcow2 {
@@ -38,11 +39,22 @@ Task<Error> Allocator::reserve(io::Queue& q, std::uint64_t clusters) {
     batch_ = std::min(batch_ * 2, kReserveBatchMax);
     Result<HostRun> run = co_await refcounts_.take(q, want, contiguous);
     if (!run) co_return run.take_error();
-    Error error = co_await refcounts_.make_durable(q);
+    Error error = co_await claim_space(q, *run);
+    if (!error) error = co_await refcounts_.make_durable(q);
     if (error) co_return error;  // the clusters are leaked at worst
     pool_add(run->at, run->clusters);
   }
   co_return Error();
+}
+
+// A full disk shows here, before anything refers to the clusters, and not in the middle of a write.
+Task<Error> Allocator::claim_space(io::Queue& q, const HostRun& run) {
+  const io::File& file = meta_.file();
+  if (file.block_device) co_return Error();
+  const std::uint64_t length = run.clusters * refcounts_.layout().cluster_size();
+  Error error = co_await q.fallocate(file, io::FallocateMode::allocate, run.at.bytes, length);
+  if (error && error.os_errno() == EOPNOTSUPP) co_return Error();
+  co_return error;
 }
 
 bool Allocator::try_take(std::uint64_t clusters, HostOffset& out) {

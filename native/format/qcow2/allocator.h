@@ -62,6 +62,7 @@ class Allocator {
   bool pool_take(std::uint64_t clusters, bool contiguous, HostRun& out);
   bool pool_has(std::uint64_t clusters) const;
   void pool_add(HostOffset at, std::uint64_t clusters);
+  Task<Error> claim_space(io::Queue& q, const HostRun& run);
 
   MetaIo& meta_;
   Refcounts& refcounts_;

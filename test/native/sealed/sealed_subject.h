@@ -1,0 +1,33 @@
+// The sealed disk as a subject of the simulator, and the keys that tests seal with.
+//
+// Room test/sealed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "image/sealed_backend.h"
+#include "sim/nonce_trace.h"
+#include "sim/subject.h"
+
+namespace pqblk::test {
+
+struct SealedShape {
+  std::uint64_t sectors = 40;
+  std::uint32_t cluster_bits = 13;  // two sectors a cluster: every structure is soon crossed
+  std::uint64_t log_bytes = 256 * 1024;
+  crypto::Suite suite = crypto::Suite::aes_256_gcm;
+  bool non_volatile = false;        // with atomic_4k: class O1
+  std::uint64_t overlay_sectors_max = 24;
+  std::uint64_t session_sectors_max = 64;
+};
+
+sealed::VolumeKeys test_keys();
+sealed::Uuid test_uuid();
+sealed::CreateOptions create_options(const SealedShape& shape);
+image::SealedOptions open_options(const SealedShape& shape);
+
+// Nonces of all lives of a run are traced; the subject's verdict names a duplicate.
+sim::Subject sealed_subject(const SealedShape& shape);
+
+}  // namespace pqblk::test
