@@ -6,6 +6,7 @@
 #include "node/channel.h"
 #include "node/disk_handle.h"
 #include "node/env.h"
+#include "node/images.h"
 #include "node/job.h"
 
 namespace pqblk::node {
@@ -22,6 +23,13 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("version", PQBLK_VERSION);
   exports.Set("JobToken", token);
   exports.Set("openDisk", Napi::Function::New(env, open_disk, "openDisk"));
+  exports.Set("createDisk", Napi::Function::New(env, create_disk, "createDisk"));
+  exports.Set("diskInfo", Napi::Function::New(env, disk_info, "diskInfo"));
+  exports.Set("checkDisk", Napi::Function::New(env, check_disk, "checkDisk"));
+  exports.Set("replaceKeyArea", Napi::Function::New(env, replace_key_area, "replaceKeyArea"));
+  exports.Set("freeSpace", Napi::Function::New(env, free_space, "freeSpace"));
+  exports.Set("inSystemDirectory",
+              Napi::Function::New(env, in_system_directory, "inSystemDirectory"));
   return exports;
 }
 

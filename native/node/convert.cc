@@ -130,17 +130,13 @@ void Options::take_secret(const char* name, crypto::SecretKey& out) const {
   out = std::move(*key);
 }
 
-bool parse_format(const std::string& text, image::Format& out) {
-  if (text == "raw") {
-    out = image::Format::raw;
-  } else if (text == "qcow2") {
-    out = image::Format::qcow2;
-  } else if (text == "sealed") {
-    out = image::Format::sealed;
-  } else {
-    return false;
-  }
-  return true;
+std::span<const std::pair<std::string_view, image::Format>> format_names() {
+  static constexpr std::pair<std::string_view, image::Format> kNames[] = {
+      {"raw", image::Format::raw},
+      {"qcow2", image::Format::qcow2},
+      {"sealed", image::Format::sealed},
+  };
+  return kNames;
 }
 
 void read_keys(Napi::Env env, const Napi::Value& value, sealed::VolumeKeys& out) {

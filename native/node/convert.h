@@ -75,7 +75,8 @@ class Options {
   Napi::Object object_;
 };
 
-bool parse_format(const std::string& text, image::Format& out);
+// "raw", "qcow2", "sealed", in the order of the enumeration.
+std::span<const std::pair<std::string_view, image::Format>> format_names();
 // integrity, data: [{ epoch, key }], currentEpoch
 void read_keys(Napi::Env env, const Napi::Value& value, sealed::VolumeKeys& out);
 

@@ -1,7 +1,5 @@
 #include "node/disk_handle.h"
 
-#include <limits.h>
-
 #include <array>
 #include <cstdlib>
 #include <optional>
@@ -32,12 +30,6 @@ constexpr std::array<std::pair<std::string_view, EngineType>, 4> kEngines{{
     {"aio", EngineType::aio},
     {"threads", EngineType::threads},
 }};
-constexpr std::array<std::pair<std::string_view, image::Format>, 3> kFormats{{
-    {"raw", image::Format::raw},
-    {"qcow2", image::Format::qcow2},
-    {"sealed", image::Format::sealed},
-}};
-
 std::string real_path(const std::string& path) {
   char resolved[PATH_MAX];
   return ::realpath(path.c_str(), resolved) != nullptr ? resolved : path;
@@ -75,7 +67,7 @@ image::OpenOptions read_open_options(const Napi::CallbackInfo& info) {
   const Options options(env, info[0]);
   image::OpenOptions out;
   options.read("path", out.path);
-  options.read_choice<image::Format>("format", kFormats, out.format);
+  options.read_choice<image::Format>("format", format_names(), out.format);
   options.read("readOnly", out.read_only);
   options.read_choice<Cache>("cache", kCaches, out.cache);
   options.read("directRequired", out.direct_required);
@@ -92,7 +84,7 @@ image::OpenOptions read_open_options(const Napi::CallbackInfo& info) {
   options.read("uuid", out.expected_uuid);
   if (options.has("backingFormat")) {
     image::Format format{};
-    options.read_choice<image::Format>("backingFormat", kFormats, format);
+    options.read_choice<image::Format>("backingFormat", format_names(), format);
     out.backing_format = format;
   }
   out.gate = read_gate(env, options);

@@ -1,0 +1,23 @@
+// Functions on image files that are not open as disks: create, look, check, replace the key area.
+//
+// Room node/. Each answers with a promise and does its work on a libuv worker.
+#pragma once
+
+#include <napi.h>
+
+namespace pqblk::node {
+
+// createDisk(options, keys?, token?) -> Promise<void>
+Napi::Value create_disk(const Napi::CallbackInfo& info);
+// diskInfo({ path, format? }) -> Promise<object>
+Napi::Value disk_info(const Napi::CallbackInfo& info);
+// checkDisk({ path, format, repair?, uuid? }, keys?, token?) -> Promise<object>
+Napi::Value check_disk(const Napi::CallbackInfo& info);
+// replaceKeyArea({ path, keyArea, wipeOld? }) -> Promise<void>
+Napi::Value replace_key_area(const Napi::CallbackInfo& info);
+// freeSpace({ path }) -> Promise<number>: bytes left in a directory
+Napi::Value free_space(const Napi::CallbackInfo& info);
+// inSystemDirectory({ path }) -> boolean
+Napi::Value in_system_directory(const Napi::CallbackInfo& info);
+
+}  // namespace pqblk::node
