@@ -167,11 +167,17 @@ void Life::finish() {
   if (!failure_.empty()) return;
   backend_.reset();
   finished_ = true;
-  if (closed_ && subject_.check_closed && world_->injected() == 0) {
-    if (std::string wrong = subject_.check_closed(device().cache()); !wrong.empty()) {
-      fail("after a clean close: " + wrong);
-    }
-  }
+  if (closed_ && subject_.check_closed && world_->injected() == 0) check_closed();
+}
+
+void Life::check_closed() {
+  QuietChoices quiet;
+  World world(quiet);
+  image::QueueContext q(world.add_queue(), 0);
+  const io::File& file = world.add_file(subject_.name, device(), subject_.file);
+  Error wrong =
+      world.run(subject_.check_closed(q, file, model_.crashed()), Error(Kind::canceled, "hang"));
+  if (wrong) fail("after a clean close: " + wrong.to_string());
 }
 
 Task<void> Life::do_open() {

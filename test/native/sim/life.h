@@ -121,6 +121,7 @@ class Life {
   bool next_op(OpSpec& op);
   OpSpec random_op();
   OpSpec within_disk(OpSpec op) const;
+  void check_closed();
   void start(SimQueue& queue, Task<void> activity);
   void fail(std::string what);
   bool excusable(const Error& error) const;

@@ -153,8 +153,9 @@ std::string Model::end_read(const Ticket& ticket, std::uint64_t first, std::uint
 }
 
 void Model::crash(Crash kind) {
+  crashed_ = true;
   on_medium_ = kind == Crash::power_loss;
-  if (kind == Crash::kill) return;
+  if (kind == Crash::kill && options_.kill_keeps) return;
   for (Unit& unit : units_) unit.acked = unit.floor;
 }
 

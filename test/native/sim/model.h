@@ -43,6 +43,7 @@ struct ModelOptions {
   std::uint64_t sectors = 0;
   std::uint32_t unit = kSectorSize;  // 512: the image passes torn sectors on (raw, qcow2)
   bool open_is_durable = true;       // what an opener reads has been made durable by the open
+  bool kill_keeps = true;            // what was acknowledged outlives the process, unflushed or not
   bool backed = false;               // version 0 is its pattern (a backing file), not zeros
 };
 
@@ -66,7 +67,8 @@ class Model {
                        const std::uint8_t* data) const;
 
   void crash(Crash kind);
-  void closed();  // cleanly: what was acknowledged is durable
+  bool crashed() const { return crashed_; }  // ever
+  void closed();                             // cleanly: what was acknowledged is durable
   // The first reads after an open that nothing else disturbs: checks them, and from now on only
   // what was seen is there.
   std::string settle(std::uint64_t first, std::uint64_t count, const std::uint8_t* data);
@@ -89,6 +91,7 @@ class Model {
   ModelOptions options_;
   std::vector<Unit> units_;
   std::uint64_t next_version_ = 1;
+  bool crashed_ = false;
   bool on_medium_ = true;  // the last crash was a power loss: what is read is on the medium
 };
 

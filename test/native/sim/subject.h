@@ -25,6 +25,7 @@ struct Subject {
   std::uint64_t sectors_per_cluster = 16;
   std::uint32_t unit = kSectorSize;  // ModelOptions
   bool open_is_durable = true;
+  bool kill_keeps = true;
   bool backed = false;
   bool discard_zeroes = true;  // false: a discarded sector may keep its content
   FileFacts file;
@@ -45,14 +46,17 @@ struct Subject {
   std::function<void(std::uint64_t seed)> begin_run;
   // Asked after every life; not empty: what is wrong (a nonce that repeated).
   std::function<std::string()> verdict;
-  // Looks into an image that was closed cleanly (refcounts, leaks); not empty: what is wrong.
-  std::function<std::string(const Pages& image)> check_closed;
+  // Looks into an image that was closed cleanly (refcounts), in a quiet world of its own. An image
+  // that crashed before may have leaked clusters.
+  std::function<Task<Error>(image::QueueContext& q, const io::File& file, bool leaks_allowed)>
+      check_closed;
 };
 
 inline ModelOptions model_options(const Subject& subject) {
   return {.sectors = subject.sectors,
           .unit = subject.unit,
           .open_is_durable = subject.open_is_durable,
+          .kill_keeps = subject.kill_keeps,
           .backed = subject.backed};
 }
 
