@@ -8,7 +8,6 @@
 // both sides. Operations are resubmitted from their completion callbacks, as a busy guest does.
 
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -175,6 +174,11 @@ void compare(const File& file, const char* place, OpType type, const Options& op
     for (std::size_t i = 0; i < options.engines.size(); ++i) {
       rates[i].push_back(measure(engine_named(options.engines[i]), file, type, options));
       if (options.with_fio) ratios[i].push_back(rates[i].back() / reference.back());
+      if (std::getenv("IO_BENCH_FACTS") != nullptr) {
+        std::printf("  round %u: fio %.0f, %s %.0f\n", round,
+                    reference.empty() ? 0 : reference.back(), options.engines[i].c_str(),
+                    rates[i].back());
+      }
     }
   }
   const char* what = type == OpType::read ? "random read" : "random write";
