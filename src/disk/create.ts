@@ -1,0 +1,98 @@
+// Room disk/: making disks.
+import { PqblkError } from '../errors.js';
+import { createKeyArea, type Pins, type Recipient } from '../keys/index.js';
+import { randomBytes } from '../keys/secret.js';
+import { calling, type LongWork, longCall, native } from '../native.js';
+import type { DiskFormat } from './types.js';
+import { nativeKeysOf } from './unlock.js';
+
+export type Preallocation = 'off' | 'metadata' | 'falloc' | 'full';
+
+export interface CreateDiskOptions extends LongWork {
+  format: DiskFormat;
+  /** Bytes, a multiple of 512. */
+  size: number;
+  /** Replace an existing file. */
+  overwrite?: boolean;
+  /** Allow a path under /etc, /usr, … */
+  allowSystemDirectory?: boolean;
+  preallocation?: Preallocation;
+  /** Bytes, a power of two: qcow2 512 to 2 MiB, sealed 4 KiB to 2 MiB. Default 65536. */
+  clusterSize?: number;
+  /** qcow2: 2 or 3. */
+  version?: number;
+  /** qcow2: 1, 2, 4 … 64. */
+  refcountBits?: number;
+  /** qcow2. */
+  extendedL2?: boolean;
+  /** qcow2: what compressed clusters would use. */
+  compression?: 'zlib' | 'zstd';
+  /** The file below, as the new image shall name it, and its format. */
+  backingName?: string;
+  backingFormat?: 'raw' | 'qcow2';
+  /** Sealed: whoever may open the disk; at least one. */
+  recipients?: readonly Recipient[];
+  /** Sealed. Default AES-256-GCM. */
+  suite?: 'AES-256-GCM' | 'ChaCha20-Poly1305';
+  /** Sealed: bytes; default about 0.1 % of the size. */
+  logBytes?: number;
+  /** Sealed: remembers the new volume at once. */
+  pins?: Pins;
+}
+
+export interface CreatedDisk {
+  /** Sealed: the new volume's UUID, 16 bytes. */
+  readonly volumeUuid?: Uint8Array;
+}
+
+/** A random UUID (RFC 9562, version 4). */
+function newUuid(): Uint8Array {
+  const uuid = randomBytes(16);
+  uuid[6] = ((uuid[6] as number) & 0x0f) | 0x40;
+  uuid[8] = ((uuid[8] as number) & 0x3f) | 0x80;
+  return uuid;
+}
+
+/**
+ * Makes a new, empty disk. Nothing is left behind when it fails or is stopped. Kinds `exists`,
+ * `permission` (a system directory), `no_space`, `no_key` (sealed without recipients),
+ * `invalid_argument`, `canceled`, …
+ */
+export async function createDisk(path: string, options: CreateDiskOptions): Promise<CreatedDisk> {
+  const { recipients = [], pins, onProgress, signal, ...rest } = options;
+  const work = { onProgress, signal };
+  if (options.format !== 'sealed') {
+    if (recipients.length > 0) {
+      throw new PqblkError('invalid_argument', `a ${options.format} disk is not sealed to anyone`);
+    }
+    await longCall(work, (token) => native().createDisk({ ...rest, path }, undefined, token));
+    return {};
+  }
+  const volumeUuid = newUuid();
+  using keys = await createKeyArea({ volumeUuid, recipients });
+  await longCall(work, (token) =>
+    native().createDisk(
+      {
+        ...rest,
+        path,
+        uuid: volumeUuid,
+        keyArea: keys.blob,
+        ...(options.backingName !== undefined && { backingPolicy: 'unauthenticated' }),
+      },
+      nativeKeysOf(keys),
+      token,
+    ),
+  );
+  await pins?.record(keys);
+  return { volumeUuid };
+}
+
+/** Bytes that a file in this directory could still take. */
+export function freeSpace(directory: string): Promise<number> {
+  return calling(() => native().freeSpace({ path: directory }));
+}
+
+/** Whether a file there would lie in a directory of the system (/etc, /usr, …). */
+export function inSystemDirectory(path: string): boolean {
+  return native().inSystemDirectory({ path });
+}

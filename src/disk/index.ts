@@ -1,0 +1,52 @@
+// Room disk/: the public face. Other rooms import from here only.
+//
+// Open disks, their queues, making, describing, checking and copying them. It may use native.ts, the
+// room keys/ and errors.ts; it knows no command line.
+export type { LongWork, Progress } from '../native.js';
+export {
+  type CopyOptions,
+  type CopyResult,
+  copyDisk,
+  type ExportOptions,
+  exportFile,
+  type ImportOptions,
+  importFile,
+} from './copy.js';
+export {
+  type CreateDiskOptions,
+  type CreatedDisk,
+  createDisk,
+  freeSpace,
+  inSystemDirectory,
+  type Preallocation,
+} from './create.js';
+export { Disk, openDisk, type WriteOptions, type ZeroOptions } from './disk.js';
+export {
+  type CheckDiskOptions,
+  type CheckResult,
+  checkDisk,
+  type DiskInfo,
+  diskInfo,
+  type Qcow2Info,
+  readKeyArea,
+  replaceKeyArea,
+  type SealedInfo,
+} from './info.js';
+export { type CompletionHandler, DiskQueue, type DiskQueueOptions } from './queue.js';
+export type {
+  BackendStats,
+  BenchDirection,
+  BenchPattern,
+  BenchResult,
+  BenchSpec,
+  CacheMode,
+  DiskExtent,
+  DiskFacts,
+  DiskFormat,
+  DiskStats,
+  EngineName,
+  ExtentKind,
+  KeyOptions,
+  OpenDiskOptions,
+  QueueStats,
+} from './types.js';

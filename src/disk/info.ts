@@ -1,0 +1,131 @@
+// Room disk/: what a disk's file says of itself without a key, and checking it.
+import { PqblkError } from '../errors.js';
+import { describeKeyArea, formatUuid, type KeyAreaDescription } from '../keys/index.js';
+import { calling, type LongWork, longCall, native } from '../native.js';
+import type { DiskFormat, KeyOptions } from './types.js';
+import { unlock } from './unlock.js';
+
+export interface Qcow2Info {
+  readonly version: number;
+  readonly refcountBits: number;
+  readonly compression: string;
+  readonly extendedL2: boolean;
+  readonly lazyRefcounts: boolean;
+  readonly dirty: boolean;
+  readonly corrupt: boolean;
+  readonly backingName?: string;
+  readonly backingFormat?: string;
+  readonly snapshots: number;
+}
+
+export interface SealedInfo {
+  readonly formatVersion: number;
+  readonly suite: string;
+  readonly uuid: string;
+  /** Closed cleanly: the log is empty. */
+  readonly clean: boolean;
+  readonly logBytes: number;
+  readonly sessions: number;
+  readonly backingPolicy: 'none' | 'sealed' | 'unauthenticated';
+  readonly backingName?: string;
+  readonly backingFormat?: string;
+  readonly keyAreaGeneration: number;
+  /** Of copy A and B. */
+  readonly keyAreaCopyDamaged: readonly [boolean, boolean];
+  /** Slots and epochs; undefined when both copies are damaged. Not authenticated without a key. */
+  readonly keyArea: KeyAreaDescription | undefined;
+}
+
+export interface DiskInfo {
+  readonly path: string;
+  readonly format: DiskFormat;
+  readonly size: number;
+  readonly fileSize: number;
+  /** What the file takes on its file system. */
+  readonly allocatedBytes: number;
+  readonly clusterSize: number;
+  readonly durabilityClass: string;
+  readonly lockHolder?: { readonly pid: number; readonly command: string };
+  readonly qcow2?: Qcow2Info;
+  readonly sealed?: SealedInfo;
+}
+
+interface RawSealed extends Omit<SealedInfo, 'uuid' | 'keyArea'> {
+  uuid: Uint8Array;
+  keyArea: Uint8Array;
+}
+
+/**
+ * Describes a file. Without `format` its first bytes decide: good enough to describe it, never to
+ * open it as a disk. Takes no lock, so a running owner may be changing it.
+ */
+export async function diskInfo(path: string, format?: DiskFormat): Promise<DiskInfo> {
+  const raw = await calling(() => native().diskInfo(format ? { path, format } : { path }));
+  const { sealed, ...info } = raw as unknown as Omit<DiskInfo, 'sealed'> & { sealed?: RawSealed };
+  if (sealed === undefined) return info;
+  const keyArea = sealed.keyArea.length > 0 ? describeKeyArea(sealed.keyArea) : undefined;
+  return { ...info, sealed: { ...sealed, uuid: formatUuid(sealed.uuid), keyArea } };
+}
+
+/** The newest intact copy of a sealed disk's key area, 64 KiB. Kind `key_area_damaged`. */
+export async function readKeyArea(path: string): Promise<Uint8Array> {
+  const raw = await calling(() => native().diskInfo({ path, format: 'sealed' }));
+  const { keyArea } = raw.sealed as RawSealed;
+  if (keyArea.length > 0) return keyArea;
+  throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', { path });
+}
+
+/**
+ * Replaces the key area of a disk that nobody has open, atomically. `wipeOld` overwrites the other
+ * copy too, once the new one is durable: after a slot was revoked.
+ */
+export async function replaceKeyArea(
+  path: string,
+  keyArea: Uint8Array,
+  options: { wipeOld?: boolean } = {},
+): Promise<void> {
+  await calling(() => native().replaceKeyArea({ path, keyArea, ...options }));
+}
+
+export interface CheckDiskOptions extends KeyOptions, LongWork {
+  format: DiskFormat;
+  /** Mends leaks and reference counts; guest data is never touched. */
+  repair?: boolean;
+}
+
+export interface CheckResult {
+  readonly clean: boolean;
+  /** Left after repair. */
+  readonly corruptions: number;
+  readonly leaks: number;
+  readonly corruptionsFixed: number;
+  readonly leaksFixed: number;
+  readonly totalClusters: number;
+  readonly allocatedClusters: number;
+  readonly compressedClusters: number;
+  readonly imageEnd: number;
+  /** Sealed: tags that were computed, and those that do not hold. */
+  readonly sectorsVerified: number;
+  readonly sectorsBad: number;
+  /** The first findings, for people. */
+  readonly messages: readonly string[];
+  /** Numbers of 4096-byte sectors, the first ones. */
+  readonly badSectors: readonly number[];
+}
+
+/** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
+export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
+  const { format, repair = false, onProgress, signal } = options;
+  const work = { onProgress, signal };
+  const run = (extra: object, keys?: Parameters<ReturnType<typeof native>['checkDisk']>[1]) =>
+    longCall(work, (token) => native().checkDisk({ path, format, repair, ...extra }, keys, token));
+  if (format !== 'sealed') return (await run({})) as CheckResult;
+  const volume = await unlock(path, options);
+  try {
+    const result = (await run({ uuid: volume.uuid }, volume.nativeKeys())) as CheckResult;
+    await volume.record();
+    return result;
+  } finally {
+    volume[Symbol.dispose]();
+  }
+}

@@ -1,0 +1,61 @@
+// Room disk/: from a sealed disk's file and a private key to the keys the engine wants.
+//
+// The engine reads the key area and hands it up unopened; the room keys/ opens it; the pins of this
+// host are asked before anything is used. Copies of secrets live here for the length of one call.
+import { PqblkError } from '../errors.js';
+import { openKeyArea, type VolumeKeys } from '../keys/index.js';
+import { calling, type NativeKeys, native } from '../native.js';
+import type { KeyOptions } from './types.js';
+
+/** The keys of one volume. Dispose of it as soon as the engine has them. */
+export interface UnlockedVolume {
+  readonly uuid: Uint8Array;
+  /** Fresh copies, wiped by the engine when it takes them. */
+  nativeKeys(): NativeKeys;
+  /** Lets this host remember what it saw; after the open succeeded. */
+  record(): Promise<void>;
+  [Symbol.dispose](): void;
+}
+
+export function nativeKeysOf(keys: VolumeKeys): NativeKeys {
+  const copy = (bytes: Uint8Array) => Uint8Array.from(bytes);
+  return {
+    integrity: keys.integrityKey.use(copy),
+    data: [...keys.dataKeys].map(([epoch, key]) => ({ epoch, key: key.use(copy) })),
+    currentEpoch: keys.currentEpoch,
+  };
+}
+
+/** Kinds `no_key` (no identity), `key_area_damaged`, and those of openKeyArea and Pins.check. */
+export async function unlock(path: string, options: KeyOptions): Promise<UnlockedVolume> {
+  const { identity, pins } = options;
+  if (identity === undefined) {
+    throw new PqblkError('no_key', 'a sealed disk opens with a private key only', {
+      path,
+      hint: 'name a key of the key store',
+    });
+  }
+  const info = await calling(() => native().diskInfo({ path, format: 'sealed' }));
+  const sealed = info.sealed as { uuid: Uint8Array; keyArea: Uint8Array };
+  if (sealed.keyArea.length === 0) {
+    throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', {
+      path,
+      hint: 'restore them from a header backup',
+    });
+  }
+  const keys = await openKeyArea(sealed.keyArea, identity, { expectedVolumeUuid: sealed.uuid });
+  try {
+    await pins?.check(keys, options);
+  } catch (error) {
+    keys[Symbol.dispose]();
+    throw error;
+  }
+  return {
+    uuid: Uint8Array.from(sealed.uuid),
+    nativeKeys: () => nativeKeysOf(keys),
+    record: async () => {
+      await pins?.record(keys, options);
+    },
+    [Symbol.dispose]: () => keys[Symbol.dispose](),
+  };
+}

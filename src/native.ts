@@ -1,0 +1,154 @@
+// Room native: the one file that loads the addon, and the shapes of what is in it.
+//
+// It knows where the build puts pqblk.node and how native errors become PqblkErrors; what the
+// functions mean is native/node/*.h and the room disk/. Nobody else imports the addon.
+import { existsSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { fromNative, type NativeErrorShape, PqblkError } from './errors.js';
+
+export type DiskFormat = 'raw' | 'qcow2' | 'sealed';
+
+/** Secrets on their way to the engine, which wipes these very bytes once it has its own copy. */
+export interface NativeKeys {
+  integrity: Uint8Array;
+  data: { epoch: number; key: Uint8Array }[];
+  currentEpoch: number;
+}
+
+export interface NativeToken {
+  cancel(): void;
+}
+
+export interface NativeChannelMemory {
+  buffer: ArrayBuffer;
+  /** Byte offsets into `buffer`; the layout is told in native/node/channel.h. */
+  completions: number;
+  submissions: number;
+  arena: number;
+  arenaBytes: number;
+}
+
+export interface NativeChannel {
+  add(
+    slot: number,
+    type: number,
+    flags: number,
+    offset: number,
+    data: Uint8Array | Uint8Array[] | number,
+  ): void;
+  /** False: the disk is closed and nothing was submitted. */
+  kick(entries: number): boolean;
+  error(slot: number): NativeErrorShape;
+  /** Once only. */
+  memory(): NativeChannelMemory;
+}
+
+export interface NativeDisk {
+  close(): Promise<void>;
+  resize(options: { size: number }): Promise<void>;
+  extent(options: { offset: number; length: number }): Promise<{ length: number; kind: string }>;
+  facts(): Record<string, unknown>;
+  stats(): Record<string, unknown>;
+  channel(
+    options: { queue: number; slots: number; arenaBytes: number },
+    onCompletions: () => void,
+  ): NativeChannel;
+  bench(spec: object, token?: NativeToken): Promise<unknown>;
+}
+
+export interface NativeAddon {
+  version: string;
+  JobToken: new (onProgress?: (done: number, total: number) => void) => NativeToken;
+  openDisk(options: object, keys?: NativeKeys): Promise<NativeDisk>;
+  createDisk(options: object, keys?: NativeKeys, token?: NativeToken): Promise<void>;
+  diskInfo(options: { path: string; format?: DiskFormat }): Promise<Record<string, unknown>>;
+  checkDisk(options: object, keys?: NativeKeys, token?: NativeToken): Promise<unknown>;
+  replaceKeyArea(options: { path: string; keyArea: Uint8Array; wipeOld?: boolean }): Promise<void>;
+  freeSpace(options: { path: string }): Promise<number>;
+  inSystemDirectory(options: { path: string }): boolean;
+}
+
+const PLACES = ['build/Release/pqblk.node', 'build/release/pqblk.node'];
+
+function load(): NativeAddon {
+  const require = createRequire(import.meta.url);
+  const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+  // Tests load builds with sanitizers this way.
+  const chosen = process.env.PQBLK_ADDON;
+  const file = chosen ?? PLACES.map((place) => join(root, place)).find(existsSync);
+  if (file === undefined) {
+    throw new PqblkError('not_found', 'the native engine is not built', {
+      path: join(root, PLACES[0] as string),
+      hint: 'run scripts/setup',
+    });
+  }
+  try {
+    return require(file) as NativeAddon;
+  } catch (cause) {
+    const why = cause instanceof Error ? cause.message : String(cause);
+    throw new PqblkError('unsupported', `the native engine does not load: ${why}`, {
+      path: file,
+      hint: 'run scripts/setup',
+      cause,
+    });
+  }
+}
+
+let addon: NativeAddon | undefined;
+
+/** The engine, loaded on first use. Kinds `not_found` (not built), `unsupported` (does not load). */
+export function native(): NativeAddon {
+  addon ??= load();
+  return addon;
+}
+
+/** Turns what the addon rejected or threw into a PqblkError; misuse stays the TypeError it is. */
+export function asPqblkError(error: unknown): unknown {
+  const shape = error as NativeErrorShape & { errno?: number };
+  if (error instanceof Error && typeof shape.kind === 'string' && !(error instanceof PqblkError)) {
+    return fromNative(shape);
+  }
+  return error;
+}
+
+/** Awaits a call of the addon; errors come out as PqblkErrors. */
+export async function calling<T>(call: () => Promise<T> | T): Promise<T> {
+  try {
+    return await call();
+  } catch (error) {
+    throw asPqblkError(error);
+  }
+}
+
+export type Progress = (done: number, total: number) => void;
+
+export interface LongWork {
+  /** Called now and then; what is counted depends on the work. */
+  onProgress?: Progress | undefined;
+  /** Stops the work; the promise then rejects with kind `canceled`. */
+  signal?: AbortSignal | undefined;
+}
+
+export function throwIfAborted(signal: AbortSignal | undefined): void {
+  if (signal?.aborted) {
+    throw new PqblkError('canceled', 'stopped on request', { cause: signal.reason });
+  }
+}
+
+/** A call of the addon that reports progress and can be stopped. */
+export async function longCall<T>(
+  work: LongWork,
+  call: (token: NativeToken) => Promise<T>,
+): Promise<T> {
+  throwIfAborted(work.signal);
+  const token = new (native().JobToken)(work.onProgress);
+  const stop = () => token.cancel();
+  work.signal?.addEventListener('abort', stop, { once: true });
+  try {
+    return await calling(() => call(token));
+  } finally {
+    work.signal?.removeEventListener('abort', stop);
+  }
+}
