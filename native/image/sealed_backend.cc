@@ -274,7 +274,7 @@ Task<Error> SealedBackend::close(QueueContext& q) {
     closing_.store(true, std::memory_order_release);
     checkpoint_asked_.advance(~std::uint64_t{0} - 1);
     co_await checkpoint_ended_.reach(~std::uint64_t{0});
-    if (session_id() != kNoSession || recovery_.blocks != 0) {
+    if (session_id() != kNoSession || meta_->header().has(qcow2::kDirtyBit)) {
       if (!log_->failed()) result = co_await checkpoint(q);
       if (!result) result = log_->error();
       if (!result) result = co_await meta_->allocator().release_pool(q.io);

@@ -41,6 +41,8 @@ struct SealedOptions {
   std::uint64_t pending_bytes = 32 * kMiB;
   std::uint64_t overlay_sectors_max = 256 * 1024;  // a checkpoint is due at half of it
   std::uint64_t session_sectors_max = sealed::kLaneSectorsMax;  // of one lane; tests lower it
+  // Whole clusters are sent to fresh places only from this many bytes on: below, the log is cheaper.
+  std::uint64_t relocate_bytes_min = 64 * kKiB;
   // Opens the backing image that the header names, already allowed by the caller's policy; null
   // when there is none. `expected` is the backing volume's UUID when the policy demands one.
   std::unique_ptr<Backend> backing;

@@ -228,6 +228,7 @@ Task<Error> SealedBackend::checkpoint(QueueContext& q) {
   AsyncMutex::Guard lock = co_await checkpoint_lock_.lock();
   if (log_->failed()) co_return log_->error();
   if (!log_->active() || overlay_.empty()) co_return Error();
+  if (Error e = co_await log_->confirm_header(q.io)) co_return e;
   const Log::Cut cut = log_->freeze();
   HomeWork freed;  // looked up before the frozen half is gone
   freed.slots = overlay_.frozen_slots();
@@ -255,7 +256,10 @@ Task<Error> SealedBackend::checkpoint(QueueContext& q) {
     if ((e = co_await log_->advance_tail(q.io, cut))) co_return e;
   }
   checkpoints_.fetch_add(1, std::memory_order_relaxed);
-  if (planted(Fault::reuse_when_log_durable) || planted(Fault::refcount_lowered_early)) co_return Error();
+  if (planted(Fault::reuse_when_log_durable) || planted(Fault::refcount_lowered_early) ||
+      planted(Fault::early_cluster_reuse)) {
+    co_return Error();  // done before
+  }
   co_return co_await release_clusters(q, freed);
 }
 

@@ -20,8 +20,6 @@ namespace {
 
 enum class Class : std::uint8_t { n, o1, o2 };
 
-// Whole clusters are sent to fresh places only from this many bytes on: below, the log is cheaper.
-constexpr std::uint64_t kRelocateMin = 64 * kKiB;
 constexpr std::uint32_t kNoFresh = ~std::uint32_t{0};
 
 struct Segment {  // neighbouring sectors of one cluster and one class
@@ -101,7 +99,7 @@ Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::u
                        planted(Fault::second_relocation_uncovered);
   const bool in_place = file_.non_volatile && file_.atomic_4k;
   const bool relocate = host != 0 && whole && settled && !in_place &&
-                        std::uint64_t{plan.count} * kSectorSize >= kRelocateMin;
+                        std::uint64_t{plan.count} * kSectorSize >= options_.relocate_bytes_min;
   if (host == 0 || relocate) {
     plan.segments.push_back({from, to, Class::n, 0, static_cast<std::uint32_t>(plan.fresh.size())});
     plan.fresh.push_back({slot, raw, 0});
@@ -292,6 +290,9 @@ Task<Error> SealedBackend::append(QueueContext& q, WritePlan& plan, Log::Receipt
     Log::Appender appender(*log_);
     for (const FreshCluster& f : plan.fresh) {
       appender.map(MapKind::data, f.slot, f.host | kL2Copied, f.old_entry);
+      if (planted(Fault::early_cluster_reuse) && l2_host(f.old_entry) != 0) {
+        meta_->allocator().recycle({l2_host(f.old_entry)});
+      }
     }
     for (const Segment& s : plan.segments) {
       for (std::uint32_t i = s.from; i < s.to; ++i) {
@@ -369,7 +370,10 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint3
     const std::uint64_t at = std::uint64_t{done} * kSectorSize;
     const GuestBuffers part =
         data.part(at, std::min<std::uint64_t>(std::uint64_t{p.count} * kSectorSize, data.size - at));
-    if (Error e = seal_sectors(q, p, part)) co_return e;
+    if (Error e = seal_sectors(q, p, part)) {
+      for (const FreshCluster& f : p.fresh) meta_->allocator().recycle({f.host});
+      co_return e;
+    }
     Log::Receipt receipt;
     if (Error e = co_await append(q, p, receipt)) co_return e;
     { Log::Room used = std::move(*room); }

@@ -102,6 +102,14 @@ Log::Block& Log::open_block(std::uint32_t record_bytes, bool payload) {
 
 void Log::seal(Block& block) {
   assert(!block.sealed);
+  authenticate(block);
+  block.sealed = true;
+  head_page_ += block.pages();
+  if (open_ == &block) open_ = nullptr;
+}
+
+// Once for each block: its sequence number is the nonce.
+void Log::authenticate(Block& block) {
   std::uint8_t* bytes = block.header.data();
   LogBlockRaw raw;
   std::memset(&raw, 0, sizeof raw);
@@ -132,9 +140,6 @@ void Log::seal(Block& block) {
   session_->log.seal(nonce, {bytes, used}, nullptr, nullptr, 0, tag);
   std::memcpy(bytes + offsetof(LogBlockRaw, mac), tag.data(), tag.size());
   last_mac_ = tag;
-  block.sealed = true;
-  head_page_ += block.pages();
-  if (open_ == &block) open_ = nullptr;
 }
 
 std::uint8_t* Log::Appender::record(std::size_t bytes, bool payload) {
@@ -217,6 +222,10 @@ Task<void> Log::write_block(io::Queue& io, Block* block) {
     if (attempt == 1) {  // retried byte for byte; now writing stops
       fail(std::move(e).at("write log block", place_of(block->page)));
       break;
+    }
+    if (planted(Fault::rewrite_block_same_sequence)) {
+      std::lock_guard guard(mutex_);
+      authenticate(*block);  // with a later `covered` in it
     }
   }
   bytes_written_.fetch_add(header_bytes + block->payload.size() * kPage, std::memory_order_relaxed);
@@ -461,6 +470,17 @@ Task<Error> Log::begin_generation(io::Queue& io, const SessionKeys* session) {
   head_page_ = tail_page_ = 0;
   last_mac_ = {};
   co_return Error();
+}
+
+Task<Error> Log::confirm_header(io::Queue& io) {
+  Result<LogHeader> found = co_await read_log_header(io, file_, extension_, mac_);
+  if (!found) {
+    fail(found.error());
+  } else if (found->serial != header_.serial || found->log_uuid != header_.log_uuid) {
+    fail(Error(Kind::locked, "another host has written this image since it was opened here; "
+                             "writing stops before it harms it"));
+  }
+  co_return error();
 }
 
 Log::Cut Log::freeze() {

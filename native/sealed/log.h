@@ -143,6 +143,9 @@ class Log {
     std::uint64_t page = 0;      // virtual page after it
     std::array<std::uint8_t, 16> mac{};
   };
+  // Locks are host-local: on shared storage only the header tells that another host writes here too.
+  // Then nothing more is written (Kind::locked).
+  Task<Error> confirm_header(io::Queue& io);
   // Freezes the overlay and the log at one point. Precondition: the overlay's frozen half is empty.
   Cut freeze();
   Task<Error> wait_complete(std::uint64_t sequence);
@@ -166,6 +169,7 @@ class Log {
   Block& open_block(std::uint32_t record_bytes, bool payload);
   void start_block(bool skip);
   void seal(Block& block);
+  void authenticate(Block& block);
   std::uint64_t place_of(std::uint64_t virtual_page) const;
   void advance_marks(std::uint64_t& written, std::uint64_t& complete);
   void unreserve(std::uint32_t pages);

@@ -22,7 +22,6 @@ enum class Fault : std::uint8_t {
   covered_from_log_durable,      // `covered` ignores data in flight
   n_over_unflushed_zero,         // class N over a zeroed sector whose Z is not durable
   ack_across_hole,               // acknowledgement waits for its own log block only
-  ack_before_cluster_copy,       // a write into a cluster being copied acknowledged before the copy
   trim_live_record,              // tail advanced before home data and entries are flushed
   reuse_before_tail_durable,     // log space reused before the header that frees it is durable
   reuse_when_log_durable,        // a cluster reused once the freeing record is log-durable only

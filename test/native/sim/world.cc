@@ -240,10 +240,12 @@ void World::start(Flight& flight) {
   if (op.type == io::OpType::read || op.type == io::OpType::write) {
     const std::uint32_t count = io::transfer_count(op);
     for (std::uint32_t i = 0; i < count; ++i) flight.length += op.iov[i].iov_len;
-    const std::uint64_t units = flight.length / kBlock;
+    // A device that does not tear 4096 bytes does not cut a transfer inside them either.
+    const std::uint64_t unit = std::max<std::uint64_t>(kBlock, open_file(op).device.tear_unit());
+    const std::uint64_t units = flight.length / unit;
     if (units > 1 && choices_.one_in(options_.faults.short_transfer, Why::fault)) {
       const auto most = static_cast<std::uint32_t>(std::min<std::uint64_t>(units - 1, 1U << 20));
-      flight.length = (1 + choices_.choose(most, Why::fault)) * std::uint64_t{kBlock};
+      flight.length = (1 + choices_.choose(most, Why::fault)) * unit;
     }
   }
   flight.refused = check(op, flight.length);
