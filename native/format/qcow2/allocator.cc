@@ -172,30 +172,24 @@ void Allocator::put_pending(std::vector<HostRun> runs) {
 Task<Error> Allocator::free_now(io::Queue& q, std::span<const HostRun> runs, bool punch) {
   const Layout& layout = refcounts_.layout();
   for (const HostRun& run : runs) {
-    // Only clusters that nobody else refers to may lose their content.
-    for (std::uint64_t i = 0; i < run.clusters;) {
-      std::uint64_t n = 0;
-      bool last_reference = false;
-      while (punch && i + n < run.clusters) {
-        const HostOffset at = run.at + ((i + n) << layout.cluster_bits);
-        Result<std::uint64_t> count = co_await refcounts_.get(q, at);
-        if (!count) co_return count.take_error();
-        const bool only = *count == 1;
-        if (n != 0 && only != last_reference) break;
-        last_reference = only;
-        ++n;
-      }
-      if (!punch) n = run.clusters - i;
-      const HostOffset at = run.at + (i << layout.cluster_bits);
-      if (last_reference) {
-        // A file system that cannot punch holes keeps the space; nothing is lost by that.
-        Error ignored = co_await q.fallocate(meta_.file(), io::FallocateMode::punch, at.bytes,
-                                             n << layout.cluster_bits);
-        static_cast<void>(ignored.ok());
+    for (std::uint64_t done = 0; done < run.clusters;) {
+      const HostOffset at = run.at + (done << layout.cluster_bits);
+      std::uint64_t n = run.clusters - done;
+      if (punch) {
+        std::uint64_t count = 0;
+        Error error = co_await refcounts_.get_run(q, at, run.clusters - done, n, count);
+        if (error) co_return error;
+        // Only clusters that nobody else refers to may lose their content. A file system that
+        // cannot punch holes keeps the space; nothing is lost by that.
+        if (count == 1) {
+          Error ignored = co_await q.fallocate(meta_.file(), io::FallocateMode::punch, at.bytes,
+                                               n << layout.cluster_bits);
+          static_cast<void>(ignored.ok());
+        }
       }
       Error error = co_await refcounts_.add(q, at, n, -1);
       if (error) co_return error;
-      i += n;
+      done += n;
     }
   }
   co_return Error();

@@ -54,33 +54,36 @@ Task<Error> Checker::compare() {
     end = std::max(end, (i + 1) * per_block);
     break;
   }
-  for (std::uint64_t cluster = 0; cluster < end; ++cluster) {
+  for (std::uint64_t cluster = 0; cluster < end;) {
     const std::uint64_t index = cluster / per_block;
-    const std::uint64_t found = counts_.get(cluster);
+    const bool usable = refcounts.block_usable(index);
+    std::uint64_t n = std::min(end, (index + 1) * per_block) - cluster;
     std::uint64_t stored = 0;
-    if (refcounts.block_usable(index)) {
-      Result<std::uint64_t> count = co_await refcounts.get(q_, {cluster << layout_.cluster_bits});
-      if (!count) co_return count.take_error();
-      stored = *count;
-    } else if (found == 0 && cluster >= counts_.clusters()) {
-      cluster = (index + 1) * per_block - 1;
-      continue;
+    if (usable) {
+      const HostOffset at{cluster << layout_.cluster_bits};
+      Error error = co_await refcounts.get_run(q_, at, n, n, stored);
+      if (error) co_return error;
     }
-    if (stored == found) continue;
-    if (stored > found) {
-      ++report_.leaks;
-    } else {
-      ++report_.corruptions;
-      if (!refcounts.block_usable(index)) structure_damaged_ = true;
-    }
-    note("cluster " + text(cluster) + ": refcount " + text(stored) + ", references " + text(found));
-    if (wrong_.size() < kWrongMax) {
-      wrong_.push_back({cluster, stored});
-    } else {
-      too_many_wrong_ = true;
-    }
+    for (; n != 0; --n, ++cluster) compare_one(cluster, stored, usable);
   }
   co_return Error();
+}
+
+void Checker::compare_one(std::uint64_t cluster, std::uint64_t stored, bool block_usable) {
+  const std::uint64_t found = counts_.get(cluster);
+  if (stored == found) return;
+  if (stored > found) {
+    ++report_.leaks;
+  } else {
+    ++report_.corruptions;
+    if (!block_usable) structure_damaged_ = true;
+  }
+  note("cluster " + text(cluster) + ": refcount " + text(stored) + ", references " + text(found));
+  if (wrong_.size() < kWrongMax) {
+    wrong_.push_back({cluster, stored});
+  } else {
+    too_many_wrong_ = true;
+  }
 }
 
 Task<Error> Checker::repair_counts() {

@@ -34,6 +34,7 @@ class Checker {
 
   // check.cc: compare, repair
   Task<Error> compare();
+  void compare_one(std::uint64_t cluster, std::uint64_t stored, bool block_usable);
   Task<Error> repair_counts();
   Task<Error> check_copied();
   Task<Error> check_copied_l2(std::uint64_t l1_index);

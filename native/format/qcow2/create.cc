@@ -9,6 +9,8 @@
 namespace pqblk::format::qcow2 {
 namespace {
 
+constexpr std::uint64_t kHostBlock = 4096;  // what file systems allocate at least, as a rule
+
 // Where the structures of an empty image lie, in clusters: header, refcount table, refcount
 // blocks, L1.
 struct Plan {
@@ -193,14 +195,16 @@ Error check_create(const CreateOptions& options) {
 std::uint64_t create_space(const CreateOptions& options) {
   const Plan plan = make_plan(options);
   const Layout& layout = plan.header.layout;
-  std::uint64_t clusters = plan.end();
+  std::uint64_t bytes = plan.end() << layout.cluster_bits;
   if (options.preallocation != Preallocation::off) {
     const std::uint64_t slots = plan.header.slots();
     const std::uint64_t tables = layout.l1_entries(slots);
-    clusters += tables + div_ceil(slots + tables, layout.refcount_block_entries());
-    if (options.preallocation != Preallocation::metadata) clusters += slots;
+    const std::uint64_t blocks = div_ceil(slots + tables, layout.refcount_block_entries());
+    // Tables lie scattered between data: each takes a block of the file system at least.
+    bytes += (tables + blocks) * std::max(layout.cluster_size(), kHostBlock);
+    if (options.preallocation != Preallocation::metadata) bytes += slots << layout.cluster_bits;
   }
-  return clusters << layout.cluster_bits;
+  return bytes;
 }
 
 Task<Error> create(io::Queue& q, const io::File& file, const CreateOptions& options) {

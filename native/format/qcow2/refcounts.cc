@@ -111,6 +111,37 @@ Task<Result<std::uint64_t>> Refcounts::get(io::Queue& q, HostOffset at) {
                          cluster % layout_.refcount_slice_entries());
 }
 
+Task<Error> Refcounts::get_run(io::Queue& q, HostOffset at, std::uint64_t clusters,
+                               std::uint64_t& n, std::uint64_t& count) {
+  const std::uint64_t first = at.bytes >> layout_.cluster_bits;
+  const std::uint64_t end = first + clusters;
+  n = 0;
+  count = 0;
+  AsyncMutex::Guard guard = co_await lock_.lock();
+  for (std::uint64_t cluster = first; cluster < end;) {
+    bool exists = false;
+    Error error = block_for(cluster, exists);
+    if (error) co_return error;
+    const std::uint64_t per_slice = layout_.refcount_slice_entries();
+    const std::uint64_t slice_end = std::min(end, align_down(cluster, per_slice) + per_slice);
+    if (!exists) {
+      if (n != 0 && count != 0) co_return Error();
+      n += slice_end - cluster;
+      cluster = slice_end;
+      continue;
+    }
+    Result<SliceCache::Pin> pin = co_await cache_.pin(q, slice_of(cluster));
+    if (!pin) co_return pin.take_error();
+    for (; cluster < slice_end; ++cluster, ++n) {
+      const std::uint64_t here =
+          get_refcount(pin->data(), layout_.refcount_order, cluster % per_slice);
+      if (n == 0) count = here;
+      if (here != count) co_return Error();
+    }
+  }
+  co_return Error();
+}
+
 // Changes the counts of a run inside existing blocks: by `delta`, or to `*exact`.
 Task<Error> Refcounts::change(io::Queue& q, std::uint64_t cluster, std::uint64_t clusters,
                               int delta, const std::uint64_t* exact) {

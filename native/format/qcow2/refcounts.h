@@ -41,6 +41,10 @@ class Refcounts {
   std::function<Task<Error>(io::Queue&)> switch_header;
 
   Task<Result<std::uint64_t>> get(io::Queue& q, HostOffset cluster);
+  // The same for a run: `n` receives how many clusters from `first` on (1 at least, `clusters` at
+  // most) have equal counts, and `count` that count.
+  Task<Error> get_run(io::Queue& q, HostOffset first, std::uint64_t clusters, std::uint64_t& n,
+                      std::uint64_t& count);
   // Adds +1 or -1 to each of `clusters` counts, in memory. Kind::corrupt on underflow, no_space on
   // overflow of the width.
   Task<Error> add(io::Queue& q, HostOffset first, std::uint64_t clusters, int delta);

@@ -99,7 +99,7 @@ Error Lab::create(const std::string& name, const qcow2::CreateOptions& options) 
 }
 
 Error Lab::open(const std::string& name, bool read_only, const std::string& backing_format,
-                bool direct) {
+                bool direct, std::uint64_t l2_cache) {
   storage::OpenOptions how;
   how.read_only = read_only;
   how.direct = direct ? storage::Direct::required : storage::Direct::off;
@@ -110,6 +110,7 @@ Error Lab::open(const std::string& name, bool read_only, const std::string& back
   Result<std::unique_ptr<Backend>> opened = run([&] {
     Qcow2Options options;
     options.read_only = read_only;
+    options.l2_cache = l2_cache;
     options.backing.format = backing_format;
     options.backing.gate = [this](const std::string& p) { return p.starts_with(directory_); };
     return open_qcow2(*context_, file_, std::move(options));

@@ -46,7 +46,8 @@ class Lab {
   Error create(const std::string& name, const qcow2::CreateOptions& options);
   // The gate allows everything inside the lab's directory.
   Error open(const std::string& name, bool read_only = false,
-             const std::string& backing_format = {}, bool direct = false);
+             const std::string& backing_format = {}, bool direct = false,
+             std::uint64_t l2_cache = 32 * kMiB);
   Error close();
   Backend& disk() { return *backend_; }
   std::uint64_t size() const { return backend_->geometry().size; }
