@@ -124,7 +124,9 @@ void Loop::finished(Op& op) {
 }
 
 void Loop::post_after(ReadyNode& node, std::uint64_t ns) {
-  timers_.push_back({now_ns() + ns, timer_order_++, &node});
+  const std::uint64_t now = now_ns();
+  const std::uint64_t due = ns < kForever - now ? now + ns : kForever;
+  timers_.push_back({due, timer_order_++, &node});
   std::push_heap(timers_.begin(), timers_.end());
 }
 
