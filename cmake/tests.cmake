@@ -16,6 +16,15 @@ target_link_libraries(pqblk_test_support PUBLIC pqblk_core)
 target_compile_definitions(pqblk_test_support PUBLIC
   DOCTEST_CONFIG_SUPER_FAST_ASSERTS PQBLK_SOURCE_DIR="${PROJECT_SOURCE_DIR}")
 
+# The simulator must catch faults that are planted in the sealed engine (native/sealed/
+# planted_faults.h). Only its own tests get them: these objects take the place of the core's.
+file(GLOB planted CONFIGURE_DEPENDS
+  "${PROJECT_SOURCE_DIR}/native/sealed/*.cc" "${PROJECT_SOURCE_DIR}/native/image/sealed_*.cc")
+add_library(pqblk_planted OBJECT EXCLUDE_FROM_ALL ${planted})
+target_include_directories(pqblk_planted PRIVATE "${PROJECT_SOURCE_DIR}/native")
+target_link_libraries(pqblk_planted PRIVATE pqblk_options pqblk_libraries)
+target_compile_definitions(pqblk_planted PUBLIC PQBLK_PLANTED_FAULTS=1)
+
 add_custom_target(pqblk_tests)
 file(GLOB rooms CONFIGURE_DEPENDS LIST_DIRECTORIES true "${test_root}/*")
 foreach(dir IN LISTS rooms)
@@ -24,6 +33,9 @@ foreach(dir IN LISTS rooms)
     get_filename_component(room "${dir}" NAME)
     add_executable(test_${room} ${tests})
     target_link_libraries(test_${room} PRIVATE pqblk_test_support)
+    if(room MATCHES "^(sealed|sim)$")
+      target_link_libraries(test_${room} PRIVATE pqblk_planted)
+    endif()
     set_target_properties(test_${room} PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
     add_dependencies(pqblk_tests test_${room})

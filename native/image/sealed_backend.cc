@@ -226,7 +226,7 @@ Task<Error> SealedBackend::enter_writer(QueueContext& q, std::uint64_t sectors) 
       continue;
     }
     Error e = lane_ready(q);
-    if (!e && lane(q).has(sectors)) co_return Error();
+    if (!e && lane(q).claim(sectors)) co_return Error();
     writers_.leave();
     if (e) co_return e;
     if ((e = co_await rotate_session(q))) co_return e;

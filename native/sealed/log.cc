@@ -497,8 +497,11 @@ Task<Error> Log::advance_tail(io::Queue& io, const Cut& cut) {
   next.tail_sequence = cut.sequence + 1;
   next.previous_mac = cut.mac;
   if (planted(Fault::reuse_before_tail_durable)) {
-    std::lock_guard guard(mutex_);
-    tail_page_ = cut.page;
+    {
+      std::lock_guard guard(mutex_);
+      tail_page_ = cut.page;
+    }
+    freed_.advance(freed_.value() + 1);
   }
   if (Error e = co_await write_header(io, next)) {
     fail(std::move(e).at("write log header"));

@@ -13,7 +13,7 @@ std::atomic<NonceTracer> nonce_tracer{nullptr};
 Error NonceLane::begin(std::uint16_t lane, std::uint64_t sectors_max) {
   lane_ = lane;
   sectors_max_ = sectors_max;
-  counter_ = 0;
+  counter_ = claimed_ = 0;
   random_left_ = 0;
   if (Error e = refill()) return e;
   active_ = true;
@@ -28,7 +28,7 @@ Error NonceLane::refill() {
 }
 
 Error NonceLane::next(crypto::Nonce& out) {
-  assert(has(1));
+  assert(active_ && counter_ < claimed_);
   if (random_left_ == 0) {
     if (Error e = refill()) return e;
   }

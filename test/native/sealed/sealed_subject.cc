@@ -62,6 +62,7 @@ image::SealedOptions open_options(const SealedShape& shape) {
   o.pending_bytes = 16 * kSectorSize;
   o.overlay_sectors_max = shape.overlay_sectors_max;
   o.session_sectors_max = shape.session_sectors_max;
+  o.relocate_bytes_min = shape.relocate_bytes_min;
   return o;
 }
 

@@ -20,6 +20,7 @@ struct SealedShape {
   bool non_volatile = false;        // with atomic_4k: class O1
   std::uint64_t overlay_sectors_max = 24;
   std::uint64_t session_sectors_max = 64;
+  std::uint64_t relocate_bytes_min = kSectorSize;  // whole clusters move whenever they may
 };
 
 sealed::VolumeKeys test_keys();
