@@ -7,6 +7,9 @@
 namespace pqblk::sim {
 namespace {
 
+constexpr std::uint64_t kSoakBatch = 20;  // seeds between two looks at the clock
+constexpr std::uint32_t kCheckOneIn = 3;  // of the clean closes
+
 struct Image {
   Device device;
   Model model;
@@ -18,10 +21,8 @@ class Run {
   Run(const Subject& subject, std::uint64_t seed, const CrashOptions& options, RunCounts& counts)
       : subject_(subject), options_(options), counts_(counts), choices_(seed) {}
 
-  std::string go() {
-    std::string error;
-    Image image{fresh_image(subject_, error), Model(model_options(subject_))};
-    if (!error.empty()) return error;
+  std::string go(const Device& fresh) {
+    Image image{fresh, Model(model_options(subject_))};
     for (std::uint32_t g = 0; g < options_.generations && failure_.empty(); ++g) {
       image = live(std::move(image), std::to_string(g + 1), options_.branches);
     }
@@ -51,6 +52,7 @@ class Run {
     }
     o.world.faults.short_transfer = choices_.one_in(3, Why::fault) ? 10 : 0;
     o.world.faults.interrupted = o.world.faults.short_transfer;
+    o.check_closed = choices_.one_in(kCheckOneIn, Why::workload);
     // Some lives on a device where everything is slow and late, some where nothing is.
     static constexpr std::uint32_t kSlow[] = {0, 4, 8, 20};
     o.world.slow_one_in = kSlow[choices_.choose(4, Why::schedule)];
@@ -174,19 +176,22 @@ class Run {
 
 }  // namespace
 
-std::string crash_run(const Subject& subject, std::uint64_t seed, const CrashOptions& options,
-                      RunCounts& counts) {
+std::string crash_run(const Subject& subject, const Device& fresh, std::uint64_t seed,
+                      const CrashOptions& options, RunCounts& counts) {
   if (subject.begin_run) subject.begin_run(seed);
   ++counts.runs;
-  return Run(subject, seed, options, counts).go();
+  return Run(subject, seed, options, counts).go(fresh);
 }
 
 CrashReport crash_runs(const Subject& subject, std::uint64_t first, std::uint64_t count,
                        const CrashOptions& options) {
   const SeedPlan plan = seed_plan(first, count);
+  keep_memory();
   CrashReport report;
+  const Device fresh = fresh_image(subject, report.failure);
+  if (!report.ok()) return report;
   for (std::uint64_t seed = plan.first; seed < plan.first + plan.count; ++seed) {
-    std::string failure = crash_run(subject, seed, options, report.counts);
+    std::string failure = crash_run(subject, fresh, seed, options, report.counts);
     if (failure.empty()) continue;
     report.seed = seed;
     report.failure = subject.name + ", seed " + std::to_string(seed) +
@@ -205,7 +210,8 @@ CrashReport crash_soak(const Subject& subject, std::uint32_t seconds, const Cras
       std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
   CrashReport sum;
   while (Clock::now() < deadline && sum.ok()) {
-    CrashReport one = crash_runs(subject, seed++, 1, options);
+    CrashReport one = crash_runs(subject, seed, kSoakBatch, options);
+    seed += kSoakBatch;
     sum.failure = std::move(one.failure);
     sum.seed = one.seed;
     sum.counts.runs += one.counts.runs;

@@ -33,9 +33,10 @@ struct RunCounts {
   std::uint64_t runs = 0, lives = 0, crashes = 0, steps = 0;
 };
 
-// One seed. Empty when all was well, else what went wrong and how it came to it.
-std::string crash_run(const Subject& subject, std::uint64_t seed, const CrashOptions& options,
-                      RunCounts& counts);
+// One seed on a copy of `fresh` (fresh_image()). Empty when all was well, else what went wrong and
+// how it came to it.
+std::string crash_run(const Subject& subject, const Device& fresh, std::uint64_t seed,
+                      const CrashOptions& options, RunCounts& counts);
 
 struct CrashReport {
   std::string failure;     // of the first seed that failed, with the seed; empty: none did

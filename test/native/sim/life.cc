@@ -1,5 +1,7 @@
 #include "sim/life.h"
 
+#include <malloc.h>
+
 #include <algorithm>
 #include <cassert>
 #include <cstring>
@@ -167,10 +169,11 @@ void Life::finish() {
   if (!failure_.empty()) return;
   backend_.reset();
   finished_ = true;
-  if (closed_ && subject_.check_closed && world_->injected() == 0) check_closed();
+  if (closed_ && options_.check_closed && world_->injected() == 0) check_closed();
 }
 
 void Life::check_closed() {
+  if (!subject_.check_closed) return;
   QuietChoices quiet;
   World world(quiet);
   image::QueueContext q(world.add_queue(), 0);
@@ -390,6 +393,13 @@ Task<Error> Life::relocate(image::QueueContext& q, const OpSpec& op) {
   Error error = co_await subject_.relocate(*backend_, q, op.sector / subject_.sectors_per_cluster);
   locks_.release(op.sector, op.count);
   co_return error;
+}
+
+void keep_memory() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_THRESHOLD, 64 << 20);
+  mallopt(M_TRIM_THRESHOLD, 256 << 20);
+#endif
 }
 
 Device fresh_image(const Subject& subject, std::string& error) {

@@ -70,6 +70,7 @@ class SectorLocks {
 struct LifeOptions {
   std::uint32_t queues = 2;  // of the guest; the service queue comes on top
   WorldOptions world;
+  bool check_closed = true;  // the subject's check, where it has one
 };
 
 class Life {

@@ -29,6 +29,7 @@ class Explorer {
   ScopeReport run(const std::vector<std::vector<OpSpec>>& programs) {
     const bool wants_trace = World::tracing();
     World::set_tracing(false);
+    keep_memory();
     if (subject_.begin_run) subject_.begin_run(0);
     fresh_ = fresh_image(subject_, report_.failure);
     for (const auto& program : programs) {

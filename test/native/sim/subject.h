@@ -30,7 +30,8 @@ struct Subject {
   bool discard_zeroes = true;  // false: a discarded sector may keep its content
   FileFacts file;
 
-  // Makes a new image in an empty file; called once for each run, in a quiet world of one queue.
+  // Makes a new image in an empty file; called once for a series of runs, in a quiet world of one
+  // queue.
   std::function<Task<Error>(io::Queue& io, const io::File& file)> create;
   // Opens (and recovers) it. `service` is the last queue of the world; the guest's are 0, 1, ...
   std::function<Task<Result<std::unique_ptr<image::Backend>>>(image::QueueContext& service,
@@ -59,6 +60,9 @@ inline ModelOptions model_options(const Subject& subject) {
           .kill_keeps = subject.kill_keeps,
           .backed = subject.backed};
 }
+
+// Tells the allocator to keep large blocks: lives come and go too fast for mmap and page faults.
+void keep_memory();
 
 // The image `create` makes, durable. `error` is set when it fails.
 Device fresh_image(const Subject& subject, std::string& error);
