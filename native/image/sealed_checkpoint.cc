@@ -19,8 +19,9 @@ using namespace sealed;  // NOLINT
 namespace qcow2 = format::qcow2;
 
 namespace {
-constexpr std::size_t kHomeWritesAtOnce = 32;
+constexpr std::size_t kHomeWritesAtOnce = 256;
 constexpr std::size_t kHomeRunMax = 256;  // sectors in one write home
+constexpr std::size_t kEntryPagesPinned = 512;
 constexpr std::uint64_t kEntryWriteMax = 256 * kKiB;
 }  // namespace
 
@@ -119,19 +120,24 @@ Task<Error> SealedBackend::write_fresh_entry_cluster(QueueContext& q, HomeWork& 
   co_return Error();
 }
 
+// Neighbouring pages go in one write; a page stays as it is until its write has completed (pinned).
 Task<Error> SealedBackend::write_home_entries(QueueContext& q, HomeWork& work) {
   OpGroup writes(q.io);
-  std::vector<EntryCache::Pin> pins;  // a page stays as it is until its write has completed
-  std::size_t i = 0;
-  while (i < work.sectors.size()) {
+  std::vector<EntryCache::Pin> pins;
+  std::vector<iovec> run;
+  std::uint64_t run_at = 0;
+  const auto end_run = [&] {
+    if (!run.empty()) writes.add(io::OpType::write, file_, run_at, std::move(run));
+    run.clear();
+  };
+  for (std::size_t i = 0; i < work.sectors.size();) {
     const Sector s = work.sectors[i].sector;
     const Slot slot = geometry_.entry_slot(s);
     const std::uint64_t page = entries_->page_of(s);
     std::size_t end = i;
     while (end < work.sectors.size() && entries_->page_of(work.sectors[end].sector) == page) ++end;
-    const auto remapped = overlay_.frozen_slot(slot);
-    if (remapped) {  // fresh ones are written whole; under the zero flag there is nothing to write
-      i = end;
+    if (overlay_.frozen_slot(slot)) {
+      i = end;  // fresh ones are written whole; under the zero flag there is nothing to write
       continue;
     }
     Result<std::uint64_t> raw = co_await home_mapping(q.io, slot);
@@ -143,15 +149,21 @@ Task<Error> SealedBackend::write_home_entries(QueueContext& q, HomeWork& work) {
       const auto& [sector, version] = work.sectors[i];
       pin->update(EntryCache::index_in_page(geometry_.entry_offset(sector)), version.entry);
     }
-    writes.add(io::OpType::write, file_, l2_host(*raw) + page % entries_->pages_per_cluster() * kPage,
-               const_cast<std::uint8_t*>(pin->bytes()), kPage);
+    const std::uint64_t at = l2_host(*raw) + page % entries_->pages_per_cluster() * kPage;
+    if (run.empty() || run_at + run.size() * kPage != at) {
+      end_run();
+      run_at = at;
+    }
+    run.push_back({const_cast<std::uint8_t*>(pin->bytes()), kPage});
     pins.push_back(std::move(*pin));
-    if (writes.size() >= kHomeWritesAtOnce) {
+    if (writes.size() >= kHomeWritesAtOnce || pins.size() >= kEntryPagesPinned) {
+      end_run();
       if (Error e = co_await writes.run()) co_return e;
       writes.clear();
       pins.clear();
     }
   }
+  end_run();
   co_return co_await writes.run();
 }
 
@@ -161,7 +173,7 @@ Task<Error> SealedBackend::write_home_slots(QueueContext& q, HomeWork& work) {
     if (!geometry_.is_entry_slot(slot) || l2_host(version.entry) == 0) continue;
     if (Error e = co_await write_fresh_entry_cluster(q, work, slot, version)) co_return e;
   }
-  if (Error e = co_await q.io.fdatasync(file_)) co_return e;
+  if (Error e = co_await log_->sync(q.io)) co_return e;
   for (const auto& [slot, version] : work.slots) updates.push_back({slot, version.entry, 0});
   if (Error e = co_await meta_->tables().store(q.io, updates)) co_return e;
   for (const auto& [slot, version] : work.slots) {
@@ -182,17 +194,13 @@ Task<Error> SealedBackend::write_home(QueueContext& q) {
   HomeWork work;
   work.sectors = overlay_.frozen_sectors();
   work.slots = overlay_.frozen_slots();
-  work.dropped = overlay_.frozen_dropped();
-  if (planted(Fault::refcount_lowered_early)) {
-    if (Error e = co_await release_clusters(q, work)) co_return e;
-  }
   if (Error e = co_await write_home_data(q, work)) co_return e;
   if (Error e = co_await write_home_entries(q, work)) co_return e;
   if (!work.slots.empty()) {
     if (Error e = co_await write_home_slots(q, work)) co_return e;
   }
   if (planted(Fault::trim_live_record)) co_return Error();
-  co_return co_await q.io.fdatasync(file_);
+  co_return co_await log_->sync(q.io);
 }
 
 // Clusters that nothing at home or in the log names any more. Unmapped ones go back to the file
@@ -244,6 +252,7 @@ Task<Error> SealedBackend::checkpoint(QueueContext& q) {
     }
   }
   Error e;
+  if (planted(Fault::refcount_lowered_early)) e = co_await release_clusters(q, freed);
   if (planted(Fault::trim_live_record)) e = co_await log_->advance_tail(q.io, cut);
   if (!e) e = co_await write_home(q);
   if (e) {

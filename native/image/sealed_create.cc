@@ -19,7 +19,9 @@ namespace {
 
 constexpr std::uint64_t kLogDefaultMin = 8 * kMiB;
 constexpr std::uint64_t kLogDefaultMax = 256 * kMiB;
-constexpr std::uint64_t kLogDefaultShare = 1024;  // one part of the disk's size
+// One part of the disk's size. Random overwrites on a 1 GiB disk with O_DIRECT reached 0.53, 0.74 and
+// 0.88 of raw with logs of 8, 32 and 64 MiB: a longer log merges more of what goes home.
+constexpr std::uint64_t kLogDefaultShare = 32;
 constexpr std::uint32_t kSessionTableBytes = 64 * kKiB;
 constexpr std::uint64_t kZeroWrite = 1 * kMiB;
 

@@ -28,7 +28,7 @@ struct CreateOptions {
   std::uint32_t cluster_bits = 16;       // 12 .. 21
   crypto::Suite suite = crypto::Suite::aes_256_gcm;
   Uuid uuid{};
-  std::uint64_t log_bytes = 0;           // 0: about 0.1 % of the size, 8 to 256 MiB
+  std::uint64_t log_bytes = 0;           // 0: 1/32 of the size, 8 to 256 MiB
   Preallocation preallocation = Preallocation::off;
   BackingPolicy backing_policy = BackingPolicy::none;
   std::string backing_name, backing_format;

@@ -1,7 +1,7 @@
 // Measures a disk through the engine alone: no Node, no keys on disk. Not run by the tests.
 //
 //   bench_disk PATH raw|qcow2|sealed PATTERN [bs=4096] [depth=32] [queues=1] [size=1073741824]
-//              [ms=3000] [direct=0|1] [create=1] [fill=1] [engine=uring|aio|threads]
+//              [ms=3000] [direct=0|1] [create=1] [fill=1] [engine=uring|aio|threads] [log=0]
 //
 // `create` makes the image first (sealed: with keys of zeros), `fill` writes all of it once.
 #include <cstdio>
@@ -34,7 +34,8 @@ sealed::VolumeKeys bench_keys() {
   return keys;
 }
 
-void create(const std::string& path, const std::string& format, std::uint64_t size) {
+void create(const std::string& path, const std::string& format, std::uint64_t size,
+            std::uint64_t log_bytes) {
   auto file = storage::open_file(path, {.create = true, .overwrite = true});
   if (!file) die(file.error());
   auto thread = io::QueueThread::start({});
@@ -49,6 +50,7 @@ void create(const std::string& path, const std::string& format, std::uint64_t si
     }
     sealed::CreateOptions options;
     options.size = size;
+    options.log_bytes = log_bytes;
     options.key_area.resize(sealed::kKeyAreaBytes);
     const sealed::VolumeKeys keys = bench_keys();
     co_return co_await sealed::create_image(io, *file, options, keys);
@@ -63,14 +65,14 @@ int main(int argc, char** argv) {
   if (argc < 4) return 2;
   const std::string path = argv[1], format = argv[2];
   std::map<std::string, std::string> o{{"bs", "4096"}, {"depth", "32"}, {"queues", "1"},
-                                       {"size", "1073741824"}, {"ms", "3000"}, {"direct", "0"}};
+                                       {"size", "1073741824"}, {"ms", "3000"}, {"direct", "0"}, {"log", "0"}};
   for (int i = 4; i < argc; ++i) {
     const std::string text = argv[i];
     const std::size_t at = text.find('=');
     o[text.substr(0, at)] = at == std::string::npos ? "1" : text.substr(at + 1);
   }
   const std::uint64_t size = std::stoull(o["size"]);
-  if (o.count("create") != 0) create(path, format, size);
+  if (o.count("create") != 0) create(path, format, size, std::stoull(o["log"]));
   image::OpenOptions options;
   options.path = path;
   options.format = format == "raw"     ? image::Format::raw
