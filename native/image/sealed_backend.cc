@@ -116,6 +116,7 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   log_ = std::make_unique<Log>(file_, extension_, mac_, geometry_, overlay_, pool_,
                                options_.pending_bytes);
   log_->on_pressure = [this] { ask_checkpoint(); };
+  meta_->io().sync_by = [this](io::Queue& io) { return log_->sync(io); };
   if (Error e = co_await recover(q)) co_return e;
   if (!options_.read_only) spawn(checkpoint_loop());
   co_return Error();
@@ -127,8 +128,11 @@ Task<Error> SealedBackend::set_dirty(QueueContext& q, bool dirty) {
   qcow2::Header& header = meta_->header();
   if (header.has(qcow2::kDirtyBit) == dirty) co_return Error();
   header.incompatible ^= qcow2::bit(qcow2::kDirtyBit);
-  if (Error e = co_await meta_->write_header_fields(q.io)) co_return e;
-  co_return co_await q.io.fdatasync(file_);
+  if (Error e = co_await meta_->write_header_fields(q.io)) {
+    header.incompatible ^= qcow2::bit(qcow2::kDirtyBit);  // so that a retry writes it
+    co_return e;
+  }
+  co_return co_await log_->sync(q.io);
 }
 
 // New copies are durable before the header names them; the old ones are freed after that.
@@ -146,6 +150,7 @@ Task<Error> SealedBackend::grow_session_table(QueueContext& q) {
   }
   if (Error e = co_await sessions_->move_to(q.io, file_, place[0], place[1],
                                             static_cast<std::uint32_t>(length))) {
+    log_->fail(e);  // the table's place in memory and in the header may differ from here on
     co_return e;
   }
   extension_.session_table[0] = place[0];
@@ -154,8 +159,12 @@ Task<Error> SealedBackend::grow_session_table(QueueContext& q) {
   std::vector<std::uint8_t> payload(sizeof(ExtensionRaw));
   build_extension(extension_, std::span<std::uint8_t, sizeof(ExtensionRaw)>(payload.data(), sizeof(ExtensionRaw)));
   meta_->header().set_extension(kExtensionType, std::move(payload));
-  if (Error e = co_await meta_->write_header_fields(q.io)) co_return e;
-  if (Error e = co_await q.io.fdatasync(file_)) co_return e;
+  Error named = co_await meta_->write_header_fields(q.io);
+  if (!named) named = co_await log_->sync(q.io);
+  if (named) {
+    log_->fail(named);
+    co_return named;
+  }
   std::vector<HostOffset> freed;
   for (const std::uint64_t at : old.session_table) {
     meta_->remove_region({at});
@@ -173,7 +182,10 @@ Task<Error> SealedBackend::begin_session(QueueContext& q) {
     if (Error e = co_await grow_session_table(q)) co_return e;
   }
   Result<const SessionKeys*> keys = co_await sessions_->begin(q.io, file_);
-  if (!keys) co_return keys.take_error();
+  if (!keys) {
+    if (keys.error().kind() == Kind::io_error) log_->fail(keys.error());  // see Log::sync
+    co_return keys.take_error();
+  }
   if (Error e = co_await log_->begin_generation(q.io, *keys)) co_return e;
   next_lane_.store(0, std::memory_order_relaxed);
   session_.store((*keys)->id, std::memory_order_release);
@@ -262,6 +274,8 @@ Task<void> SealedBackend::checkpoint_loop() {
     Error e = co_await checkpoint(service_);
     if (e) log_->fail(e);
     checkpoint_ended_.advance(checkpoint_asked_.value());
+    // Who asked while this one ran was not heard.
+    if (!e && log_->pressed()) ask_checkpoint();
   }
   checkpoint_ended_.advance(~std::uint64_t{0});
 }
@@ -278,7 +292,7 @@ Task<Error> SealedBackend::close(QueueContext& q) {
       if (!log_->failed()) result = co_await checkpoint(q);
       if (!result) result = log_->error();
       if (!result) result = co_await meta_->allocator().release_pool(q.io);
-      if (!result) result = co_await q.io.fdatasync(file_);
+      if (!result) result = co_await log_->sync(q.io);
       if (!result) result = co_await set_dirty(q, false);
     }
   }

@@ -290,14 +290,28 @@ void Log::data_done(const Receipt& receipt) {
 // ---------------------------------------------------------------- space
 
 void Log::unreserve(std::uint32_t pages) {
-  std::lock_guard guard(mutex_);
-  reserved_pages_ -= pages;
+  bool wake = false;
+  {
+    std::lock_guard guard(mutex_);
+    reserved_pages_ -= pages;
+    wake = waiting_ != 0;
+  }
+  if (wake) freed_.advance(freed_.value() + 1);
+}
+
+std::uint64_t Log::used_pages_locked() const {
+  return head_page_ + (open_ != nullptr ? open_->pages() : 0) - tail_page_;
 }
 
 std::uint64_t Log::used_pages() const {
   std::lock_guard guard(mutex_);
-  const std::uint64_t open = open_ != nullptr ? open_->pages() : 0;
-  return head_page_ + open - tail_page_;
+  return used_pages_locked();
+}
+
+bool Log::pressed() const {
+  std::lock_guard guard(mutex_);
+  const std::uint64_t used = used_pages_locked();
+  return used > pressure_pages() || (used != 0 && waiting_ != 0);
 }
 
 Task<Result<Log::Room>> Log::reserve(std::uint32_t pages) {
@@ -308,15 +322,16 @@ Task<Result<Log::Room>> Log::reserve(std::uint32_t pages) {
     bool fits = false, pressure = false;
     {
       std::lock_guard guard(mutex_);
-      const std::uint64_t open = open_ != nullptr ? open_->pages() : 0;
-      const std::uint64_t used = head_page_ + open - tail_page_ + reserved_pages_ + pages;
+      const std::uint64_t used = used_pages_locked() + reserved_pages_ + pages;
       fits = used + 2 <= ring_pages_;
-      pressure = used > ring_pages_ * 3 / 8;
-      if (fits) reserved_pages_ += pages;
+      pressure = used > pressure_pages();
+      (fits ? reserved_pages_ : waiting_) += fits ? pages : 1;
     }
     if (pressure && on_pressure) on_pressure();
     if (fits) co_return Room(this, pages);
     co_await freed_.reach(freed + 1);
+    std::lock_guard guard(mutex_);
+    --waiting_;
   }
 }
 
@@ -368,6 +383,13 @@ Task<Error> Log::flush(io::Queue& io) {
     durable_.advance(written);
     covered_.advance(complete);
   }
+  co_return error();
+}
+
+Task<Error> Log::sync(io::Queue& io) {
+  AsyncMutex::Guard lock = co_await flush_lock_.lock();
+  if (failed()) co_return error();
+  if (Error e = co_await io.fdatasync(file_)) fail(std::move(e).at("fdatasync"));
   co_return error();
 }
 
@@ -451,7 +473,7 @@ Task<Error> Log::write_header(io::Queue& io, const LogHeader& header) {
                    std::span<std::uint8_t, sizeof(LogHeaderRaw)>(page.data(), sizeof(LogHeaderRaw)));
   const std::uint64_t at = extension_.log_offset + header.serial % 2 * kPage;
   if (Error e = co_await io.write(file_, at, page.data(), page.size())) co_return e;
-  co_return co_await io.fdatasync(file_);
+  co_return co_await sync(io);
 }
 
 Task<Error> Log::begin_generation(io::Queue& io, const SessionKeys* session) {

@@ -133,6 +133,10 @@ class Log {
   void data_done(const Receipt& receipt);  // all data of an operation has completed
   // One fdatasync, shared by those who came before it was issued.
   Task<Error> flush(io::Queue& io);
+  // An fdatasync for others than the log's records. Every one of an open image goes through here or
+  // flush(), one at a time: when one fails, the system may have dropped what was written, log blocks
+  // among it, and a later one that succeeds says nothing of that. So a failure ends all writing.
+  Task<Error> sync(io::Queue& io);
   std::uint64_t durable() const { return durable_.value(); }
   std::uint64_t covered() const { return covered_.value(); }
   std::uint64_t last_sequence() const;
@@ -152,6 +156,8 @@ class Log {
   // Makes the tail durable and frees the space before it.
   Task<Error> advance_tail(io::Queue& io, const Cut& cut);
   std::uint64_t used_pages() const;
+  // A checkpoint is due: on_pressure was called, perhaps in vain while another one was running.
+  bool pressed() const;
   std::function<void()> on_pressure;  // asks for a checkpoint; any thread
 
   // Sticky: after it nothing more is acknowledged.
@@ -173,6 +179,8 @@ class Log {
   std::uint64_t place_of(std::uint64_t virtual_page) const;
   void advance_marks(std::uint64_t& written, std::uint64_t& complete);
   void unreserve(std::uint32_t pages);
+  std::uint64_t used_pages_locked() const;
+  std::uint64_t pressure_pages() const { return ring_pages_ * 3 / 8; }
 
   Task<void> write_block(io::Queue& io, Block* block);
   Task<Error> write_header(io::Queue& io, const LogHeader& header);
@@ -199,6 +207,7 @@ class Log {
   std::uint64_t head_page_ = 0;  // virtual: counts up for ever
   std::uint64_t tail_page_ = 0;  // durable
   std::uint64_t reserved_pages_ = 0;
+  std::uint64_t waiting_ = 0;  // for space
   std::array<std::uint8_t, 16> last_mac_{};
   Error error_;
   std::atomic<bool> failed_{false};

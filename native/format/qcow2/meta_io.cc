@@ -51,6 +51,7 @@ Task<Error> MetaIo::write_zeroes(io::Queue& q, Part part, HostOffset at, std::ui
 }
 
 Task<Error> MetaIo::sync(io::Queue& q) {
+  if (sync_by) co_return co_await sync_by(q);
   Error error = co_await q.fdatasync(file_);
   co_return error;
 }

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -29,6 +30,8 @@ class MetaIo {
   // Zeros over a whole structure (a new table), in bounded writes.
   Task<Error> write_zeroes(io::Queue& q, Part part, HostOffset at, std::uint64_t length);
   Task<Error> sync(io::Queue& q);  // fdatasync
+  // Replaces the plain fdatasync where the owner must know of every failure; set before first use.
+  std::function<Task<Error>(io::Queue& q)> sync_by;
 
   const io::File& file() const { return file_; }
   MetadataMap& map() { return map_; }
