@@ -3,7 +3,8 @@
 //
 // Room base/. An Executor is implemented by each I/O queue (one thread, one ring) and by the
 // simulator (one thread for everything). Frames come from a per-thread pool (frame_pool.h), so that
-// a request costs no call into the allocator once warm. Errors travel as values, never as exceptions.
+// a request costs no call into the allocator once warm. Errors travel as values, never as
+// exceptions.
 #pragma once
 
 #include <atomic>

@@ -14,7 +14,7 @@ inline constexpr std::uint64_t kKiB = 1024;
 inline constexpr std::uint64_t kMiB = 1024 * kKiB;
 inline constexpr std::uint64_t kGiB = 1024 * kMiB;
 inline constexpr std::uint64_t kTiB = 1024 * kGiB;
-inline constexpr std::uint32_t kSectorSize = 4096;   // sealed sector
+inline constexpr std::uint32_t kSectorSize = 4096;  // sealed sector
 inline constexpr std::uint32_t kSectorShift = 12;
 inline constexpr std::uint32_t kVirtioSectorSize = 512;
 
@@ -32,9 +32,9 @@ struct Index {
   std::uint64_t value = 0;
   constexpr auto operator<=>(const Index&) const = default;
 };
-using Sector = Index<struct SectorTag>;              // guest sector of 4096 bytes
-using ClusterIndex = Index<struct ClusterTag>;       // guest cluster
-using Slot = Index<struct SlotTag>;                  // linear L2 slot: l1_index * l2_entries + l2_index
+using Sector = Index<struct SectorTag>;         // guest sector of 4096 bytes
+using ClusterIndex = Index<struct ClusterTag>;  // guest cluster
+using Slot = Index<struct SlotTag>;             // linear L2 slot: l1_index * l2_entries + l2_index
 
 template <class T>
 constexpr T div_ceil(T a, T b) {

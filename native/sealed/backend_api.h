@@ -24,16 +24,16 @@ enum class Preallocation : std::uint8_t { off, metadata, falloc, full };
 enum class BackingPolicy : std::uint8_t { none = 0, sealed = 1, unauthenticated = 2 };
 
 struct CreateOptions {
-  std::uint64_t size = 0;                // guest bytes
-  std::uint32_t cluster_bits = 16;       // 12 .. 21
+  std::uint64_t size = 0;           // guest bytes
+  std::uint32_t cluster_bits = 16;  // 12 .. 21
   crypto::Suite suite = crypto::Suite::aes_256_gcm;
   Uuid uuid{};
-  std::uint64_t log_bytes = 0;           // 0: 1/32 of the size, 8 to 256 MiB
+  std::uint64_t log_bytes = 0;  // 0: 1/32 of the size, 8 to 256 MiB
   Preallocation preallocation = Preallocation::off;
   BackingPolicy backing_policy = BackingPolicy::none;
   std::string backing_name, backing_format;
   Uuid backing_uuid{};
-  std::vector<std::uint8_t> key_area;    // kKeyAreaBytes
+  std::vector<std::uint8_t> key_area;                                     // kKeyAreaBytes
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress;  // false: stop
 };
 
@@ -44,15 +44,15 @@ struct PublicInfo {
   std::uint32_t cluster_bits = 0;
   std::uint8_t suite = 0;
   Uuid uuid{};
-  bool clean = false;                    // closed cleanly: the log is empty
+  bool clean = false;  // closed cleanly: the log is empty
   std::uint64_t log_bytes = 0;
-  std::uint32_t sessions = 0;            // entries in the session table
+  std::uint32_t sessions = 0;  // entries in the session table
   BackingPolicy backing_policy = BackingPolicy::none;
   std::string backing_name, backing_format;
   Uuid backing_uuid{};
   std::uint64_t key_area_generation = 0;
   bool key_area_copy_damaged[2] = {false, false};
-  std::vector<std::uint8_t> key_area;    // the newest valid copy; empty when both are damaged
+  std::vector<std::uint8_t> key_area;  // the newest valid copy; empty when both are damaged
 };
 
 // The file is new (empty) and locked by the caller. `keys` are those inside `key_area`.

@@ -19,12 +19,15 @@ struct EntryCache::Page {
 
 void fill_base(std::uint8_t* bytes, std::size_t size, bool zero) {
   const Entry e = zero ? Entry::zero() : Entry::never();
-  for (std::size_t at = 0; at + sizeof e <= size; at += sizeof e) std::memcpy(bytes + at, &e, sizeof e);
+  for (std::size_t at = 0; at + sizeof e <= size; at += sizeof e)
+    std::memcpy(bytes + at, &e, sizeof e);
 }
 
 EntryCache::EntryCache(const SealedGeometry& geometry, const io::File& file,
                        std::uint64_t bytes_max, HomeMapping home)
-    : geometry_(geometry), file_(file), pages_per_cluster_(geometry.cluster_size() / kPage),
+    : geometry_(geometry),
+      file_(file),
+      pages_per_cluster_(geometry.cluster_size() / kPage),
       shard_pages_max_(std::max<std::size_t>(4, bytes_max / kPage / kShards)),
       home_(std::move(home)) {}
 
@@ -95,7 +98,8 @@ Task<Error> EntryCache::load(io::Queue& io, Page& page) {
     fill_base(page.bytes, kPage, (*home & kL2Zero) != 0);
     co_return Error();
   }
-  co_return co_await io.read(file_, host + page.number % pages_per_cluster_ * kPage, page.bytes, kPage);
+  co_return co_await io.read(file_, host + page.number % pages_per_cluster_ * kPage, page.bytes,
+                             kPage);
 }
 
 namespace {

@@ -148,8 +148,7 @@ Mac32 header_mac(const MacKeys& keys, std::span<const std::uint8_t, kHeaderMacBy
 void sign_header(const MacKeys& keys, std::span<std::uint8_t, kHeaderMacBytes> header,
                  std::string_view backing_name) {
   const Mac32 mac = header_mac(keys, header, backing_name);
-  std::copy(mac.begin(), mac.end(),
-            header.begin() + kExtensionAt + offsetof(ExtensionRaw, mac));
+  std::copy(mac.begin(), mac.end(), header.begin() + kExtensionAt + offsetof(ExtensionRaw, mac));
 }
 
 Error verify_header(const MacKeys& keys, std::span<const std::uint8_t, kHeaderMacBytes> header,
@@ -157,8 +156,9 @@ Error verify_header(const MacKeys& keys, std::span<const std::uint8_t, kHeaderMa
   const Mac32 mac = header_mac(keys, header, backing_name);
   const auto stored = header.subspan(kExtensionAt + offsetof(ExtensionRaw, mac), 32);
   if (crypto::equal_ct(mac, stored)) return {};
-  return Error(Kind::integrity,
-               "the header's MAC does not hold: the image was changed, or these keys are not its own");
+  return Error(
+      Kind::integrity,
+      "the header's MAC does not hold: the image was changed, or these keys are not its own");
 }
 
 Mac32 labelled_mac(const crypto::SecretKey& key, std::string_view label, const Uuid& uuid,

@@ -28,7 +28,8 @@ struct Extension {
 };
 
 // Checks every field, alignment to `cluster_size`, and that no two regions overlap.
-Result<Extension> parse_extension(std::span<const std::uint8_t> payload, std::uint64_t cluster_size);
+Result<Extension> parse_extension(std::span<const std::uint8_t> payload,
+                                  std::uint64_t cluster_size);
 void build_extension(const Extension& extension, std::span<std::uint8_t, sizeof(ExtensionRaw)> out);
 
 // The three MAC keys under the volume integrity key.

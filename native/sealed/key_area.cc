@@ -42,8 +42,9 @@ Task<Error> write_key_area_copy(io::Queue& io, const io::File& file, const Exten
                                 int copy, std::uint64_t generation,
                                 const std::vector<std::uint8_t>& blob) {
   if (blob.size() != kKeyAreaBytes) {
-    co_return Error(Kind::invalid_argument, "the key area must be " + std::to_string(kKeyAreaBytes) +
-                                                " bytes, not " + std::to_string(blob.size()));
+    co_return Error(Kind::invalid_argument, "the key area must be " +
+                                                std::to_string(kKeyAreaBytes) + " bytes, not " +
+                                                std::to_string(blob.size()));
   }
   AlignedBuffer bytes(kKeyAreaCopyBytes);
   KeyAreaHeadRaw head;

@@ -47,7 +47,8 @@ struct ExtensionRaw {
 };
 static_assert(sizeof(ExtensionRaw) == 392);
 static_assert(offsetof(ExtensionRaw, uuid) == 16 && offsetof(ExtensionRaw, key_area) == 32);
-static_assert(offsetof(ExtensionRaw, session_table) == 56 && offsetof(ExtensionRaw, log_offset) == 80);
+static_assert(offsetof(ExtensionRaw, session_table) == 56 &&
+              offsetof(ExtensionRaw, log_offset) == 80);
 static_assert(offsetof(ExtensionRaw, backing_uuid) == 96 && offsetof(ExtensionRaw, mac) == 360);
 
 inline constexpr std::size_t kExtensionAt = 112 + 8;  // payload's offset in the file
@@ -118,8 +119,8 @@ struct SealedGeometry {
   std::uint64_t size = 0;  // guest bytes
 
   std::uint64_t cluster_size() const { return std::uint64_t{1} << cluster_bits; }
-  std::uint64_t table_entries() const { return cluster_size() / 8; }            // n
-  std::uint64_t entry_clusters() const { return table_entries() / 128; }        // e
+  std::uint64_t table_entries() const { return cluster_size() / 8; }                  // n
+  std::uint64_t entry_clusters() const { return table_entries() / 128; }              // e
   std::uint64_t data_clusters() const { return table_entries() - entry_clusters(); }  // d
   std::uint64_t sectors_per_cluster() const { return cluster_size() / kSectorSize; }
   std::uint64_t sectors() const { return div_ceil<std::uint64_t>(size, kSectorSize); }

@@ -46,7 +46,8 @@ std::size_t parse_record(std::span<const std::uint8_t> bytes, std::uint32_t payl
       out.sector = {raw.first};
       out.count = raw.count;
       out.entry = Entry::zero();
-      const bool ok = raw.count != 0 && raw.first < g.sectors() && raw.count <= g.sectors() - raw.first;
+      const bool ok =
+          raw.count != 0 && raw.first < g.sectors() && raw.count <= g.sectors() - raw.first;
       return ok ? sizeof raw : 0;
     }
     case RecordType::map: {
@@ -79,7 +80,8 @@ Result<BlockView> parse_block(std::span<const std::uint8_t> pages, std::uint64_t
   const bool skip = raw.flags == kBlockSkip;
   if (raw.flags != 0 && !skip) return bad("unknown flags");
   view.header_pages = raw.header_pages;
-  if (view.header_pages == 0 || view.header_pages > kBlockHeaderPagesMax) return bad("header pages");
+  if (view.header_pages == 0 || view.header_pages > kBlockHeaderPagesMax)
+    return bad("header pages");
   if (pages.size() < view.header_pages * kPage) return bad("cut short");
   if (raw.record_bytes > view.header_pages * kPage - sizeof raw) return bad("record bytes");
   if (!skip && raw.payload_pages > kBlockPayloadPagesMax) return bad("payload pages");
@@ -133,8 +135,11 @@ namespace {
 class RingReader {
  public:
   RingReader(io::Queue& io, const io::File& file, const Extension& extension)
-      : io_(io), file_(file), ring_at_(extension.log_offset + kLogHeadBytes),
-        ring_pages_((extension.log_length - kLogHeadBytes) / kPage), window_(kWindowPages * kPage) {}
+      : io_(io),
+        file_(file),
+        ring_at_(extension.log_offset + kLogHeadBytes),
+        ring_pages_((extension.log_length - kLogHeadBytes) / kPage),
+        window_(kWindowPages * kPage) {}
 
   std::uint64_t pages() const { return ring_pages_; }
   // `count` pages from `page`; they do not cross the ring's end.
@@ -171,8 +176,7 @@ bool authenticates(const BlockView& view, const std::uint8_t* pages, const LogHe
                    const Expected& expected, const SessionKeys& session) {
   const LogBlockRaw& raw = view.raw;
   if (raw.sequence != expected.sequence || raw.generation != header.generation ||
-      raw.session != header.session ||
-      std::memcmp(raw.log_uuid, header.log_uuid.data(), 16) != 0 ||
+      raw.session != header.session || std::memcmp(raw.log_uuid, header.log_uuid.data(), 16) != 0 ||
       std::memcmp(raw.previous_mac, expected.previous_mac.data(), 16) != 0 ||
       raw.covered >= raw.sequence) {
     return false;
@@ -196,8 +200,9 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
   if (header.session == 0) co_return std::move(scan);
   const SessionKeys* session = sessions.find(header.session);
   if (session == nullptr) {
-    co_return Error(Kind::wrong_key, "the log's session " + std::to_string(header.session) +
-                                         " is not in the session table, or its epoch's key is missing");
+    co_return Error(Kind::wrong_key,
+                    "the log's session " + std::to_string(header.session) +
+                        " is not in the session table, or its epoch's key is missing");
   }
   RingReader ring(io, file, extension);
   AlignedBuffer scratch(kSectorSize);

@@ -21,11 +21,11 @@ namespace pqblk::sealed {
 struct LogRecord {
   RecordType type = RecordType::w;
   std::uint64_t sequence = 0;
-  Sector sector;               // w, wd, z (first)
-  std::uint64_t count = 1;     // z
+  Sector sector;            // w, wd, z (first)
+  std::uint64_t count = 1;  // z
   Entry entry = Entry::never();
-  std::uint64_t place = 0;     // wd: host offset of the ciphertext
-  Slot slot;                   // map
+  std::uint64_t place = 0;  // wd: host offset of the ciphertext
+  Slot slot;                // map
   std::uint64_t new_entry = 0;
   std::uint64_t old_entry = 0;
 };
@@ -35,7 +35,7 @@ struct BlockView {
   std::uint32_t header_pages = 0;
   std::uint32_t payload_pages = 0;  // written after the header pages (0 for a skip block)
   std::uint32_t total_pages = 0;
-  std::vector<LogRecord> records;   // sequence set; place = payload page index for wd
+  std::vector<LogRecord> records;  // sequence set; place = payload page index for wd
 };
 
 // Structure of one block; `pages` holds its header pages at least. No authentication.
@@ -60,7 +60,8 @@ struct SectorAad {
   std::span<const std::uint8_t> span() const { return bytes; }
 };
 
-// Does this ciphertext open under this entry? `scratch` (4096 bytes) receives plaintext and is wiped.
+// Does this ciphertext open under this entry? `scratch` (4096 bytes) receives plaintext and is
+// wiped.
 bool sector_opens(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
                   const std::uint8_t* ciphertext, std::uint8_t* scratch);
 

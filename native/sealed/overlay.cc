@@ -65,7 +65,9 @@ std::uint32_t Overlay::find_range(Sector first, std::uint32_t count, Version* ou
 }
 
 bool Overlay::find_slot(Slot slot, SlotVersion& out) {
-  if (slot_count_[0].load(std::memory_order_acquire) + slot_count_[1].load(std::memory_order_acquire) == 0) {
+  if (slot_count_[0].load(std::memory_order_acquire) +
+          slot_count_[1].load(std::memory_order_acquire) ==
+      0) {
     return false;
   }
   Shard& shard = shard_for_slot(slot);
@@ -152,8 +154,9 @@ std::vector<Overlay::FrozenSector> Overlay::frozen_sectors() {
   out.reserve(counts_[1 - current_]);
   for (Shard& shard : shards_) {
     std::lock_guard guard(shard.mutex);
-    shard.generations[1 - shard.current].sectors.for_each(
-        [&](std::uint64_t key, const Version& v) { out.push_back({{key}, v}); });
+    shard.generations[1 - shard.current].sectors.for_each([&](std::uint64_t key, const Version& v) {
+      out.push_back({{key}, v});
+    });
   }
   std::sort(out.begin(), out.end(),
             [](const FrozenSector& a, const FrozenSector& b) { return a.sector < b.sector; });
@@ -165,7 +168,9 @@ std::vector<Overlay::FrozenSlot> Overlay::frozen_slots() {
   for (Shard& shard : shards_) {
     std::lock_guard guard(shard.mutex);
     shard.generations[1 - shard.current].slots.for_each(
-        [&](std::uint64_t key, const SlotVersion& v) { out.push_back({{key}, v}); });
+        [&](std::uint64_t key, const SlotVersion& v) {
+          out.push_back({{key}, v});
+        });
   }
   std::sort(out.begin(), out.end(),
             [](const FrozenSlot& a, const FrozenSlot& b) { return a.slot < b.slot; });

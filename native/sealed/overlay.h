@@ -22,7 +22,8 @@
 namespace pqblk::sealed {
 
 // One sector's version. Where its ciphertext is: in memory when `cipher` is set; else in the
-// image at `place` when that is not zero (the log, or an old cluster during recovery); else at home.
+// image at `place` when that is not zero (the log, or an old cluster during recovery); else at
+// home.
 struct Version {
   Entry entry = Entry::never();
   CipherRef cipher;
@@ -31,10 +32,10 @@ struct Version {
 };
 
 struct SlotVersion {
-  std::uint64_t entry = 0;     // raw L2 entry as it will be at home
-  std::uint64_t old = 0;       // the one before the last MAP
-  std::uint64_t sequence = 0;  // log block of the last MAP
-  std::uint64_t first_old = 0; // what home had when this generation began
+  std::uint64_t entry = 0;      // raw L2 entry as it will be at home
+  std::uint64_t old = 0;        // the one before the last MAP
+  std::uint64_t sequence = 0;   // log block of the last MAP
+  std::uint64_t first_old = 0;  // what home had when this generation began
 };
 
 // What an entry cluster's slot says about sectors that have no version of their own.
@@ -53,13 +54,16 @@ class Overlay {
   std::uint32_t find_range(Sector first, std::uint32_t count, Version* out, bool* found);
   bool find_slot(Slot slot, SlotVersion& out);
   bool has_sectors() const {
-    return counts_[0].load(std::memory_order_acquire) + counts_[1].load(std::memory_order_acquire) != 0;
+    return counts_[0].load(std::memory_order_acquire) +
+               counts_[1].load(std::memory_order_acquire) !=
+           0;
   }
 
   // ---- changes; the caller holds the log's lock ----
   void put(Sector s, Version version);
   void put_zero_range(Sector first, std::uint64_t count, std::uint64_t sequence);
-  void put_slot(Slot slot, std::uint64_t new_entry, std::uint64_t old_entry, std::uint64_t sequence);
+  void put_slot(Slot slot, std::uint64_t new_entry, std::uint64_t old_entry,
+                std::uint64_t sequence);
 
   // ---- any thread ----
   // The write of this version's data has completed: the ciphertext need not stay in memory. Where

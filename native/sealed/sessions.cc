@@ -22,9 +22,8 @@ bool is_free(const SessionEntryRaw& raw) {
   return true;
 }
 
-Error derive_key(const crypto::SecretKey& data_key, const char* label,
-                 const SessionEntryRaw& entry, const Uuid& uuid, crypto::Suite suite,
-                 std::array<std::uint8_t, 32>& out) {
+Error derive_key(const crypto::SecretKey& data_key, const char* label, const SessionEntryRaw& entry,
+                 const Uuid& uuid, crypto::Suite suite, std::array<std::uint8_t, 32>& out) {
   std::vector<std::uint8_t> info(label, label + std::strlen(label));
   info.insert(info.end(), uuid.begin(), uuid.end());
   const auto* id = reinterpret_cast<const std::uint8_t*>(&entry.id);
@@ -37,7 +36,10 @@ Error derive_key(const crypto::SecretKey& data_key, const char* label,
 }  // namespace
 
 Sessions::Sessions(const Extension& extension, const VolumeKeys& keys, const MacKeys& mac)
-    : keys_(keys), mac_(mac), uuid_(extension.uuid), suite_(extension.suite),
+    : keys_(keys),
+      mac_(mac),
+      uuid_(extension.uuid),
+      suite_(extension.suite),
       place_{extension.session_table[0], extension.session_table[1]},
       length_(extension.session_table_length) {}
 
@@ -78,8 +80,7 @@ Error Sessions::absorb(const AlignedBuffer& copy, bool& head_valid) {
 
 Task<Result<std::unique_ptr<Sessions>>> Sessions::load(io::Queue& io, const io::File& file,
                                                        const Extension& extension,
-                                                       const VolumeKeys& keys,
-                                                       const MacKeys& mac) {
+                                                       const VolumeKeys& keys, const MacKeys& mac) {
   std::unique_ptr<Sessions> table(new Sessions(extension, keys, mac));
   AlignedBuffer copy[2] = {AlignedBuffer(table->length_), AlignedBuffer(table->length_)};
   bool valid[2] = {false, false};
@@ -195,7 +196,8 @@ Task<Result<const SessionKeys*>> Sessions::begin(io::Queue& io, const io::File& 
     if (Error e = co_await repair(io, file)) co_return e;
   }
   if (high_water_ >= kSessionIdMax) {
-    co_return Error(Kind::unsupported, "all session ids of this disk are used: copy it to a new one");
+    co_return Error(Kind::unsupported,
+                    "all session ids of this disk are used: copy it to a new one");
   }
   SessionEntryRaw raw;
   std::memset(&raw, 0, sizeof raw);
@@ -222,8 +224,8 @@ Task<Result<const SessionKeys*>> Sessions::begin(io::Queue& io, const io::File& 
   co_return keys;
 }
 
-Task<Error> Sessions::move_to(io::Queue& io, const io::File& file, std::uint64_t a,
-                              std::uint64_t b, std::uint32_t length) {
+Task<Error> Sessions::move_to(io::Queue& io, const io::File& file, std::uint64_t a, std::uint64_t b,
+                              std::uint32_t length) {
   place_[0] = a;
   place_[1] = b;
   length_ = length;

@@ -64,8 +64,9 @@ void create(const std::string& path, const std::string& format, std::uint64_t si
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   const std::string path = argv[1], format = argv[2];
-  std::map<std::string, std::string> o{{"bs", "4096"}, {"depth", "32"}, {"queues", "1"},
-                                       {"size", "1073741824"}, {"ms", "3000"}, {"direct", "0"}, {"log", "0"}};
+  std::map<std::string, std::string> o{
+      {"bs", "4096"}, {"depth", "32"}, {"queues", "1"}, {"size", "1073741824"},
+      {"ms", "3000"}, {"direct", "0"}, {"log", "0"}};
   for (int i = 4; i < argc; ++i) {
     const std::string text = argv[i];
     const std::size_t at = text.find('=');
