@@ -66,6 +66,7 @@ export interface NativeAddon {
   diskInfo(options: { path: string; format?: DiskFormat }): Promise<Record<string, unknown>>;
   checkDisk(options: object, keys?: NativeKeys, token?: NativeToken): Promise<unknown>;
   replaceKeyArea(options: { path: string; keyArea: Uint8Array; wipeOld?: boolean }): Promise<void>;
+  engineInfo(): Promise<unknown>;
   freeSpace(options: { path: string }): Promise<number>;
   inSystemDirectory(options: { path: string }): boolean;
 }

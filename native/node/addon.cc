@@ -27,6 +27,7 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("diskInfo", Napi::Function::New(env, disk_info, "diskInfo"));
   exports.Set("checkDisk", Napi::Function::New(env, check_disk, "checkDisk"));
   exports.Set("replaceKeyArea", Napi::Function::New(env, replace_key_area, "replaceKeyArea"));
+  exports.Set("engineInfo", Napi::Function::New(env, engine_info, "engineInfo"));
   exports.Set("freeSpace", Napi::Function::New(env, free_space, "freeSpace"));
   exports.Set("inSystemDirectory",
               Napi::Function::New(env, in_system_directory, "inSystemDirectory"));

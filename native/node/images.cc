@@ -249,6 +249,28 @@ Napi::Value replace_key_area(const Napi::CallbackInfo& info) {
       [](Napi::Env e) { return e.Undefined(); });
 }
 
+Napi::Value engine_info(const Napi::CallbackInfo& info) {
+  struct Probe {
+    std::string engine, cause;
+  };
+  const auto to_js = +[](Napi::Env env, const Probe& probe) -> Napi::Value {
+    const Napi::Object out = Napi::Object::New(env);
+    out.Set("engine", probe.engine);
+    if (!probe.cause.empty()) out.Set("fallbackCause", probe.cause);
+    return out;
+  };
+  return answer_job<Probe>(
+      info.Env(), info.Env().Undefined(),
+      [](TokenCore&) -> Result<Probe> {
+        Probe probe;
+        const auto queue = io::make_queue({}, &probe.cause);
+        if (!queue) return queue.error();
+        probe.engine = (*queue)->engine();
+        return probe;
+      },
+      to_js);
+}
+
 Napi::Value free_space(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Options options(env, info[0]);

@@ -15,6 +15,8 @@ Napi::Value disk_info(const Napi::CallbackInfo& info);
 Napi::Value check_disk(const Napi::CallbackInfo& info);
 // replaceKeyArea({ path, keyArea, wipeOld? }) -> Promise<void>
 Napi::Value replace_key_area(const Napi::CallbackInfo& info);
+// engineInfo() -> Promise<{ engine, fallbackCause? }>: what this machine allows
+Napi::Value engine_info(const Napi::CallbackInfo& info);
 // freeSpace({ path }) -> Promise<number>: bytes left in a directory
 Napi::Value free_space(const Napi::CallbackInfo& info);
 // inSystemDirectory({ path }) -> boolean

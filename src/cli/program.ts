@@ -5,14 +5,31 @@
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { ERROR_TABLE } from '../errors.js';
+import { addBench } from './bench.js';
+import { addCheck } from './check.js';
+import { addCreate } from './create.js';
 import { addExitCodes } from './exit-codes.js';
+import { addExport } from './export.js';
+import { addImport } from './import.js';
+import { addInfo } from './info.js';
 import { addKey } from './key.js';
 import { reportError } from './report-error.js';
+import { addResize } from './resize.js';
 import { type Streams, Terminal } from './terminal.js';
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
 
-const COMMANDS = [addKey, addExitCodes];
+const COMMANDS = [
+  addKey,
+  addCreate,
+  addInfo,
+  addImport,
+  addExport,
+  addCheck,
+  addResize,
+  addBench,
+  addExitCodes,
+];
 
 const HELP_END = `
 Sizes read 4096, 512M, 20G or 1T. Every command that reports takes --json; an error is then one

@@ -22,7 +22,7 @@ export interface Streams {
 
 export type Style = Parameters<typeof styleText>[0];
 
-/** A bar of bytes. Does nothing where stderr is no terminal. */
+/** A bar. Does nothing where stderr is no terminal. */
 export interface Progress {
   update(done: number, total: number): void;
   stop(): void;
@@ -90,11 +90,12 @@ export class Terminal {
     for (const row of rows) this.line(join(row));
   }
 
-  progress(label: string): Progress {
+  /** A bar of bytes, or of steps that mean nothing to people. */
+  progress(label: string, unit: 'bytes' | 'steps' = 'bytes'): Progress {
     if (this.#streams.stderr.isTTY !== true) return { update: () => {}, stop: () => {} };
     const bar = new SingleBar(
       {
-        format: `${label} {bar} {percentage}%  {done} of {all}  {eta_formatted} left`,
+        format: `${label} {bar} {percentage}%${unit === 'bytes' ? '  {done} of {all}' : ''}  {eta_formatted} left`,
         fps: BAR_UPDATES_PER_SECOND,
         hideCursor: true,
         clearOnComplete: true,

@@ -5,8 +5,8 @@
 import { rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
 import { type LongWork, throwIfAborted } from '../native.js';
-import { type CreateDiskOptions, createDisk } from './create.js';
-import { type Disk, openDisk } from './disk.js';
+import type { CreateDiskOptions } from './create.js';
+import { createAndOpenDisk, type Disk, openDisk } from './disk.js';
 import type { OpenDiskOptions } from './types.js';
 
 const CHUNK_BYTES = 1024 * 1024;
@@ -165,6 +165,26 @@ export async function importFile(
   return await copyDisk(source, disk, options);
 }
 
+/** Copies an open disk into a new one, which is removed again when that was not finished. */
+export async function copyToNewDisk(
+  source: Disk,
+  path: string,
+  create: Omit<CreateDiskOptions, keyof LongWork>,
+  work: LongWork = {},
+): Promise<CopyResult> {
+  throwIfAborted(work.signal);
+  const target = await createAndOpenDisk(path, create, { cache: 'writeback' });
+  try {
+    const result = await copyDisk(source, target, { ...work, targetIsZero: true });
+    await target.close();
+    return result;
+  } catch (error) {
+    await target.close().catch(() => undefined); // the first failure is the one to tell
+    await rm(path, { force: true });
+    throw error;
+  }
+}
+
 export interface ExportOptions
   extends LongWork,
     Pick<
@@ -181,13 +201,5 @@ export async function exportFile(
   options: ExportOptions,
 ): Promise<CopyResult> {
   const { onProgress, signal, ...create } = options;
-  throwIfAborted(signal);
-  await createDisk(path, { ...create, size: disk.size });
-  try {
-    await using target = await openDisk(path, { format: options.format, cache: 'writeback' });
-    return await copyDisk(disk, target, { targetIsZero: true, onProgress, signal });
-  } catch (error) {
-    await rm(path, { force: true });
-    throw error;
-  }
+  return await copyToNewDisk(disk, path, { ...create, size: disk.size }, { onProgress, signal });
 }

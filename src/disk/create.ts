@@ -1,6 +1,6 @@
 // Room disk/: making disks.
 import { PqblkError } from '../errors.js';
-import { createKeyArea, type Pins, type Recipient } from '../keys/index.js';
+import { createKeyArea, type Pins, type Recipient, type VolumeKeys } from '../keys/index.js';
 import { randomBytes } from '../keys/secret.js';
 import { calling, type LongWork, longCall, native } from '../native.js';
 import type { DiskFormat } from './types.js';
@@ -59,6 +59,15 @@ function newUuid(): Uint8Array {
  * `invalid_argument`, `canceled`, …
  */
 export async function createDisk(path: string, options: CreateDiskOptions): Promise<CreatedDisk> {
+  using keys = await createWithKeys(path, options);
+  return keys ? { volumeUuid: keys.volumeUuid } : {};
+}
+
+/** As createDisk; hands out the new keys of a sealed disk, which the caller disposes of. */
+export async function createWithKeys(
+  path: string,
+  options: CreateDiskOptions,
+): Promise<VolumeKeys | undefined> {
   const { recipients = [], pins, onProgress, signal, ...rest } = options;
   const work = { onProgress, signal };
   if (options.format !== 'sealed') {
@@ -66,25 +75,20 @@ export async function createDisk(path: string, options: CreateDiskOptions): Prom
       throw new PqblkError('invalid_argument', `a ${options.format} disk is not sealed to anyone`);
     }
     await longCall(work, (token) => native().createDisk({ ...rest, path }, undefined, token));
-    return {};
+    return undefined;
   }
   const volumeUuid = newUuid();
-  using keys = await createKeyArea({ volumeUuid, recipients });
-  await longCall(work, (token) =>
-    native().createDisk(
-      {
-        ...rest,
-        path,
-        uuid: volumeUuid,
-        keyArea: keys.blob,
-        ...(options.backingName !== undefined && { backingPolicy: 'unauthenticated' }),
-      },
-      nativeKeysOf(keys),
-      token,
-    ),
-  );
-  await pins?.record(keys);
-  return { volumeUuid };
+  const keys = await createKeyArea({ volumeUuid, recipients });
+  try {
+    const backing = options.backingName !== undefined && { backingPolicy: 'unauthenticated' };
+    const sealed = { ...rest, path, uuid: volumeUuid, keyArea: keys.blob, ...backing };
+    await longCall(work, (token) => native().createDisk(sealed, nativeKeysOf(keys), token));
+    await pins?.record(keys);
+    return keys;
+  } catch (error) {
+    keys[Symbol.dispose]();
+    throw error;
+  }
 }
 
 /** Bytes that a file in this directory could still take. */

@@ -2,9 +2,11 @@
 //
 // Translates the public API into requests on the engine's queues and long calls of the addon. What a
 // request means is the engine's business; keys pass through unlock.ts only.
+import { rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
 import { calling, type LongWork, longCall, type NativeDisk, native } from '../native.js';
 import { RequestFlag, RequestType } from './channel.js';
+import { type CreateDiskOptions, createWithKeys } from './create.js';
 import { DiskQueue, type DiskQueueOptions } from './queue.js';
 import { closedError, Requests } from './requests.js';
 import type {
@@ -14,9 +16,10 @@ import type {
   DiskFacts,
   DiskStats,
   ExtentKind,
+  KeyOptions,
   OpenDiskOptions,
 } from './types.js';
-import { type UnlockedVolume, unlock } from './unlock.js';
+import { nativeKeysOf, type UnlockedVolume, unlock } from './unlock.js';
 
 export interface WriteOptions {
   /** Durable when the promise resolves. */
@@ -220,6 +223,28 @@ export async function openDisk(path: string, options: OpenDiskOptions): Promise<
     return disk;
   } finally {
     volume[Symbol.dispose]();
+  }
+}
+
+/**
+ * Makes a disk and opens it with the keys that were just made: a disk for others can be filled
+ * without a private key. A disk that does not open is removed again. Kinds as both calls.
+ */
+export async function createAndOpenDisk(
+  path: string,
+  create: CreateDiskOptions,
+  open: Omit<OpenDiskOptions, 'format' | keyof KeyOptions> = {},
+): Promise<Disk> {
+  using keys = await createWithKeys(path, create);
+  const options = { ...open, path, format: create.format };
+  try {
+    if (!keys) return new Disk(await calling(() => native().openDisk(options)));
+    const uuid = Uint8Array.from(keys.volumeUuid);
+    const sealed = { ...options, uuid };
+    return new Disk(await calling(() => native().openDisk(sealed, nativeKeysOf(keys))), uuid);
+  } catch (error) {
+    await rm(path, { force: true });
+    throw error;
   }
 }
 

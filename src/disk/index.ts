@@ -7,6 +7,7 @@ export {
   type CopyOptions,
   type CopyResult,
   copyDisk,
+  copyToNewDisk,
   type ExportOptions,
   exportFile,
   type ImportOptions,
@@ -20,13 +21,15 @@ export {
   inSystemDirectory,
   type Preallocation,
 } from './create.js';
-export { Disk, openDisk, type WriteOptions, type ZeroOptions } from './disk.js';
+export { createAndOpenDisk, Disk, openDisk, type WriteOptions, type ZeroOptions } from './disk.js';
 export {
   type CheckDiskOptions,
   type CheckResult,
   checkDisk,
   type DiskInfo,
   diskInfo,
+  type EngineInfo,
+  engineInfo,
   type Qcow2Info,
   readKeyArea,
   replaceKeyArea,

@@ -67,6 +67,18 @@ export async function diskInfo(path: string, format?: DiskFormat): Promise<DiskI
   return { ...info, sealed: { ...sealed, uuid: formatUuid(sealed.uuid), keyArea } };
 }
 
+export interface EngineInfo {
+  /** What a disk that is opened now would use: `io_uring` or `threads`. */
+  readonly engine: string;
+  /** Why it is not io_uring. */
+  readonly fallbackCause?: string;
+}
+
+/** The I/O engine that this machine allows. */
+export async function engineInfo(): Promise<EngineInfo> {
+  return (await calling(() => native().engineInfo())) as EngineInfo;
+}
+
 /** The newest intact copy of a sealed disk's key area, 64 KiB. Kind `key_area_damaged`. */
 export async function readKeyArea(path: string): Promise<Uint8Array> {
   const raw = await calling(() => native().diskInfo({ path, format: 'sealed' }));

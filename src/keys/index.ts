@@ -4,6 +4,7 @@
 // meaning. It may use errors.ts and the cryptographic packages; it knows no image, no engine and no
 // command line. Everything secret leaves it as a Secret, which the receiver wipes.
 export { formatUuid, parseUuid, toHex } from './bytes.js';
+export { chooseKey } from './choose.js';
 export {
   addSlot,
   type CreatedKeyArea,

@@ -1,0 +1,84 @@
+// Room cli/: `pqblk check`: is a disk whole?
+import type { Command } from 'commander';
+import { type ErrorKind, PqblkError } from '../errors.js';
+import { type CheckResult, checkDisk } from '../index.js';
+import { addOpenOptions, keyOption, type OpenFlags, unlocking } from './opening.js';
+import { examples, jsonOption } from './options.js';
+import { formatSize } from './sizes.js';
+import type { Terminal } from './terminal.js';
+
+interface Flags extends OpenFlags {
+  repair?: boolean;
+  json?: boolean;
+}
+
+export function addCheck(program: Command, terminal: Terminal): void {
+  const command = program
+    .command('check <disk>')
+    .description(
+      'Check structure, reference counts and, of a sealed disk, the tag of every sector.',
+    )
+    .option('--repair', 'mend leaks and reference counts; the content is never touched')
+    .addOption(keyOption());
+  addOpenOptions(command)
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      `
+The report is printed whatever is found. Exit codes: 0 whole, 1 only leaked space, 5 sectors whose
+tags do not hold, 11 damaged structure.
+${examples('pqblk check vm.sealed --key alice', 'pqblk check vm.qcow2 --repair --json')}`,
+    )
+    .action(async (path: string, flags: Flags) => {
+      const result = await check(terminal, path, flags);
+      if (flags.json) terminal.json({ path, ...result });
+      else show(terminal, result);
+      const finding = findingIn(result);
+      if (finding) throw new PqblkError(finding[0], finding[1], { path, operation: 'check' });
+    });
+}
+
+async function check(terminal: Terminal, path: string, flags: Flags): Promise<CheckResult> {
+  const bar = terminal.progress('check', 'steps');
+  try {
+    using unlocked = await unlocking(path, flags);
+    return await checkDisk(path, {
+      ...unlocked.options,
+      repair: flags.repair ?? false,
+      onProgress: bar.update,
+      signal: terminal.signal,
+    });
+  } finally {
+    bar.stop();
+  }
+}
+
+/** The worst that was found, as the kind whose exit code the command ends with. */
+function findingIn(result: CheckResult): [ErrorKind, string] | undefined {
+  const { sectorsBad, corruptions, leaks } = result;
+  if (sectorsBad > 0) return ['integrity', `${sectorsBad} sectors do not authenticate`];
+  if (corruptions > 0) return ['corrupt', `${corruptions} errors in the structure`];
+  if (leaks > 0) return ['general', `${leaks} clusters of space leaked; --repair frees them`];
+  return undefined;
+}
+
+function show(terminal: Terminal, result: CheckResult): void {
+  for (const message of result.messages) terminal.line(message);
+  for (const sector of result.badSectors) {
+    terminal.line(`sector ${sector} (byte ${sector * 4096}) does not authenticate`);
+  }
+  const { allocatedClusters, totalClusters, sectorsVerified, corruptionsFixed, leaksFixed } =
+    result;
+  terminal.fields([
+    [
+      'allocated',
+      totalClusters > 0 ? `${allocatedClusters} of ${totalClusters} clusters` : undefined,
+    ],
+    ['image end', formatSize(result.imageEnd)],
+    ['tags verified', sectorsVerified > 0 ? `${sectorsVerified} sectors` : undefined],
+    ['errors mended', corruptionsFixed > 0 ? String(corruptionsFixed) : undefined],
+    ['leaks mended', leaksFixed > 0 ? String(leaksFixed) : undefined],
+    ['errors', String(result.corruptions + result.sectorsBad)],
+    ['leaked clusters', String(result.leaks)],
+  ]);
+}

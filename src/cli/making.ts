@@ -1,0 +1,94 @@
+// Room cli/: options that say what a new disk shall be, shared by `create` and `import`.
+import { type Command, Option } from 'commander';
+import { PqblkError } from '../errors.js';
+import type { CreateDiskOptions, DiskFormat, Preallocation } from '../index.js';
+import { collect, openStore, recipientOf, type StoreFlags, sizeArgument } from './options.js';
+
+const PREALLOCATIONS: readonly Preallocation[] = ['off', 'metadata', 'falloc', 'full'];
+const SUITES = {
+  'aes-256-gcm': 'AES-256-GCM',
+  'chacha20-poly1305': 'ChaCha20-Poly1305',
+} as const;
+
+export interface MakeFlags extends StoreFlags {
+  key?: string[];
+  suite?: keyof typeof SUITES;
+  clusterSize?: number;
+  logSize?: number;
+  preallocation?: Preallocation;
+  force?: boolean;
+}
+
+export function addMakeOptions(command: Command): Command {
+  return command
+    .addOption(
+      new Option(
+        '--key <name|file>',
+        'sealed: who may open it, a key of the store or a file of `pqblk key export` (with a slash in ' +
+          'its name); may be repeated',
+      ).argParser(collect),
+    )
+    .addOption(
+      new Option('--suite <suite>', 'sealed: cipher (default: aes-256-gcm)').choices(
+        Object.keys(SUITES),
+      ),
+    )
+    .addOption(
+      new Option('--cluster-size <size>', 'unit of allocation (default: 64K)').argParser(
+        sizeArgument,
+      ),
+    )
+    .addOption(
+      new Option('--log-size <size>', 'sealed: write log (default: 0.1 %, 8M to 256M)').argParser(
+        sizeArgument,
+      ),
+    )
+    .addOption(
+      new Option(
+        '--preallocation <mode>',
+        'how much space is taken at once (default: off)',
+      ).choices(PREALLOCATIONS),
+    );
+}
+
+/** The options of createDisk. Kind `no_key` for a sealed disk that nobody could open. */
+export async function makeOptions(
+  format: DiskFormat,
+  size: number,
+  flags: MakeFlags,
+): Promise<CreateDiskOptions> {
+  requireFitting(format, flags);
+  const { clusterSize, logSize, preallocation, suite, force } = flags;
+  const store = openStore(flags);
+  const sealed = format === 'sealed' && {
+    recipients: await Promise.all((flags.key ?? []).map((key) => recipientOf(store, key))),
+    pins: store.pins,
+  };
+  return {
+    format,
+    size,
+    ...sealed,
+    ...(clusterSize !== undefined && { clusterSize }),
+    ...(logSize !== undefined && { logBytes: logSize }),
+    ...(preallocation !== undefined && { preallocation }),
+    ...(suite !== undefined && { suite: SUITES[suite] }),
+    ...(force && { overwrite: true, allowSystemDirectory: true }),
+  };
+}
+
+function requireFitting(format: DiskFormat, flags: MakeFlags): void {
+  const keys = flags.key?.length ?? 0;
+  if (format === 'sealed' && keys === 0) {
+    throw new PqblkError('no_key', 'a sealed disk needs at least one key that may open it', {
+      hint: 'name one with --key (`pqblk key gen` makes one), or say --format qcow2 or raw',
+    });
+  }
+  const wrong = [
+    ...(format !== 'sealed' ? (['key', 'suite', 'logSize'] as const) : []),
+    ...(format === 'raw' ? (['clusterSize'] as const) : []),
+  ].find((name) => flags[name] !== undefined);
+  if (wrong) {
+    const option = wrong.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
+    throw new PqblkError('usage', `--${option} means nothing for a ${format} disk`);
+  }
+}

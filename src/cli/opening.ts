@@ -1,0 +1,172 @@
+// Room cli/: options that say how a disk is opened (its format, its key, its cache and engine), and
+// opening it with them.
+//
+// A format is what the user says, by option or by the file's name, and never what the file's content
+// says: the guest writes that. Without either a disk is sealed, and its keys prove it.
+import { extname } from 'node:path';
+import { type Command, Option } from 'commander';
+import {
+  type CacheMode,
+  chooseKey,
+  type Disk,
+  type DiskFormat,
+  diskInfo,
+  type EngineName,
+  type Identity,
+  type KeyStore,
+  type OpenDiskOptions,
+  openDisk,
+} from '../index.js';
+import {
+  addPassphraseOptions,
+  collect,
+  openStore,
+  type PassphraseFlags,
+  parseCount,
+  passphraseOf,
+  type StoreFlags,
+  storeOption,
+} from './options.js';
+
+export const FORMATS: readonly DiskFormat[] = ['raw', 'qcow2', 'sealed'];
+const CACHES: readonly CacheMode[] = ['none', 'writeback', 'writethrough', 'unsafe'];
+const ENGINES: readonly EngineName[] = ['auto', 'io_uring', 'aio', 'threads'];
+const ANY_BACKING = 'any';
+
+export interface OpenFlags extends StoreFlags, PassphraseFlags {
+  format?: DiskFormat;
+  key?: string | string[];
+  allowRollback?: boolean;
+  confirmVmk?: string;
+  allowBacking?: string[];
+  allowUnauthenticatedBacking?: boolean;
+}
+
+export interface EngineFlags {
+  cache?: CacheMode;
+  engine?: EngineName;
+  queues?: number;
+}
+
+export function formatOption(): Option {
+  return new Option(
+    '--format <format>',
+    'what the disk is (default: by its name, .raw, .img or .qcow2; else sealed)',
+  ).choices(FORMATS);
+}
+
+export function keyOption(): Option {
+  return new Option(
+    '--key <name>',
+    'key that opens a sealed disk (default: one of the store that it is sealed to)',
+  );
+}
+
+/** What every command needs to open a disk, but for the key: one opens, several may be sealed to. */
+export function addOpenOptions(command: Command): Command {
+  command.addOption(formatOption()).addOption(storeOption());
+  return addPassphraseOptions(command)
+    .option('--allow-rollback', 'open a key area older than this host has seen')
+    .option('--confirm-vmk <hex>', 'open a disk whose master key was changed, by its check value')
+    .addOption(
+      new Option('--allow-backing <file>', `backing file the disk may name; '${ANY_BACKING}': any`)
+        .argParser(collect)
+        .default(undefined),
+    )
+    .option('--allow-unauthenticated-backing', 'sealed: trust a backing file that has no keys');
+}
+
+export function addEngineOptions(command: Command): Command {
+  return command
+    .addOption(new Option('--cache <mode>', 'as QEMU means them').choices(CACHES).default('none'))
+    .addOption(new Option('--engine <name>', 'I/O engine').choices(ENGINES).default('auto'))
+    .addOption(
+      new Option('--queues <n>', 'request queues, each a thread and a ring (1 to 64)')
+        .argParser(parseCount)
+        .default(1),
+    );
+}
+
+/** The format the file's name stands for. */
+export function formatByName(path: string): DiskFormat | undefined {
+  const formats: Readonly<Record<string, DiskFormat>> = {
+    '.raw': 'raw',
+    '.img': 'raw',
+    '.qcow2': 'qcow2',
+  };
+  return formats[extname(path).toLowerCase()];
+}
+
+/** What the user called it, else what its name says. Naming a key names a sealed disk. */
+export function formatOf(path: string, flags: OpenFlags): DiskFormat {
+  if (flags.format !== undefined) return flags.format;
+  if (flags.key !== undefined) return 'sealed';
+  return formatByName(path) ?? 'sealed';
+}
+
+/** How the backing files of an image may be opened. */
+export function backingOptions(
+  flags: OpenFlags,
+): Pick<OpenDiskOptions, 'allowBacking' | 'allowUnauthenticatedBacking'> {
+  const { allowBacking: files } = flags;
+  return {
+    ...(files !== undefined && { allowBacking: files.includes(ANY_BACKING) || files }),
+    ...(flags.allowUnauthenticatedBacking && { allowUnauthenticatedBacking: true }),
+  };
+}
+
+export type Unlocking = Omit<OpenDiskOptions, 'queues' | 'engine' | 'cache' | 'readOnly'>;
+
+/** The options that open `path`, with its key unlocked. Dispose of it once the disk is open. */
+export async function unlocking(
+  path: string,
+  flags: OpenFlags,
+): Promise<{ options: Unlocking } & Disposable> {
+  const format = formatOf(path, flags);
+  const backing = backingOptions(flags);
+  if (format !== 'sealed') {
+    return { options: { format, ...backing }, [Symbol.dispose]: () => {} };
+  }
+  const store = openStore(flags);
+  const identity = await unlockKey(store, path, flags);
+  const options: Unlocking = {
+    format,
+    ...backing,
+    identity,
+    pins: store.pins,
+    allowRollback: flags.allowRollback,
+    confirmVmk: flags.confirmVmk,
+  };
+  return { options, [Symbol.dispose]: () => identity[Symbol.dispose]() };
+}
+
+async function unlockKey(store: KeyStore, path: string, flags: OpenFlags): Promise<Identity> {
+  const reference = [flags.key ?? []].flat()[0] ?? (await keyFor(store, path));
+  using passphrase = await passphraseOf(store, reference, flags);
+  return await store.unlock(reference, passphrase);
+}
+
+async function keyFor(store: KeyStore, path: string): Promise<string> {
+  const { sealed } = await diskInfo(path, 'sealed');
+  return (await chooseKey(store, sealed?.keyArea?.slots ?? [])).fingerprint;
+}
+
+/** Opens the disk, calls `use`, and closes it whatever happens. */
+export async function withDisk<T>(
+  path: string,
+  flags: OpenFlags,
+  how: EngineFlags & { readOnly?: boolean },
+  use: (disk: Disk) => Promise<T>,
+): Promise<T> {
+  await using disk = await openFor(path, flags, how);
+  return await use(disk);
+}
+
+async function openFor(
+  path: string,
+  flags: OpenFlags,
+  how: EngineFlags & { readOnly?: boolean },
+): Promise<Disk> {
+  using unlocked = await unlocking(path, flags);
+  return await openDisk(path, { ...unlocked.options, ...how });
+}
