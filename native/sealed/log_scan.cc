@@ -58,8 +58,9 @@ std::size_t parse_record(std::span<const std::uint8_t> bytes, std::uint32_t payl
       out.new_entry = raw.new_entry;
       out.old_entry = raw.old_entry;
       const bool entry_kind = static_cast<MapKind>(raw.kind) == MapKind::entry;
+      const bool names_nothing = l2_host(raw.new_entry) == 0 && (raw.new_entry & kL2Zero) == 0;
       const bool ok = slot_in_disk(g, out.slot) && raw.kind <= 1 &&
-                      entry_kind == g.is_entry_slot(out.slot) &&
+                      !(entry_kind && names_nothing) && entry_kind == g.is_entry_slot(out.slot) &&
                       l2_host(raw.new_entry) % g.cluster_size() == 0 &&
                       l2_host(raw.old_entry) % g.cluster_size() == 0;
       return ok ? sizeof raw : 0;
