@@ -127,8 +127,9 @@ Task<Error> Allocator::free(io::Queue& q, std::span<const HostOffset> clusters) 
     Error error = co_await refcounts_.add(q, cluster, 1, -1);
     if (error) co_return error;
   }
-  bool wrote = false;
-  Error error = co_await refcounts_.write_blocks(q, wrote);
+  Refcounts::TableStage stage;
+  Error error = co_await refcounts_.write_blocks(q, stage);
+  refcounts_.restore(stage);  // without a sync, no table entry goes home
   co_return error;
 }
 

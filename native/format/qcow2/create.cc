@@ -106,7 +106,8 @@ Task<Error> write_structures(io::Queue& q, const io::File& file, const Plan& pla
 
 // Maps every cluster of the disk and gives it space as asked.
 Task<Error> preallocate(io::Queue& q, io::File file, const CreateOptions& options) {
-  Result<std::unique_ptr<Metadata>> opened = co_await Metadata::open(q, file, {});
+  const OpenOptions plain;
+  Result<std::unique_ptr<Metadata>> opened = co_await Metadata::open(q, file, plain);
   if (!opened) co_return opened.take_error();
   Metadata& metadata = **opened;
   const Layout& layout = metadata.layout();

@@ -179,13 +179,18 @@ Task<Error> Metadata::flush_once(io::Queue& q) {
   // Taken first: the entries that gave these clusters up were set before, so they are staged now.
   std::vector<HostRun> freed = allocator_.take_pending();
   Tables::Staged staged = tables_.stage();
-  bool wrote = false;
-  Error error = co_await refcounts_.write_blocks(q, wrote);
+  Refcounts::TableStage table;
+  Error error = co_await refcounts_.write_blocks(q, table);
   if (!error) {
     error = co_await meta_.sync(q);
     if (error) error = sync_failed(std::move(error));
   }
-  if (!error) error = co_await refcounts_.write_table(q, wrote);
+  bool wrote = false;
+  if (error) {
+    refcounts_.restore(table);
+  } else {
+    error = co_await refcounts_.write_table(q, table, wrote);
+  }
   if (!error && wrote) {
     error = co_await meta_.sync(q);
     if (error) error = sync_failed(std::move(error));

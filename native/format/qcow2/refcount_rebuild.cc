@@ -64,7 +64,10 @@ Task<Error> Refcounts::rebuild(io::Queue& q, std::uint64_t clusters,
   }
   meta_.map().remove_range(header_.refcount_table_offset, Part::refcount_table);
   cache_.forget(0, 0);
-  table_dirty_.clear();
+  {
+    std::lock_guard dirty(dirty_mutex_);
+    table_dirty_.clear();
+  }
   table_.assign(table_bytes / 8, 0);
   meta_.raise_host_end(plan.end << layout_.cluster_bits);
   end_ = std::max(end_, plan.end);
@@ -97,6 +100,7 @@ Task<Error> Refcounts::rebuild(io::Queue& q, std::uint64_t clusters,
     header_.refcount_table_clusters = static_cast<std::uint32_t>(plan.table_clusters);
     error = co_await switch_header(q);
   }
+  home_ = table_;
   if (error) broken_ = error;  // memory and medium differ: nothing more is written
   free_hint_ = 0;
   co_return error;

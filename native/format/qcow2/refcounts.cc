@@ -74,6 +74,7 @@ Task<Error> Refcounts::load(io::Queue& q) {
   if (error) co_return error;
   const auto* entries = reinterpret_cast<const Be64*>(raw.data());
   table_.assign(entries, entries + bytes / 8);
+  home_ = table_;
   for (const std::uint64_t entry : table_) {
     // Malformed entries are refused where they are used (and counted by check).
     if (block_valid(entry)) meta_.map().add_cluster({entry}, Part::refcount_block);
@@ -345,7 +346,10 @@ Task<Error> Refcounts::extend(io::Queue& q, std::uint64_t first, std::uint64_t c
   if (table_bytes > std::max(kRefcountTableBytesMax, layout_.cluster_size())) {
     co_return Error(Kind::no_space, "the refcount table reached its largest size (8 MiB)");
   }
-  if (needed.table_clusters != 0) table_.resize(table_bytes / 8);
+  if (needed.table_clusters != 0) {
+    table_.resize(table_bytes / 8);
+    home_.resize(table_bytes / 8);
+  }
   meta_.raise_host_end((place + needed.total()) << layout_.cluster_bits);
   end_ = std::max(end_, place + needed.total());
   std::uint64_t next = place;
@@ -359,7 +363,8 @@ Task<Error> Refcounts::extend(io::Queue& q, std::uint64_t first, std::uint64_t c
       meta_.map().remove_cluster(at, Part::refcount_block);
     } else {
       table_[i] = at.bytes;
-      mark_table_dirty(i);
+      std::lock_guard guard(dirty_mutex_);
+      table_dirty_.push_back(i);
     }
   }
   if (!error) error = co_await change(q, place, needed.total(), 1, nullptr);
@@ -378,8 +383,7 @@ Task<Error> Refcounts::move_table(io::Queue& q, HostOffset at, std::uint32_t clu
   AlignedBuffer raw(std::size_t{clusters} << layout_.cluster_bits);
   auto* out = reinterpret_cast<Be64*>(raw.data());
   for (std::size_t i = 0; i < table_.size(); ++i) out[i] = table_[i];
-  bool wrote = false;
-  Error error = co_await write_blocks_locked(q, wrote);
+  Error error = co_await write_blocks_locked(q);
   if (!error) error = co_await meta_.write(q, Part::refcount_table, at, raw.data(), raw.size());
   if (!error) error = co_await meta_.sync(q);
   if (!error) {
@@ -394,60 +398,79 @@ Task<Error> Refcounts::move_table(io::Queue& q, HostOffset at, std::uint32_t clu
     broken_ = error;
     co_return error;
   }
-  table_dirty_.clear();
+  home_ = table_;
+  {
+    std::lock_guard guard(dirty_mutex_);
+    table_dirty_.clear();
+  }
   meta_.map().remove_range(old, Part::refcount_table);
   error = co_await change(q, old.bytes >> layout_.cluster_bits, old_clusters, -1, nullptr);
   co_return error;
 }
 
-void Refcounts::mark_table_dirty(std::uint64_t index) {
-  const std::uint64_t piece = index * 8 / meta_.piece();
-  if (std::find(table_dirty_.begin(), table_dirty_.end(), piece) == table_dirty_.end()) {
-    table_dirty_.push_back(piece);
-  }
-}
-
-Task<Error> Refcounts::write_blocks_locked(io::Queue& q, bool& wrote) {
-  wrote = false;
+Task<Error> Refcounts::write_blocks_locked(io::Queue& q) {
   if (broken_) co_return Error(broken_);
   if (cache_.dirty() == 0) co_return Error();
   SliceCache::Staged staged = cache_.stage();
-  wrote = true;
   Error error = co_await cache_.write(q, staged);
   co_return error;
 }
 
-Task<Error> Refcounts::write_blocks(io::Queue& q, bool& wrote) {
+Task<Error> Refcounts::write_blocks(io::Queue& q, TableStage& stage) {
   AsyncMutex::Guard guard = co_await lock_.lock();
-  Error error = co_await write_blocks_locked(q, wrote);
+  {
+    std::lock_guard dirty(dirty_mutex_);
+    stage.entries = std::exchange(table_dirty_, {});
+  }
+  Error error = co_await write_blocks_locked(q);
+  if (error) restore(stage);
   co_return error;
 }
 
-Task<Error> Refcounts::write_table(io::Queue& q, bool& wrote) {
-  AsyncMutex::Guard guard = co_await lock_.lock();
+void Refcounts::restore(TableStage& stage) {
+  std::lock_guard guard(dirty_mutex_);
+  table_dirty_.insert(table_dirty_.end(), stage.entries.begin(), stage.entries.end());
+  stage.entries.clear();
+}
+
+Task<Error> Refcounts::write_table(io::Queue& q, TableStage& stage, bool& wrote) {
   wrote = false;
+  if (stage.entries.empty()) co_return Error();
+  AsyncMutex::Guard guard = co_await lock_.lock();
   if (broken_) co_return Error(broken_);
-  AlignedBuffer buffer(meta_.piece());
   const std::uint64_t per_piece = meta_.piece() / 8;
-  while (!table_dirty_.empty()) {
-    const std::uint64_t piece = table_dirty_.back();
+  for (const std::uint64_t index : stage.entries) home_[index] = table_[index];
+  std::sort(stage.entries.begin(), stage.entries.end());
+  AlignedBuffer buffer(meta_.piece());
+  for (std::size_t i = 0; i < stage.entries.size();) {
+    const std::uint64_t piece = stage.entries[i] / per_piece;
+    while (i < stage.entries.size() && stage.entries[i] / per_piece == piece) ++i;
     auto* out = reinterpret_cast<Be64*>(buffer.data());
-    for (std::uint64_t i = 0; i < per_piece; ++i) out[i] = table_[piece * per_piece + i];
+    for (std::uint64_t n = 0; n < per_piece; ++n) out[n] = home_[piece * per_piece + n];
     Error error = co_await meta_.write(q, Part::refcount_table,
                                        header_.refcount_table_offset + piece * meta_.piece(),
                                        buffer.data(), buffer.size());
-    if (error) co_return error;
-    table_dirty_.pop_back();
+    if (error) {
+      restore(stage);
+      co_return error;
+    }
     wrote = true;
   }
   co_return Error();
 }
 
 Task<Error> Refcounts::make_durable(io::Queue& q) {
+  TableStage stage;
+  Error error = co_await write_blocks(q, stage);
+  if (error) co_return error;
+  // Always: another caller may have written blocks of ours without a sync.
+  error = co_await meta_.sync(q);
+  if (error) {
+    restore(stage);
+    co_return error;
+  }
   bool wrote = false;
-  Error error = co_await write_blocks(q, wrote);
-  if (!error && wrote) error = co_await meta_.sync(q);
-  if (!error) error = co_await write_table(q, wrote);
+  error = co_await write_table(q, stage, wrote);
   if (!error && wrote) error = co_await meta_.sync(q);
   co_return error;
 }

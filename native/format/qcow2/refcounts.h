@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <vector>
 
 #include "base/error.h"
@@ -54,9 +55,15 @@ class Refcounts {
   // Check and repair: sets one count; its block exists. Quiesced.
   Task<Error> set(io::Queue& q, HostOffset cluster, std::uint64_t value);
 
-  // Home-going, in this order with a sync after each that returns true in `wrote`.
-  Task<Error> write_blocks(io::Queue& q, bool& wrote);
-  Task<Error> write_table(io::Queue& q, bool& wrote);
+  // Home-going, in this order: write_blocks, sync, write_table, sync (if it wrote). The stage holds
+  // the table entries whose blocks write_blocks has brought home; entries made since wait for the
+  // next one, since their blocks are not durable yet.
+  struct TableStage {
+    std::vector<std::uint64_t> entries;
+  };
+  Task<Error> write_blocks(io::Queue& q, TableStage& stage);
+  Task<Error> write_table(io::Queue& q, TableStage& stage, bool& wrote);
+  void restore(TableStage& stage);  // instead of write_table
   // Both with their syncs: afterwards every raise so far is durable.
   Task<Error> make_durable(io::Queue& q);
 
@@ -98,16 +105,16 @@ class Refcounts {
   Task<Error> extend_for(io::Queue& q, std::uint64_t first, std::uint64_t clusters, bool& done);
   Task<Error> extend(io::Queue& q, std::uint64_t first, std::uint64_t clusters);
   Task<Error> move_table(io::Queue& q, HostOffset at, std::uint32_t clusters);
-  Task<Error> write_blocks_locked(io::Queue& q, bool& wrote);
-  void mark_table_dirty(std::uint64_t index);
+  Task<Error> write_blocks_locked(io::Queue& q);
   Error check_room(std::uint64_t cluster_end) const;
 
   MetaIo& meta_;
   Header& header_;
   const Layout layout_;
   std::vector<std::uint64_t> table_;        // host byte order
-  mutable std::mutex table_mutex_;          // table_dirty_
-  std::vector<std::uint64_t> table_dirty_;  // piece numbers
+  std::vector<std::uint64_t> home_;         // what the medium may hold: durable blocks only
+  std::mutex dirty_mutex_;                  // table_dirty_
+  std::vector<std::uint64_t> table_dirty_;  // entries that differ, by index
   SliceCache cache_;
   AsyncMutex lock_;              // everything below and table_
   std::uint64_t free_hint_ = 0;  // no free cluster below
