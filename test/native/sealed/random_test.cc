@@ -3,8 +3,7 @@
 // The seeds are fixed, so that a run is a regression test; PQBLK_SOAK_SECONDS runs new ones.
 #include <doctest/doctest.h>
 
-#include <cstdlib>
-
+#include "sealed/effort.h"
 #include "sealed/sealed_subject.h"
 #include "sim/crash_runs.h"
 
@@ -41,16 +40,11 @@ const Case kCases[] = {
     {"failing I/O, 64 KiB clusters", {.cluster_bits = 16}, kFailing},
 };
 
-std::uint32_t number(const char* variable, std::uint32_t otherwise) {
-  const char* text = std::getenv(variable);
-  return text == nullptr ? otherwise : static_cast<std::uint32_t>(std::strtoul(text, nullptr, 10));
-}
-
 }  // namespace
 
 TEST_CASE("sealed disks of every shape survive random crashes") {
-  const std::uint32_t soak = number("PQBLK_SOAK_SECONDS", 0);
-  const std::uint32_t seeds = number("PQBLK_SIM_SEEDS", 100);
+  const std::uint32_t soak = soak_seconds();
+  const std::uint64_t seeds = effort(250);
   for (const Case& c : kCases) {
     SUBCASE(c.name) {
       const sim::Subject subject = sealed_subject(c.shape);
@@ -59,7 +53,7 @@ TEST_CASE("sealed disks of every shape survive random crashes") {
                                           ? sim::crash_soak(subject, soak / cases + 1, c.options)
                                           : sim::crash_runs(subject, 1, seeds, c.options);
       CHECK_MESSAGE(report.ok(), report.failure);
-      MESSAGE(c.name << ": runs " << report.counts.runs << ", lives " << report.counts.lives
+      MESSAGE(std::string(c.name) << ": runs " << report.counts.runs << ", lives " << report.counts.lives
                      << ", crashes " << report.counts.crashes);
     }
   }
