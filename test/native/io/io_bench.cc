@@ -169,15 +169,20 @@ void compare(const File& file, const char* place, OpType type, const Options& op
   std::vector<double> reference;
   std::vector<std::vector<double>> rates(options.engines.size());
   std::vector<std::vector<double>> ratios(options.engines.size());
+  // The order turns around from round to round: what one run leaves behind in the device's caches
+  // falls on both.
   for (unsigned round = 0; round < options.rounds; ++round) {
-    if (options.with_fio) reference.push_back(fio(file, type, options));
+    const bool fio_first = round % 2 == 0;
+    if (options.with_fio && fio_first) reference.push_back(fio(file, type, options));
     for (std::size_t i = 0; i < options.engines.size(); ++i) {
       rates[i].push_back(measure(engine_named(options.engines[i]), file, type, options));
-      if (options.with_fio) ratios[i].push_back(rates[i].back() / reference.back());
+    }
+    if (options.with_fio && !fio_first) reference.push_back(fio(file, type, options));
+    for (std::size_t i = 0; i < options.engines.size() && options.with_fio; ++i) {
+      ratios[i].push_back(rates[i].back() / reference.back());
       if (std::getenv("IO_BENCH_FACTS") != nullptr) {
-        std::printf("  round %u: fio %.0f, %s %.0f\n", round,
-                    reference.empty() ? 0 : reference.back(), options.engines[i].c_str(),
-                    rates[i].back());
+        std::printf("  round %u: fio %.0f, %s %.0f\n", round, reference.back(),
+                    options.engines[i].c_str(), rates[i].back());
       }
     }
   }
