@@ -1,0 +1,357 @@
+// The sealed disk on real threads, queues and a real file: random load with verification, and
+// kill -9 of the process under load with an immediate reopen.
+//
+// Each sector belongs to one client, which knows what it must hold; neighbours in the same cluster,
+// entry page and log block belong to others. Everyone reads everyone's sectors.
+#include <doctest/doctest.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+#include <filesystem>
+#include <memory>
+#include <random>
+#include <semaphore>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "base/aligned.h"
+#include "image/disk.h"
+#include "image/disk_create.h"
+#include "sealed/effort.h"
+#include "sealed/sealed_subject.h"
+#include "sim/model.h"
+
+using namespace pqblk;        // NOLINT
+using namespace pqblk::test;  // NOLINT
+
+namespace {
+
+constexpr std::uint32_t kQueues = 3;
+constexpr std::uint32_t kClients = 9;
+constexpr std::uint64_t kShared = 18 * kClients;  // sectors dealt out two by two
+constexpr std::uint64_t kOwn = 48;                // neighbouring sectors of one client
+constexpr std::uint64_t kSectors = kShared + kClients * kOwn;
+constexpr std::uint32_t kClusterSize = 16 * 1024;
+constexpr std::uint64_t kRunMax = 32;  // sectors of one request: whole clusters move
+
+// What each sector may hold; in memory that outlives a killed child.
+struct Board {
+  struct Cell {
+    std::atomic<std::uint32_t> issued, acked;
+  };
+  std::array<Cell, kSectors> sectors;
+  std::atomic<std::uint64_t> operations;
+};
+static_assert(std::atomic<std::uint32_t>::is_always_lock_free);
+// Versions are numbered in order; one of every kZeroEvery is a zero or discard.
+constexpr std::uint32_t kZeroEvery = 5;
+bool is_zero(std::uint32_t version) { return version % kZeroEvery == 0; }
+
+struct SharedBoard {
+  SharedBoard()
+      : board(static_cast<Board*>(::mmap(nullptr, sizeof(Board), PROT_READ | PROT_WRITE,
+                                         MAP_SHARED | MAP_ANONYMOUS, -1, 0))) {
+    REQUIRE(board != MAP_FAILED);
+  }
+  ~SharedBoard() { ::munmap(board, sizeof(Board)); }
+  Board* board;
+};
+
+struct Waited {
+  image::Request request;
+  std::binary_semaphore done{0};
+  Waited(image::RequestType type, std::uint64_t sector, std::uint64_t count, iovec* iov) {
+    request.type = type;
+    request.offset = sector * kSectorSize;
+    request.length = count * kSectorSize;
+    request.iov = iov;
+    request.iov_count = iov != nullptr ? 1 : 0;
+    request.context = this;
+    request.complete = [](image::Request& r) { static_cast<Waited*>(r.context)->done.release(); };
+  }
+  Error run(image::Disk& disk, std::uint32_t queue) {
+    disk.submit(queue, &request);
+    done.acquire();
+    return std::move(request.error);
+  }
+};
+
+// Empty when the sector holds a version from `low` to `high`.
+std::string judge(const std::uint8_t* data, std::uint64_t sector, std::uint32_t low,
+                  std::uint32_t high) {
+  const auto says = [&](const std::string& what) {
+    return "sector " + std::to_string(sector) + " " + what + ", expected versions " +
+           std::to_string(low) + " to " + std::to_string(high);
+  };
+  const sim::Seen first = sim::look_at_block(data);
+  for (std::uint32_t b = 0; b < sim::kBlocksPerSector; ++b) {
+    const sim::Seen seen = sim::look_at_block(data + b * sim::kPatternBlock);
+    if (seen.what != first.what || seen.version != first.version) return says("is a mix");
+    if (seen.what == sim::Seen::What::garbage) return says("is garbage");
+    if (seen.what == sim::Seen::What::data && (seen.sector != sector || seen.block != b)) {
+      return says("holds another's data");
+    }
+  }
+  if (first.what == sim::Seen::What::data) {
+    return first.version >= low && first.version <= high
+               ? ""
+               : says("holds version " + std::to_string(first.version));
+  }
+  for (std::uint32_t v = low; v <= high; ++v) {
+    if (is_zero(v)) return "";
+  }
+  return says("is zero");
+}
+
+class Client {
+ public:
+  Client(image::Disk& disk, Board& board, std::uint32_t number, std::uint64_t seed)
+      : disk_(disk), board_(board), number_(number), random_(seed * kClients + number),
+        memory_(kRunMax * kSectorSize) {}
+
+  // Until `stop`, or until something is wrong.
+  std::string run(const std::atomic<bool>& stop) {
+    std::string wrong;
+    while (wrong.empty() && !stop.load(std::memory_order_relaxed)) {
+      wrong = step();
+      board_.operations.fetch_add(1, std::memory_order_relaxed);
+    }
+    return wrong;
+  }
+
+ private:
+  std::uint64_t pick(std::uint64_t n) { return random_() % n; }
+
+  std::string step() {
+    const std::uint64_t what = pick(16);
+    if (what == 0) return flush();
+    if (what < 6) return read();
+    std::uint64_t first = 0, count = 1;
+    if (pick(3) == 0) {
+      count = 1 + pick(kRunMax);
+      first = kShared + number_ * kOwn + pick(kOwn - count + 1);
+    } else {
+      count = 1 + pick(2);
+      first = 2 * (number_ + kClients * pick(kShared / 2 / kClients));
+      first += pick(3 - count);
+    }
+    return change(first, count);
+  }
+
+  std::string change(std::uint64_t first, std::uint64_t count) {
+    // All sectors of a request get one version: the next after any that they had.
+    std::uint32_t version = 0;
+    for (std::uint64_t s = first; s < first + count; ++s) {
+      version = std::max(version, board_.sectors[s].issued.load(std::memory_order_relaxed));
+    }
+    ++version;
+    for (std::uint64_t s = first; s < first + count; ++s) {
+      board_.sectors[s].issued.store(version, std::memory_order_seq_cst);
+    }
+    Error error;
+    if (is_zero(version)) {
+      Waited zero(pick(2) == 0 ? image::RequestType::discard : image::RequestType::write_zeroes,
+                  first, count, nullptr);
+      zero.request.zero_flags = pick(2) == 0 ? image::kZeroUnmap : 0u;
+      error = zero.run(disk_, queue());
+    } else {
+      for (std::uint64_t i = 0; i < count; ++i) {
+        sim::fill_sector(memory_.data() + i * kSectorSize, first + i, version);
+      }
+      iovec iov{memory_.data(), count * kSectorSize};
+      Waited write(image::RequestType::out, first, count, &iov);
+      write.request.fua = pick(12) == 0;
+      error = write.run(disk_, queue());
+    }
+    if (error) return "write: " + error.to_string();
+    for (std::uint64_t s = first; s < first + count; ++s) {
+      board_.sectors[s].acked.store(version, std::memory_order_seq_cst);
+    }
+    return "";
+  }
+
+  std::string read() {
+    const std::uint64_t count = 1 + pick(4);
+    const std::uint64_t first = pick(kSectors - count + 1);
+    std::array<std::uint32_t, 4> low{};
+    for (std::uint64_t i = 0; i < count; ++i) {
+      low[i] = board_.sectors[first + i].acked.load(std::memory_order_seq_cst);
+    }
+    iovec iov{memory_.data(), count * kSectorSize};
+    Waited read(image::RequestType::in, first, count, &iov);
+    if (Error e = read.run(disk_, queue())) return "read: " + e.to_string();
+    for (std::uint64_t i = 0; i < count; ++i) {
+      const auto high = board_.sectors[first + i].issued.load(std::memory_order_seq_cst);
+      std::string wrong = judge(memory_.data() + i * kSectorSize, first + i, low[i], high);
+      if (!wrong.empty()) return wrong;
+    }
+    return "";
+  }
+
+  std::string flush() {
+    Waited flush(image::RequestType::flush, 0, 0, nullptr);
+    Error e = flush.run(disk_, queue());
+    return e ? "flush: " + e.to_string() : "";
+  }
+
+  std::uint32_t queue() const { return number_ % kQueues; }
+
+  image::Disk& disk_;
+  Board& board_;
+  const std::uint32_t number_;
+  std::mt19937_64 random_;
+  AlignedBuffer memory_;
+};
+
+struct Image {
+  explicit Image(const char* name)
+      : path((std::filesystem::exists("/dev/shm") ? "/dev/shm/" : "/tmp/") + std::string(name) +
+             "." + std::to_string(::getpid())) {
+    image::CreateSpec spec;
+    spec.path = path;
+    spec.size = kSectors * kSectorSize;
+    spec.overwrite = true;
+    spec.cluster_size = kClusterSize;
+    spec.uuid = test_uuid();
+    spec.log_bytes = 256 * kKiB;  // wraps many times
+    spec.key_area.resize(sealed::kKeyAreaBytes);
+    spec.keys = test_keys();
+    const Error e = image::create_disk(spec);
+    REQUIRE_MESSAGE(!e, e.to_string());
+  }
+  ~Image() { std::filesystem::remove(path); }
+
+  Result<std::unique_ptr<image::Disk>> open(bool non_volatile) const {
+    image::OpenOptions o;
+    o.path = path;
+    o.format = image::Format::sealed;
+    o.cache = image::Cache::writeback;
+    o.queues = kQueues;
+    o.keys = test_keys();
+    o.expected_uuid = test_uuid();
+    o.assume_non_volatile = non_volatile;
+    o.limits.pending_data = 64 * kKiB;
+    o.limits.entry_cache = 64 * kKiB;
+    return image::Disk::open(std::move(o));
+  }
+  const std::string path;
+};
+
+// All clients at once, until `stop`. Returns what was wrong.
+std::string load(image::Disk& disk, Board& board, std::uint64_t seed, const std::atomic<bool>& stop) {
+  std::array<std::string, kClients> wrong;
+  std::vector<std::thread> threads;
+  for (std::uint32_t i = 0; i < kClients; ++i) {
+    threads.emplace_back([&, i] { wrong[i] = Client(disk, board, i, seed).run(stop); });
+  }
+  for (std::thread& t : threads) t.join();
+  std::string all;
+  for (const std::string& w : wrong) all += w.empty() ? "" : w + "\n";
+  return all;
+}
+
+std::string verify(image::Disk& disk, Board& board) {
+  AlignedBuffer memory(kSectorSize);
+  for (std::uint64_t s = 0; s < kSectors; ++s) {
+    iovec iov{memory.data(), kSectorSize};
+    Waited read(image::RequestType::in, s, 1, &iov);
+    if (Error e = read.run(disk, 0)) return e.to_string();
+    auto& cell = board.sectors[s];
+    std::string wrong = judge(memory.data(), s, cell.acked.load(), cell.issued.load());
+    if (!wrong.empty()) return wrong;
+    // From here on the sector holds what was seen, and later versions are newer than any issued.
+    const sim::Seen seen = sim::look_at_block(memory.data());
+    if (seen.what == sim::Seen::What::data) cell.acked.store(static_cast<std::uint32_t>(seen.version));
+  }
+  return "";
+}
+
+std::uint32_t milliseconds(std::uint32_t quick) {
+  return soak_seconds() != 0 ? soak_seconds() * 500 : quick;
+}
+
+void load_and_reopen(bool non_volatile) {
+  Image image("pqblk-threads");
+  SharedBoard shared;
+  for (std::uint64_t round = 0; round < 2; ++round) {
+    auto disk = image.open(non_volatile);
+    REQUIRE_MESSAGE(disk, disk.error().to_string());
+    CHECK(verify(**disk, *shared.board) == "");
+    std::atomic<bool> stop{false};
+    std::thread timer([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds(1500)));
+      stop.store(true);
+    });
+    CHECK(load(**disk, *shared.board, round, stop) == "");
+    timer.join();
+    CHECK(verify(**disk, *shared.board) == "");
+    const auto stats = (*disk)->backend_stats();
+    CHECK(stats.integrity_failures == 0);
+    MESSAGE("operations " << shared.board->operations.load() << ", checkpoints "
+                          << stats.checkpoints << ", log bytes " << stats.log_bytes);
+    CHECK(!(*disk)->close());
+  }
+}
+
+// The child never returns.
+[[noreturn]] void die_under_load(const Image& image, Board& board, bool non_volatile,
+                                 std::uint64_t seed) {
+  auto disk = image.open(non_volatile);
+  if (!disk) {
+    std::fprintf(stderr, "child: %s\n", disk.error().to_string().c_str());
+    ::_exit(2);
+  }
+  const std::atomic<bool> never{false};
+  std::fprintf(stderr, "child: %s\n", load(**disk, board, seed, never).c_str());
+  ::_exit(3);  // a client has found something wrong
+}
+
+void kill_and_reopen(bool non_volatile) {
+  Image image("pqblk-killed");
+  SharedBoard shared;
+  const auto rounds = static_cast<std::uint32_t>(effort(12)) + soak_seconds();
+  std::uint64_t recovered = 0;
+  for (std::uint32_t round = 0; round < rounds; ++round) {
+    const std::uint64_t before = shared.board->operations.load();
+    const pid_t child = ::fork();
+    REQUIRE(child >= 0);
+    if (child == 0) die_under_load(image, *shared.board, non_volatile, 1000 + round);
+    // Some work, then death at an arbitrary moment.
+    int status = 0;
+    while (shared.board->operations.load() < before + 300 + 97 * round) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      if (::waitpid(child, &status, WNOHANG) == child) {
+        FAIL("the child ended by itself: " << status);
+      }
+    }
+    ::kill(child, SIGKILL);
+    REQUIRE(::waitpid(child, &status, 0) == child);
+    auto disk = image.open(non_volatile);
+    REQUIRE_MESSAGE(disk, disk.error().to_string());
+    recovered += static_cast<image::SealedBackend&>((*disk)->backend()).recovery().records;
+    CHECK(verify(**disk, *shared.board) == "");
+    CHECK(!(*disk)->close());
+  }
+  CHECK(recovered > 0);
+  MESSAGE("killed " << rounds << " times after " << shared.board->operations.load()
+                    << " operations, " << recovered << " records recovered");
+}
+
+}  // namespace
+
+TEST_CASE("many threads and queues read what was written") {
+  load_and_reopen(false);
+  load_and_reopen(true);
+}
+
+TEST_CASE("a process killed under load loses nothing acknowledged") {
+  kill_and_reopen(false);
+  kill_and_reopen(true);
+}
