@@ -127,7 +127,13 @@ void RequestQueue::start(Request& request) {
 
 void RequestQueue::drain() {
   draining_ = true;
-  while (waiting_ != nullptr && running_ < kRunningMax && !paused_) {
+  for (std::uint32_t n = 0; waiting_ != nullptr && running_ < kRunningMax && !paused_; ++n) {
+    if (n == kStartsAtOnce) {
+      drain_later_.run = [](Deferred& work) { static_cast<RequestQueue*>(work.context)->drain(); };
+      drain_later_.context = this;
+      defer(drain_later_);
+      break;
+    }
     Request& request = *waiting_;
     waiting_ = request.next;
     if (waiting_ == nullptr) waiting_end_ = &waiting_;

@@ -18,6 +18,9 @@
 
 namespace pqblk::image {
 
+// Started in one go; then completions of others get their turn, also when every request is answered
+// from memory at once.
+inline constexpr std::uint32_t kStartsAtOnce = 256;
 inline constexpr std::uint32_t kRunningMax = 1024;  // requests of one queue inside the backend
 
 class RequestQueue;
@@ -73,6 +76,7 @@ class RequestQueue {
   Request** waiting_end_ = &waiting_;
   std::uint32_t running_ = 0;
   bool draining_ = false;
+  Deferred drain_later_;
   bool paused_ = false;
   bool shut_ = false;
   ReadyNode* idle_waiter_ = nullptr;
