@@ -9,7 +9,7 @@
 
 #include "base/aligned.h"
 #include "format/qcow2/check.h"
-#include "fuzz/memory_queue.h"
+#include "memory_queue.h"
 #include "image/qcow2_backend.h"
 
 using namespace pqblk;
