@@ -62,6 +62,10 @@ struct SealedBackend::WritePlan {
   std::uint32_t records() const {
     return count + static_cast<std::uint32_t>(fresh.size() + entry_slots.size() + partial.size());
   }
+  std::uint32_t log_pages() const {  // allocate() appends each MAP of its own by itself
+    const auto maps = static_cast<std::uint32_t>(entry_slots.size() + partial.size());
+    return Log::pages_for(records(), inline_sectors, maps + 1);
+  }
   bool has(Class cls) const {
     return std::any_of(segments.begin(), segments.end(),
                        [cls](const Segment& s) { return s.cls == cls; });
@@ -360,11 +364,10 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint3
       p.segments.clear(), p.fresh.clear(), p.entry_slots.clear(), p.partial.clear();
       p.inline_sectors = 0;
       if (Error e = co_await plan(q, p)) co_return e;
-      if (Log::pages_for(p.records(), p.inline_sectors) <= log_->ring_pages() / 4) break;
+      if (p.log_pages() <= log_->ring_pages() / 4) break;
       p.count = (p.count + 1) / 2;
     }
-    Result<Log::Room> room =
-        co_await log_->reserve(Log::pages_for(p.records(), p.inline_sectors));  // I8
+    Result<Log::Room> room = co_await log_->reserve(p.log_pages());  // I8
     if (!room) co_return room.take_error();
     if (Error e = co_await allocate(q, p)) co_return e;
     const std::uint64_t at = std::uint64_t{done} * kSectorSize;

@@ -45,7 +45,7 @@ Task<Error> SealedBackend::zero_span(QueueContext& q, Slot entry_slot, Sector fr
   }
   const std::uint64_t pieces = div_ceil(to.value - from.value, kZeroPiece);
   const auto records = static_cast<std::uint32_t>(unmapped.size() + pieces + 2);
-  Result<Log::Room> room = co_await log_->reserve(Log::pages_for(records, 0));
+  Result<Log::Room> room = co_await log_->reserve(Log::pages_for(records, 0, 2));
   if (!room) co_return room.take_error();
   if (!whole && !mapped) {
     if (Error e = co_await ensure_entry_cluster(q, entry_slot)) co_return e;

@@ -52,11 +52,13 @@ void Log::Receipt::count(std::uint64_t sequence) {
   pending[blocks++] = {sequence, 1};
 }
 
-// Worst case: the records start a block of their own, every block of payload holds one page of
-// records, and the ring's end wastes two pages.
-std::uint32_t Log::pages_for(std::uint32_t records, std::uint32_t payload_pages) {
+// Worst case: every append starts a block of its own, every block of payload holds one page of
+// records, the first one is shared and nearly full, and the ring's end splits one block and wastes
+// a page.
+std::uint32_t Log::pages_for(std::uint32_t records, std::uint32_t payload_pages,
+                             std::uint32_t appends) {
   const std::uint32_t per_page = kPageRecordBytes / sizeof(RecordW);
-  return payload_pages + div_ceil(records, per_page) + 5;
+  return payload_pages + div_ceil(records, per_page) + appends + 3;
 }
 
 std::uint64_t Log::place_of(std::uint64_t virtual_page) const {
@@ -105,6 +107,7 @@ void Log::seal(Block& block) {
   authenticate(block);
   block.sealed = true;
   head_page_ += block.pages();
+  assert(head_page_ - tail_page_ <= ring_pages_);  // live blocks are never written over (I8)
   if (open_ == &block) open_ = nullptr;
 }
 

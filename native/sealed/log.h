@@ -77,8 +77,9 @@ class Log {
     std::array<std::pair<std::uint64_t, std::uint32_t>, kReceiptBlocks> pending{};
     void count(std::uint64_t sequence);
   };
-  // Pages an operation's records can take at most.
-  static std::uint32_t pages_for(std::uint32_t records, std::uint32_t payload_pages);
+  // Pages an operation's records can take at most, spread over so many appenders.
+  static std::uint32_t pages_for(std::uint32_t records, std::uint32_t payload_pages,
+                                 std::uint32_t appends);
   std::uint64_t ring_pages() const { return ring_pages_; }
 
   // Space reserved ahead of an append (I8); given back when it dies.
