@@ -76,7 +76,8 @@ Task<Error> check_structure(QueueContext& q, SealedBackend& backend, CheckSpec& 
     // Everything goes home first: a repair that ignored the log would free live clusters.
     if (Error e = co_await backend.checkpoint(q)) co_return e;
   } else {
-    backend.overlay().freeze();
+    // A read-only open of an unclean image has frozen its folded log already.
+    if (backend.overlay().frozen_empty()) backend.overlay().freeze();
     for (const auto& slot : backend.overlay().frozen_slots()) {
       mapped[slot.slot.value] = slot.version.entry;
     }
@@ -103,7 +104,7 @@ Task<Error> check_sealed(QueueContext& q, const io::File& file, CheckSpec& spec,
   }
   SealedOptions how;
   how.read_only = !spec.repair;
-  how.for_check = !spec.repair;
+  how.for_check = true;  // structure and tags are checked without the backing image
   how.keys = std::move(*spec.keys);
   how.expected_uuid = spec.expected_uuid;
   how.allow_unauthenticated_backing = true;  // nothing is read from it

@@ -85,7 +85,8 @@ Task<Error> SealedBackend::load(QueueContext& q) {
                     "the backing image is not authenticated: whoever can change it decides what the "
                     "guest reads; allow it explicitly to go on");
   }
-  if (extension_.backing_policy != BackingPolicy::none && !options_.backing) {
+  if (extension_.backing_policy != BackingPolicy::none && !options_.backing &&
+      !options_.for_check) {
     co_return Error(Kind::gate_refused, "the disk has a backing image that was not opened");
   }
   const std::string backing_name = meta_->header().backing_name.value_or("");
@@ -140,6 +141,9 @@ Task<Error> SealedBackend::grow_session_table(QueueContext& q) {
   const Extension old = extension_;
   const std::uint64_t cs = geometry_.cluster_size();
   const std::uint64_t length = std::uint64_t{old.session_table_length} * 2;
+  if (length > kSessionTableMax) {
+    co_return Error(Kind::unsupported, "the session table is full: copy the disk to a new one");
+  }
   const std::uint64_t clusters = align_up(length, cs) / cs;
   std::uint64_t place[2];
   for (std::uint64_t& at : place) {
@@ -318,7 +322,10 @@ Task<Error> SealedBackend::resize(QueueContext& q, std::uint64_t new_size) {
   SealedGeometry grown = geometry_;
   grown.size = new_size;
   const std::uint64_t slots = grown.l1_entries() * grown.table_entries();
-  if (Error e = co_await meta_->grow(q.io, new_size, slots)) co_return e;
+  if (Error e = co_await meta_->grow(q.io, new_size, slots)) {
+    log_->fail(e);  // memory and medium may disagree on where L1 is
+    co_return e;
+  }
   geometry_.size = new_size;
   co_return Error();
 }

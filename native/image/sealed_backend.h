@@ -144,6 +144,10 @@ class SealedBackend final : public Backend {
   Task<Error> write_home_entries(QueueContext& q, HomeWork& work);
   Task<Error> write_fresh_entry_cluster(QueueContext& q, HomeWork& work, Slot slot,
                                         const sealed::SlotVersion& version);
+  void fill_entry_cluster(const HomeWork& work, Slot slot, const sealed::SlotVersion& version,
+                          std::span<std::uint8_t> content) const;
+  Task<Error> refresh_pages(QueueContext& q, HomeWork& work, Slot slot,
+                            const sealed::SlotVersion& version);
   Task<Error> write_home_slots(QueueContext& q, HomeWork& work);
   Task<Error> release_clusters(QueueContext& q, HomeWork& work);
   Task<Result<std::uint64_t>> frozen_mapping(io::Queue& io, Slot slot);

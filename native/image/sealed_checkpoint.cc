@@ -93,25 +93,40 @@ Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
 }
 
 // An entry cluster that is new at home: its content is its base and the frozen entries, written whole
-// and synced before the mapping that names it.
-Task<Error> SealedBackend::write_fresh_entry_cluster(QueueContext& q, HomeWork& work, Slot slot,
-                                                     const SlotVersion& version) {
-  const std::uint64_t cs = geometry_.cluster_size();
-  AlignedBuffer content(cs);
-  fill_base(content.data(), cs, (version.old & kL2Zero) != 0);
+// and synced before the mapping that names it. Cached pages are renewed after that (refresh_pages):
+// a reader that still sees the old mapping could load one until then.
+void SealedBackend::fill_entry_cluster(const HomeWork& work, Slot slot, const SlotVersion& version,
+                                       std::span<std::uint8_t> content) const {
+  fill_base(content.data(), content.size(), ((version.entry | version.old) & kL2Zero) != 0);
   const Sector first = geometry_.first_sector_of_entry_slot(slot);
   const Sector end = geometry_.end_sector_of_entry_slot(slot);
   auto at = std::lower_bound(work.sectors.begin(), work.sectors.end(), first,
                              [](const auto& f, Sector s) { return f.sector < s; });
   for (; at != work.sectors.end() && at->sector < end; ++at) {
-    std::memcpy(content.data() + geometry_.entry_offset(at->sector), &at->version.entry, sizeof(Entry));
+    std::memcpy(content.data() + geometry_.entry_offset(at->sector), &at->version.entry,
+                sizeof(Entry));
   }
-  for (std::uint64_t offset = 0; offset < cs; offset += kEntryWriteMax) {
-    if (Error e = co_await q.io.write(file_, l2_host(version.entry) + offset, content.data() + offset,
-                                      std::min(kEntryWriteMax, cs - offset))) {
+}
+
+Task<Error> SealedBackend::write_fresh_entry_cluster(QueueContext& q, HomeWork& work, Slot slot,
+                                                     const SlotVersion& version) {
+  AlignedBuffer content(geometry_.cluster_size());
+  fill_entry_cluster(work, slot, version, content.span());
+  for (std::uint64_t offset = 0; offset < content.size(); offset += kEntryWriteMax) {
+    const std::uint64_t length = std::min<std::uint64_t>(kEntryWriteMax, content.size() - offset);
+    if (Error e = co_await q.io.write(file_, l2_host(version.entry) + offset,
+                                      content.data() + offset, length)) {
       co_return e;
     }
   }
+  co_return Error();
+}
+
+// Precondition: the slot's new mapping is home, so whoever loads a page from now on loads the new one.
+Task<Error> SealedBackend::refresh_pages(QueueContext& q, HomeWork& work, Slot slot,
+                                         const SlotVersion& version) {
+  AlignedBuffer content(geometry_.cluster_size());
+  fill_entry_cluster(work, slot, version, content.span());
   for (std::uint64_t p = 0; p < entries_->pages_per_cluster(); ++p) {
     auto pin = co_await entries_->pin_if_present(q.io, entries_->first_page(slot) + p);
     if (!pin) co_return pin.take_error();
@@ -177,14 +192,8 @@ Task<Error> SealedBackend::write_home_slots(QueueContext& q, HomeWork& work) {
   for (const auto& [slot, version] : work.slots) updates.push_back({slot, version.entry, 0});
   if (Error e = co_await meta_->tables().store(q.io, updates)) co_return e;
   for (const auto& [slot, version] : work.slots) {
-    if (!geometry_.is_entry_slot(slot) || (version.entry & kL2Zero) == 0) continue;
-    AlignedBuffer zeros(kPage);
-    fill_base(zeros.data(), kPage, true);
-    for (std::uint64_t p = 0; p < entries_->pages_per_cluster(); ++p) {
-      auto pin = co_await entries_->pin_if_present(q.io, entries_->first_page(slot) + p);
-      if (!pin) co_return pin.take_error();
-      if (pin->first) pin->second.replace(zeros.data());
-    }
+    if (!geometry_.is_entry_slot(slot)) continue;
+    if (Error e = co_await refresh_pages(q, work, slot, version)) co_return e;
   }
   co_return Error();
 }
@@ -206,17 +215,21 @@ Task<Error> SealedBackend::write_home(QueueContext& q) {
 // Clusters that nothing at home or in the log names any more. Unmapped ones go back to the file
 // system; those replaced by a relocation are soon needed again.
 Task<Error> SealedBackend::release_clusters(QueueContext& q, HomeWork& work) {
-  std::vector<HostOffset> unmapped;
+  std::vector<HostOffset> unmapped, recycled;
   for (const auto& [slot, version] : work.slots) {
     const std::uint64_t old = l2_host(version.first_old);
     if (old == 0 || old == l2_host(version.entry)) continue;
     if (l2_host(version.entry) == 0) {
       unmapped.push_back({old});
     } else {
-      meta_->allocator().recycle({old});
+      recycled.push_back({old});
     }
   }
-  for (const HostOffset at : work.dropped) meta_->allocator().recycle(at);
+  recycled.insert(recycled.end(), work.dropped.begin(), work.dropped.end());
+  for (const HostOffset at : recycled) {
+    if (meta_->allocator().recycle(at)) continue;
+    co_return Error(Kind::corrupt, "two L2 entries name one cluster").at("checkpoint", at.bytes);
+  }
   if (unmapped.empty()) co_return Error();
   std::sort(unmapped.begin(), unmapped.end());
   const std::uint64_t cs = geometry_.cluster_size();
@@ -250,6 +263,7 @@ Task<Error> SealedBackend::checkpoint(QueueContext& q) {
     while (log_->covered() < cut.sequence) {
       if (Error e = co_await log_->flush(q.io)) co_return e;
     }
+    if (log_->failed()) co_return log_->error();  // a failure lifts every watermark
   }
   Error e;
   if (planted(Fault::refcount_lowered_early)) e = co_await release_clusters(q, freed);

@@ -296,6 +296,9 @@ Task<Error> replace_key_area(io::Queue& io, const io::File& file,
   auto area = co_await read_key_area(io, file, found->extension);
   if (!area) co_return area.take_error();
   const int other = area->newest == 0 ? 1 : 0;
+  if (area->generation == ~std::uint64_t{0}) {
+    co_return Error(Kind::corrupt, "the key area's generation cannot grow any more");
+  }
   const std::uint64_t generation = area->generation + 1;
   for (const int copy : {other, 1 - other}) {
     if (Error e = co_await write_key_area_copy(io, file, found->extension, copy, generation, blob)) {

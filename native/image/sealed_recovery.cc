@@ -181,6 +181,10 @@ Task<Error> SealedBackend::choose(QueueContext& q, Fold& fold) {
     Result<std::uint64_t> home = co_await home_mapping(q.io, {slot});
     if (!home) co_return home.take_error();
     // An entry cluster that was named home before the crash keeps what it holds there.
+    // The medium may be shorter than what the log already names.
+    if (l2_host(s.final_entry) != 0) {
+      meta_->io().raise_host_end(l2_host(s.final_entry) + geometry_.cluster_size());
+    }
     const bool already_home = geometry_.is_entry_slot({slot}) && *home == s.final_entry &&
                               l2_host(*home) != 0;
     if (already_home) continue;

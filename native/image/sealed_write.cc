@@ -239,7 +239,9 @@ Task<Error> SealedBackend::allocate(QueueContext& q, WritePlan& plan) {
     std::uint64_t got = 0;
     Result<std::uint64_t> host = co_await take_clusters(q.io, plan.fresh.size() - i, got);
     if (!host) {
-      for (std::size_t k = 0; k < i; ++k) meta_->allocator().recycle({plan.fresh[k].host});
+      for (std::size_t k = 0; k < i; ++k) {
+        static_cast<void>(meta_->allocator().recycle({plan.fresh[k].host}));
+      }
       co_return host.take_error();
     }
     for (std::uint64_t k = 0; k < got; ++k) plan.fresh[i++].host = *host + k * geometry_.cluster_size();
@@ -293,9 +295,9 @@ Task<Error> SealedBackend::append(QueueContext& q, WritePlan& plan, Log::Receipt
   {
     Log::Appender appender(*log_);
     for (const FreshCluster& f : plan.fresh) {
-      appender.map(MapKind::data, f.slot, f.host | kL2Copied, f.old_entry);
+      appender.map(MapKind::data, f.slot, f.host | kL2Copied, f.old_entry, true);
       if (planted(Fault::early_cluster_reuse) && l2_host(f.old_entry) != 0) {
-        meta_->allocator().recycle({l2_host(f.old_entry)});
+        static_cast<void>(meta_->allocator().recycle({l2_host(f.old_entry)}));
       }
     }
     for (const Segment& s : plan.segments) {
@@ -374,7 +376,9 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint3
     const GuestBuffers part =
         data.part(at, std::min<std::uint64_t>(std::uint64_t{p.count} * kSectorSize, data.size - at));
     if (Error e = seal_sectors(q, p, part)) {
-      for (const FreshCluster& f : p.fresh) meta_->allocator().recycle({f.host});
+      for (const FreshCluster& f : p.fresh) {
+        static_cast<void>(meta_->allocator().recycle({f.host}));
+      }
       co_return e;
     }
     Log::Receipt receipt;

@@ -81,7 +81,7 @@ Result<Extension> parse_extension(std::span<const std::uint8_t> payload,
   x.log_offset = raw.log_offset;
   x.log_length = raw.log_length;
   if (x.session_table_length == 0 || x.session_table_length % kPage != 0 ||
-      x.session_table_length > 64 * kMiB) {
+      x.session_table_length > kSessionTableMax) {
     return bad("session table length");
   }
   if (x.log_length < kLogMinBytes || x.log_length > kLogMaxBytes || x.log_length % kPage != 0) {

@@ -56,6 +56,7 @@ static_assert(kExtensionAt + sizeof(ExtensionRaw) == kHeaderMacBytes);
 
 // Section 3: session table.
 inline constexpr std::size_t kSessionEntryBytes = 128;
+inline constexpr std::uint64_t kSessionTableMax = 64 * kMiB;  // one copy
 inline constexpr std::uint32_t kSessionIdMax = (1u << 30) - 1;
 
 struct SessionHeadRaw {

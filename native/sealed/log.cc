@@ -113,6 +113,7 @@ void Log::seal(Block& block) {
 
 // Once for each block: its sequence number is the nonce.
 void Log::authenticate(Block& block) {
+  const SessionKeys& keys = *session();
   std::uint8_t* bytes = block.header.data();
   LogBlockRaw raw;
   std::memset(&raw, 0, sizeof raw);
@@ -121,7 +122,7 @@ void Log::authenticate(Block& block) {
   raw.flags = block.skip ? kBlockSkip : std::uint16_t{0};
   std::copy(header_.log_uuid.begin(), header_.log_uuid.end(), raw.log_uuid);
   raw.generation = header_.generation;
-  raw.session = session_->id;
+  raw.session = keys.id;
   raw.payload_pages =
       block.skip ? block.skip_pages : static_cast<std::uint32_t>(block.payload.size());
   raw.sequence = block.sequence;
@@ -137,10 +138,10 @@ void Log::authenticate(Block& block) {
   const Be64 sequence = block.sequence;
   std::memcpy(nonce.data() + 4, &sequence, 8);
   if (NonceTracer trace = nonce_tracer.load(std::memory_order_relaxed)) {
-    trace(session_->id, session_->salt.data(), nonce, true);
+    trace(keys.id, keys.salt.data(), nonce, true);
   }
   crypto::Tag tag;
-  session_->log.seal(nonce, {bytes, used}, nullptr, nullptr, 0, tag);
+  keys.log.seal(nonce, {bytes, used}, nullptr, nullptr, 0, tag);
   std::memcpy(bytes + offsetof(LogBlockRaw, mac), tag.data(), tag.size());
   last_mac_ = tag;
 }
@@ -186,14 +187,25 @@ void Log::Appender::z(Sector first, std::uint64_t count) {
   log_.overlay_.put_zero_range(first, count, log_.open_->sequence);
 }
 
-void Log::Appender::map(MapKind kind, Slot slot, std::uint64_t new_entry, std::uint64_t old_entry) {
+Log::Appender::~Appender() {
+  for (const Mapped& m : mapped_) {
+    log_.overlay_.put_slot(m.slot, m.new_entry, m.old_entry, m.sequence);
+  }
+}
+
+void Log::Appender::map(MapKind kind, Slot slot, std::uint64_t new_entry, std::uint64_t old_entry,
+                        bool with_data) {
   auto* r = reinterpret_cast<RecordMap*>(record(sizeof(RecordMap), false));
   r->type = static_cast<std::uint8_t>(RecordType::map);
   r->kind = static_cast<std::uint8_t>(kind);
   r->slot = slot.value;
   r->new_entry = new_entry;
   r->old_entry = old_entry;
-  log_.overlay_.put_slot(slot, new_entry, old_entry, log_.open_->sequence);
+  if (with_data) {
+    ++log_.open_->pending_data;
+    receipt_.count(log_.open_->sequence);
+  }
+  mapped_.push_back({slot, new_entry, old_entry, log_.open_->sequence});
 }
 
 void Log::launch(io::Queue& io) {
@@ -487,11 +499,15 @@ Task<Error> Log::begin_generation(io::Queue& io, const SessionKeys* session) {
   next.session = session != nullptr ? session->id : 0;
   // Watermarks only grow, so a second session in this process counts on from the first.
   next.tail_sequence = next_sequence_;
-  if (Error e = co_await write_header(io, next)) co_return e;
+  if (Error e = co_await write_header(io, next)) {
+    // It may be on the medium all the same, and then the log as it was no longer counts.
+    fail(std::move(e).at("write log header"));
+    co_return error();
+  }
   std::lock_guard guard(mutex_);
   assert(blocks_.empty() && overlay_.empty());
   header_ = next;
-  session_ = session;
+  session_.store(session, std::memory_order_release);
   head_page_ = tail_page_ = 0;
   last_mac_ = {};
   co_return Error();

@@ -63,8 +63,8 @@ class Log {
   // Makes a new, empty generation durable: before a session's first record, and at the end of
   // recovery (`session` null: no records can follow).
   Task<Error> begin_generation(io::Queue& io, const SessionKeys* session);
-  bool active() const { return session_ != nullptr; }
-  const SessionKeys* session() const { return session_; }
+  bool active() const { return session() != nullptr; }
+  const SessionKeys* session() const { return session_.load(std::memory_order_acquire); }
   // Waits until every block handed out is written. Quiesced.
   Task<Error> settle();
 
@@ -110,13 +110,20 @@ class Log {
   class Appender {
    public:
     explicit Appender(Log& log) : log_(log), guard_(log.mutex_) {}
+    ~Appender();
+    Appender(const Appender&) = delete;
+    Appender& operator=(const Appender&) = delete;
     // The ciphertext is being written home; `cipher` serves readers until it has landed.
     void w(Sector s, const Entry& entry, CipherRef cipher);
     // The ciphertext goes into the log.
     void wd(Sector s, const Entry& entry, CipherRef cipher);
     void z(Sector first, std::uint64_t count);
     // For slots of data clusters and of entry clusters; updates the overlay's mapping.
-    void map(MapKind kind, Slot slot, std::uint64_t new_entry, std::uint64_t old_entry);
+    // `with_data`: the cluster replaces one whose content still counts, so the MAP may be covered only
+    // together with the data that this operation writes there (I3). Readers see the new mapping
+    // when the Appender goes, after the sectors that came with it.
+    void map(MapKind kind, Slot slot, std::uint64_t new_entry, std::uint64_t old_entry,
+             bool with_data = false);
     const Receipt& receipt() const { return receipt_; }
 
    private:
@@ -124,6 +131,11 @@ class Log {
     Log& log_;
     std::lock_guard<std::mutex> guard_;
     Receipt receipt_;
+    struct Mapped {
+      Slot slot;
+      std::uint64_t new_entry, old_entry, sequence;
+    };
+    std::vector<Mapped> mapped_;
   };
   // Starts the writes of blocks opened by appenders; call after an Appender is gone, same thread.
   void launch(io::Queue& io);
@@ -197,7 +209,7 @@ class Log {
   const std::uint64_t retain_max_;
   const std::uint64_t ring_pages_;
   LogHeader header_;
-  const SessionKeys* session_ = nullptr;
+  std::atomic<const SessionKeys*> session_{nullptr};  // set while nothing is appended
 
   mutable std::mutex mutex_;
   std::deque<std::unique_ptr<Block>> blocks_;  // not yet complete, in order

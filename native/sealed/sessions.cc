@@ -92,6 +92,9 @@ Task<Result<std::unique_ptr<Sessions>>> Sessions::load(io::Queue& io, const io::
     }
     if (Error e = table->absorb(copy[i], valid[i])) co_return e;
   }
+  if ((table->entries_.size() + 1) * kSessionEntryBytes > table->length_) {
+    co_return Error(Kind::integrity, "the session table's copies hold more entries than fit");
+  }
   if (!valid[0] && !valid[1]) {
     co_return Error(Kind::integrity, "both copies of the session table are damaged");
   }

@@ -112,9 +112,19 @@ void Allocator::pool_add(HostOffset at, std::uint64_t clusters) {
   pool_.emplace_hint(next, first, clusters);
 }
 
-void Allocator::recycle(HostOffset cluster) {
+bool Allocator::pool_contains(HostOffset cluster) const {
+  std::lock_guard guard(mutex_);
+  auto run = pool_.upper_bound(cluster.bytes);
+  if (run == pool_.begin()) return false;
+  --run;
+  return cluster.bytes < run->first + run->second * refcounts_.layout().cluster_size();
+}
+
+bool Allocator::recycle(HostOffset cluster) {
   assert(reserve_mode_);
+  if (pool_contains(cluster)) return false;
   pool_add(cluster, 1);
+  return true;
 }
 
 std::uint64_t Allocator::pooled() const {
@@ -127,6 +137,8 @@ Task<Error> Allocator::free(io::Queue& q, std::span<const HostOffset> clusters) 
     Error error = co_await refcounts_.add(q, cluster, 1, -1);
     if (error) co_return error;
   }
+  // Not beside a reserve(): the table entries held back here must be there for its sync.
+  AsyncMutex::Guard guard = co_await reserve_lock_.lock();
   Refcounts::TableStage stage;
   Error error = co_await refcounts_.write_blocks(q, stage);
   refcounts_.restore(stage);  // without a sync, no table entry goes home

@@ -45,7 +45,9 @@ class Allocator {
   // The pool can then serve runs of up to `clusters` contiguous clusters by try_take.
   Task<Error> reserve(io::Queue& q, std::uint64_t clusters);
   bool try_take(std::uint64_t clusters, HostOffset& out);  // contiguous, any thread, no I/O
-  void recycle(HostOffset cluster);                        // any thread, no I/O
+  // Any thread, no I/O. False, and nothing done, when it is in the pool already: the tables name one
+  // cluster twice.
+  [[nodiscard]] bool recycle(HostOffset cluster);
   std::uint64_t pooled() const;
   // Lowers the counts of clusters that nothing durable refers to and writes the blocks, no sync.
   Task<Error> free(io::Queue& q, std::span<const HostOffset> clusters);
@@ -62,6 +64,7 @@ class Allocator {
   bool pool_take(std::uint64_t clusters, bool contiguous, HostRun& out);
   bool pool_has(std::uint64_t clusters) const;
   void pool_add(HostOffset at, std::uint64_t clusters);
+  bool pool_contains(HostOffset cluster) const;
   Task<Error> claim_space(io::Queue& q, const HostRun& run);
 
   MetaIo& meta_;
