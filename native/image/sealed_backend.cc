@@ -20,8 +20,11 @@ constexpr std::uint32_t kNoSession = 0;
 }  // namespace
 
 SealedBackend::SealedBackend(QueueContext& service, const io::File& file, SealedOptions options)
-    : service_(service), file_(file), options_(std::move(options)),
-      pool_(options_.pending_bytes), overlay_(geometry_) {}
+    : service_(service),
+      file_(file),
+      options_(std::move(options)),
+      pool_(options_.pending_bytes),
+      overlay_(geometry_) {}
 
 SealedBackend::~SealedBackend() = default;
 
@@ -45,8 +48,9 @@ Task<Error> SealedBackend::load_header(QueueContext& q) {
   const qcow2::Header& header = meta_->header();
   const qcow2::Extension* raw = header.find(kExtensionType);
   if (!header.sealed() || raw == nullptr) {
-    co_return Error(Kind::unsupported, "this qcow2 image is not sealed: expected the sealed feature "
-                                       "bit and its header extension");
+    co_return Error(Kind::unsupported,
+                    "this qcow2 image is not sealed: expected the sealed feature "
+                    "bit and its header extension");
   }
   const auto& bits = header.layout.cluster_bits;
   if (bits < kClusterBitsMin || bits > kClusterBitsMax) {
@@ -64,12 +68,14 @@ Task<Error> SealedBackend::load_header(QueueContext& q) {
   mac_ = std::move(*mac);
   AlignedBuffer first(kPage);
   if (Error e = co_await q.io.read(file_, 0, first.data(), first.size())) co_return e;
-  if (Error e = verify_header(mac_, std::span<const std::uint8_t, kHeaderMacBytes>(first.data(), kHeaderMacBytes),
-                              header.backing_name.value_or(""))) {
+  if (Error e = verify_header(
+          mac_, std::span<const std::uint8_t, kHeaderMacBytes>(first.data(), kHeaderMacBytes),
+          header.backing_name.value_or(""))) {
     co_return e;
   }
   if (header.has(qcow2::kCorruptBit) && !options_.read_only && !options_.for_check) {
-    co_return Error(Kind::corrupt, "marked corrupt: open it read-only, or run `pqblk check --repair`");
+    co_return Error(Kind::corrupt,
+                    "marked corrupt: open it read-only, or run `pqblk check --repair`");
   }
   geometry_.cluster_bits = bits;
   geometry_.size = header.size;
@@ -81,9 +87,10 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   if (Error e = co_await load_header(q)) co_return e;
   if (extension_.backing_policy == BackingPolicy::unauthenticated &&
       !options_.allow_unauthenticated_backing) {
-    co_return Error(Kind::gate_refused,
-                    "the backing image is not authenticated: whoever can change it decides what the "
-                    "guest reads; allow it explicitly to go on");
+    co_return Error(
+        Kind::gate_refused,
+        "the backing image is not authenticated: whoever can change it decides what the "
+        "guest reads; allow it explicitly to go on");
   }
   if (extension_.backing_policy != BackingPolicy::none && !options_.backing &&
       !options_.for_check) {
@@ -98,7 +105,8 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   for (int i = 0; i < 2; ++i) {
     meta_->add_region({extension_.key_area[i]}, align_up(kKeyAreaCopyBytes, cs), "key area");
     meta_->add_region({extension_.session_table[i]},
-                      align_up<std::uint64_t>(extension_.session_table_length, cs), "session table");
+                      align_up<std::uint64_t>(extension_.session_table_length, cs),
+                      "session table");
   }
   meta_->add_region({extension_.log_offset}, align_up(extension_.log_length, cs), "log");
   meta_->allocator().use_reserve_mode();
@@ -161,7 +169,8 @@ Task<Error> SealedBackend::grow_session_table(QueueContext& q) {
   extension_.session_table[1] = place[1];
   extension_.session_table_length = static_cast<std::uint32_t>(length);
   std::vector<std::uint8_t> payload(sizeof(ExtensionRaw));
-  build_extension(extension_, std::span<std::uint8_t, sizeof(ExtensionRaw)>(payload.data(), sizeof(ExtensionRaw)));
+  build_extension(extension_, std::span<std::uint8_t, sizeof(ExtensionRaw)>(payload.data(),
+                                                                            sizeof(ExtensionRaw)));
   meta_->header().set_extension(kExtensionType, std::move(payload));
   Error named = co_await meta_->write_header_fields(q.io);
   if (!named) named = co_await log_->sync(q.io);
@@ -311,8 +320,9 @@ Task<Error> SealedBackend::close(QueueContext& q) {
 Task<Error> SealedBackend::resize(QueueContext& q, std::uint64_t new_size) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
   if (new_size < geometry_.size) {
-    co_return Error(Kind::unsupported, "a disk can only grow: asked for " + std::to_string(new_size) +
-                                           " bytes, it has " + std::to_string(geometry_.size));
+    co_return Error(Kind::unsupported, "a disk can only grow: asked for " +
+                                           std::to_string(new_size) + " bytes, it has " +
+                                           std::to_string(geometry_.size));
   }
   if (new_size % kVirtioSectorSize != 0) {
     co_return Error(Kind::invalid_argument, "the size must be a multiple of 512 bytes");

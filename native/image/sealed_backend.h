@@ -34,20 +34,21 @@ namespace pqblk::image {
 
 struct SealedOptions {
   bool read_only = false;
-  sealed::VolumeKeys keys;                   // moved in
+  sealed::VolumeKeys keys;  // moved in
   sealed::Uuid expected_uuid{};
   std::uint64_t l2_cache_bytes = 32 * kMiB;
   std::uint64_t entry_cache_bytes = 64 * kMiB;
   std::uint64_t pending_bytes = 32 * kMiB;
-  std::uint64_t overlay_sectors_max = 256 * 1024;  // a checkpoint is due at half of it
+  std::uint64_t overlay_sectors_max = 256 * 1024;               // a checkpoint is due at half of it
   std::uint64_t session_sectors_max = sealed::kLaneSectorsMax;  // of one lane; tests lower it
-  // Whole clusters are sent to fresh places only from this many bytes on: below, the log is cheaper.
+  // Whole clusters are sent to fresh places only from this many bytes on: below, the log is
+  // cheaper.
   std::uint64_t relocate_bytes_min = 64 * kKiB;
   // Opens the backing image that the header names, already allowed by the caller's policy; null
   // when there is none. `expected` is the backing volume's UUID when the policy demands one.
   std::unique_ptr<Backend> backing;
   bool allow_unauthenticated_backing = false;
-  bool for_check = false;                    // corrupt images too; nothing is written
+  bool for_check = false;  // corrupt images too; nothing is written
 };
 
 struct RecoveryReport {
@@ -187,7 +188,7 @@ class SealedBackend final : public Backend {
 
   AsyncMutex allocation_;  // mapping of unmapped slots; entry clusters
   AsyncMutex session_lock_;
-  Gate writers_;           // closed while a session ends
+  Gate writers_;                           // closed while a session ends
   std::atomic<std::uint32_t> session_{0};  // id; 0: none yet
   std::atomic<std::uint32_t> next_lane_{0};
   static constexpr std::size_t kLanes = format::qcow2::kReaderQueuesMax;

@@ -2,8 +2,8 @@
 // See sealed_backend.h.
 //
 // Order (docs/write-protocol.md): freeze; wait until every record up to the cut is complete; one
-// fdatasync makes them covered (I2); data, then entries, home; sync; mappings home (I7); sync; forget
-// the frozen half; tail durable; only then are log space and clusters free again (I2, I3).
+// fdatasync makes them covered (I2); data, then entries, home; sync; mappings home (I7); sync;
+// forget the frozen half; tail durable; only then are log space and clusters free again (I2, I3).
 
 #include <algorithm>
 #include <cassert>
@@ -54,7 +54,8 @@ Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
         co_await frozen_mapping(q.io, geometry_.data_slot(geometry_.cluster_of(sector)));
     if (!raw) co_return raw.take_error();
     if (l2_host(*raw) == 0) {
-      co_return Error(Kind::corrupt, "sector " + std::to_string(sector.value) + " has no home cluster");
+      co_return Error(Kind::corrupt,
+                      "sector " + std::to_string(sector.value) + " has no home cluster");
     }
     const std::uint64_t host = l2_host(*raw) + geometry_.offset_in_cluster(sector);
     const bool joins = !runs.empty() && runs.back().first + runs.back().count == i &&
@@ -92,9 +93,9 @@ Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
   co_return Error();
 }
 
-// An entry cluster that is new at home: its content is its base and the frozen entries, written whole
-// and synced before the mapping that names it. Cached pages are renewed after that (refresh_pages):
-// a reader that still sees the old mapping could load one until then.
+// An entry cluster that is new at home: its content is its base and the frozen entries, written
+// whole and synced before the mapping that names it. Cached pages are renewed after that
+// (refresh_pages): a reader that still sees the old mapping could load one until then.
 void SealedBackend::fill_entry_cluster(const HomeWork& work, Slot slot, const SlotVersion& version,
                                        std::span<std::uint8_t> content) const {
   fill_base(content.data(), content.size(), ((version.entry | version.old) & kL2Zero) != 0);
@@ -122,7 +123,8 @@ Task<Error> SealedBackend::write_fresh_entry_cluster(QueueContext& q, HomeWork& 
   co_return Error();
 }
 
-// Precondition: the slot's new mapping is home, so whoever loads a page from now on loads the new one.
+// Precondition: the slot's new mapping is home, so whoever loads a page from now on loads the new
+// one.
 Task<Error> SealedBackend::refresh_pages(QueueContext& q, HomeWork& work, Slot slot,
                                          const SlotVersion& version) {
   AlignedBuffer content(geometry_.cluster_size());
@@ -236,8 +238,8 @@ Task<Error> SealedBackend::release_clusters(QueueContext& q, HomeWork& work) {
   for (std::size_t i = 0; i < unmapped.size();) {
     std::size_t end = i + 1;
     while (end < unmapped.size() && unmapped[end].bytes == unmapped[end - 1].bytes + cs) ++end;
-    Error e = co_await q.io.fallocate(file_, io::FallocateMode::punch, unmapped[i].bytes,
-                                      (end - i) * cs);
+    Error e =
+        co_await q.io.fallocate(file_, io::FallocateMode::punch, unmapped[i].bytes, (end - i) * cs);
     // A device or file system without holes keeps the space; that is no failure.
     if (e && e.os_errno() != EOPNOTSUPP && e.os_errno() != ENOTTY) co_return e;
     i = end;

@@ -19,8 +19,8 @@ namespace {
 
 constexpr std::uint64_t kLogDefaultMin = 8 * kMiB;
 constexpr std::uint64_t kLogDefaultMax = 256 * kMiB;
-// One part of the disk's size. Random overwrites on a 1 GiB disk with O_DIRECT reached 0.53, 0.74 and
-// 0.88 of raw with logs of 8, 32 and 64 MiB: a longer log merges more of what goes home.
+// One part of the disk's size. Random overwrites on a 1 GiB disk with O_DIRECT reached 0.53, 0.74
+// and 0.88 of raw with logs of 8, 32 and 64 MiB: a longer log merges more of what goes home.
 constexpr std::uint64_t kLogDefaultShare = 32;
 constexpr std::uint32_t kSessionTableBytes = 64 * kKiB;
 constexpr std::uint64_t kZeroWrite = 1 * kMiB;
@@ -37,8 +37,9 @@ Error check_options(const CreateOptions& o) {
   }
   const std::uint64_t log = log_bytes_for(o);
   if (log < kLogMinBytes || log > kLogMaxBytes || log % kPage != 0) {
-    return Error(Kind::invalid_argument,
-                 "log size must be 256 KiB to 4 GiB and a multiple of 4096, not " + std::to_string(log));
+    return Error(
+        Kind::invalid_argument,
+        "log size must be 256 KiB to 4 GiB and a multiple of 4096, not " + std::to_string(log));
   }
   if (o.key_area.size() != kKeyAreaBytes) {
     return Error(Kind::invalid_argument, "the key area must be 65536 bytes");
@@ -98,15 +99,18 @@ Task<Error> place_regions(Creation& c) {
 // The log is written once in full: its blocks are then overwrites that need no allocation.
 Task<Error> fill_regions(Creation& c) {
   for (int copy = 0; copy < 2; ++copy) {
-    if (Error e = co_await write_key_area_copy(c.io, c.file, c.extension, copy, 1, c.options.key_area)) {
+    if (Error e =
+            co_await write_key_area_copy(c.io, c.file, c.extension, copy, 1, c.options.key_area)) {
       co_return e;
     }
     const AlignedBuffer table = Sessions::empty_copy(kSessionTableBytes, c.extension.uuid, c.mac);
-    if (Error e = co_await c.io.write(c.file, c.extension.session_table[copy], table.data(), table.size())) {
+    if (Error e = co_await c.io.write(c.file, c.extension.session_table[copy], table.data(),
+                                      table.size())) {
       co_return e;
     }
   }
-  if (Error e = co_await write_zeros(c.io, c.file, c.extension.log_offset, c.extension.log_length, {})) {
+  if (Error e =
+          co_await write_zeros(c.io, c.file, c.extension.log_offset, c.extension.log_length, {})) {
     co_return e;
   }
   LogHeader header;
@@ -116,9 +120,11 @@ Task<Error> fill_regions(Creation& c) {
   AlignedBuffer page(kPage);
   for (std::uint64_t copy = 0; copy < 2; ++copy) {
     header.serial = 2 + copy;  // serial mod 2 names the copy
-    build_log_header(header, c.mac, c.extension.uuid,
-                     std::span<std::uint8_t, sizeof(LogHeaderRaw)>(page.data(), sizeof(LogHeaderRaw)));
-    if (Error e = co_await c.io.write(c.file, c.extension.log_offset + copy * kPage, page.data(), kPage)) {
+    build_log_header(
+        header, c.mac, c.extension.uuid,
+        std::span<std::uint8_t, sizeof(LogHeaderRaw)>(page.data(), sizeof(LogHeaderRaw)));
+    if (Error e = co_await c.io.write(c.file, c.extension.log_offset + copy * kPage, page.data(),
+                                      kPage)) {
       co_return e;
     }
   }
@@ -127,22 +133,26 @@ Task<Error> fill_regions(Creation& c) {
 
 std::vector<std::uint8_t> payload_of(const Extension& extension) {
   std::vector<std::uint8_t> payload(sizeof(ExtensionRaw));
-  build_extension(extension, std::span<std::uint8_t, sizeof(ExtensionRaw)>(payload.data(), sizeof(ExtensionRaw)));
+  build_extension(extension, std::span<std::uint8_t, sizeof(ExtensionRaw)>(payload.data(),
+                                                                           sizeof(ExtensionRaw)));
   return payload;
 }
 
 // Maps the slots of one L2 table: data clusters that exist, and the entry clusters they need.
-Task<Error> preallocate_table(Creation& c, std::uint64_t l1, std::uint64_t& done, std::uint64_t total) {
+Task<Error> preallocate_table(Creation& c, std::uint64_t l1, std::uint64_t& done,
+                              std::uint64_t total) {
   const SealedGeometry& g = c.geometry;
   const std::uint64_t first = l1 * g.data_clusters();
   const std::uint64_t clusters = std::min(g.data_clusters(), g.clusters() - first);
-  const std::uint64_t entries = div_ceil(clusters * g.sectors_per_cluster(), g.entries_per_cluster());
+  const std::uint64_t entries =
+      div_ceil(clusters * g.sectors_per_cluster(), g.entries_per_cluster());
   const Slot begin{l1 * g.table_entries()};
   if (Error e = co_await c.meta->tables().ensure_table(c.io, begin)) co_return e;
   std::vector<qcow2::SlotUpdate> updates;
   for (std::uint64_t i = 0; i < clusters + entries;) {
     const bool is_entry = i >= clusters;
-    const std::uint64_t want = is_entry ? clusters + entries - i : std::min<std::uint64_t>(clusters - i, 256);
+    const std::uint64_t want =
+        is_entry ? clusters + entries - i : std::min<std::uint64_t>(clusters - i, 256);
     auto run = co_await c.meta->allocator().take(c.io, want, false);
     if (!run) co_return run.take_error();
     const std::uint64_t bytes = run->clusters * g.cluster_size();
@@ -155,7 +165,8 @@ Task<Error> preallocate_table(Creation& c, std::uint64_t l1, std::uint64_t& done
     if (e) co_return e;
     for (std::uint64_t k = 0; k < run->clusters; ++k, ++i) {
       const std::uint64_t index = i < clusters ? i : g.data_clusters() + (i - clusters);
-      updates.push_back({{begin.value + index}, (run->at.bytes + k * g.cluster_size()) | kL2Copied, 0});
+      updates.push_back(
+          {{begin.value + index}, (run->at.bytes + k * g.cluster_size()) | kL2Copied, 0});
     }
     done += bytes;
     if (c.options.progress && !c.options.progress(std::min(done, total), total)) {
@@ -189,7 +200,8 @@ Task<Error> create_container(Creation& c) {
   plain.sealed_extension = payload_of(c.extension);
   if (Error e = co_await qcow2::create(c.io, c.file, plain)) co_return e;
   c.file.size = align_up(qcow2::create_space(plain), c.geometry.cluster_size());
-  auto meta = co_await qcow2::Metadata::open(c.io, c.file, {.allow_sealed = true, .for_check = true});
+  auto meta =
+      co_await qcow2::Metadata::open(c.io, c.file, {.allow_sealed = true, .for_check = true});
   if (!meta) co_return meta.take_error();
   c.meta = std::move(*meta);
   c.meta->allocator().use_reserve_mode();
@@ -301,7 +313,8 @@ Task<Error> replace_key_area(io::Queue& io, const io::File& file,
   }
   const std::uint64_t generation = area->generation + 1;
   for (const int copy : {other, 1 - other}) {
-    if (Error e = co_await write_key_area_copy(io, file, found->extension, copy, generation, blob)) {
+    if (Error e =
+            co_await write_key_area_copy(io, file, found->extension, copy, generation, blob)) {
       co_return e;
     }
     if (Error e = co_await io.fdatasync(file)) co_return e;

@@ -101,8 +101,8 @@ Task<Error> SealedBackend::resolve_run(io::Queue& io, Sector first, std::uint32_
     if (!found[i]) r.version.entry = home[i];
     if (!r.version.entry.is_valid()) {
       integrity_failures_.fetch_add(1, std::memory_order_relaxed);
-      co_return Error(Kind::integrity, "the entry of sector " + std::to_string(first.value + i) +
-                                           " is malformed");
+      co_return Error(Kind::integrity,
+                      "the entry of sector " + std::to_string(first.value + i) + " is malformed");
     }
     r.host = r.version.place;
     need_mapping = need_mapping || (r.version.entry.state() == State::data && r.host == 0);
@@ -118,7 +118,8 @@ Task<Error> SealedBackend::resolve_run(io::Queue& io, Sector first, std::uint32_
   co_return Error();
 }
 
-Task<Error> SealedBackend::resolve(io::Queue& io, Sector first, std::uint32_t count, Resolved* out) {
+Task<Error> SealedBackend::resolve(io::Queue& io, Sector first, std::uint32_t count,
+                                   Resolved* out) {
   std::uint32_t i = 0;
   while (i < count) {
     const Sector s{first.value + i};
@@ -142,11 +143,11 @@ Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count,
   };
   std::vector<Run> runs;
   for (std::uint32_t i = 0; i < count; ++i) {
-    const bool load = r[i].version.entry.state() == State::data && !r[i].version.cipher &&
-                      r[i].host != 0;
+    const bool load =
+        r[i].version.entry.state() == State::data && !r[i].version.cipher && r[i].host != 0;
     if (!load) continue;
-    const bool joins = !runs.empty() && runs.back().to == i &&
-                       r[i].host == r[i - 1].host + kSectorSize;
+    const bool joins =
+        !runs.empty() && runs.back().to == i && r[i].host == r[i - 1].host + kSectorSize;
     if (joins) {
       runs.back().to = i + 1;
     } else {
@@ -209,10 +210,12 @@ Task<Error> SealedBackend::deliver(QueueContext& q, Sector first, std::uint32_t 
     } else if (state == State::never && options_.backing) {
       const std::uint64_t offset = (first.value + i) << kSectorShift;
       const std::uint64_t backing_size = options_.backing->geometry().size;
-      const std::uint64_t inside = offset >= backing_size ? 0 : std::min(length, backing_size - offset);
+      const std::uint64_t inside =
+          offset >= backing_size ? 0 : std::min(length, backing_size - offset);
       if (inside < length) part.part(inside, length - inside).zero();
       if (inside != 0) {
-        if (Error e = co_await options_.backing->read(q, {offset}, part.part(0, inside))) co_return e;
+        if (Error e = co_await options_.backing->read(q, {offset}, part.part(0, inside)))
+          co_return e;
       }
     } else {
       part.zero();
@@ -255,7 +258,8 @@ Task<Error> SealedBackend::read(QueueContext& q, GuestOffset at, GuestBuffers da
     if (!stale) co_return Error();
     co_await yield();
   }
-  co_return Error(Kind::io_error, "a sector changed faster than it could be read").at("read", at.bytes);
+  co_return Error(Kind::io_error, "a sector changed faster than it could be read")
+      .at("read", at.bytes);
 }
 
 Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t count,
@@ -264,8 +268,8 @@ Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t c
   std::vector<Resolved> r(kPiece);
   QueueContext::Buffer buffer = q.buffer(std::size_t{kPiece} * kSectorSize);
   for (std::uint64_t s = first.value; s < first.value + count; s += kPiece) {
-    const auto n = static_cast<std::uint32_t>(
-        std::min<std::uint64_t>(kPiece, first.value + count - s));
+    const auto n =
+        static_cast<std::uint32_t>(std::min<std::uint64_t>(kPiece, first.value + count - s));
     if (Error e = co_await resolve(q.io, {s}, n, r.data())) {
       if (e.kind() != Kind::integrity) co_return e;
       for (std::uint32_t i = 0; i < n; ++i) {  // find out which ones

@@ -1,5 +1,5 @@
-// Recovery: a log that was left behind is folded into one final version of each sector, and that goes
-// home by the checkpoint's own code. See sealed_backend.h and docs/format.md section 6.
+// Recovery: a log that was left behind is folded into one final version of each sector, and that
+// goes home by the checkpoint's own code. See sealed_backend.h and docs/format.md section 6.
 //
 // Nothing is written before everything has been folded and checked. A crash during recovery is an
 // ordinary crash: the log is still there, and every candidate it named still is where it was.
@@ -107,13 +107,13 @@ Task<Error> SealedBackend::choose_sector(QueueContext& q, Fold& fold, Sector s) 
   std::vector<Candidate> candidates;
   const auto listed = fold.sectors.find(s.value);
   if (listed != fold.sectors.end()) candidates = listed->second;
-  const bool grounded = !candidates.empty() &&
-                        (candidates.front().covered || candidates.front().self_evident);
+  const bool grounded =
+      !candidates.empty() && (candidates.front().covered || candidates.front().self_evident);
   if (!grounded) {
     Candidate base;
     const auto span = fold.slots.find(geometry_.entry_slot(s).value);
-    const bool span_zero = span != fold.slots.end() &&
-                           ((span->second.final_entry & kL2Zero) != 0 || (span->second.old_entry & kL2Zero) != 0);
+    const bool span_zero = span != fold.slots.end() && ((span->second.final_entry & kL2Zero) != 0 ||
+                                                        (span->second.old_entry & kL2Zero) != 0);
     const bool span_fresh = span != fold.slots.end() && span->second.old_entry == 0;
     if (span_zero) {
       base.entry = Entry::zero();
@@ -123,7 +123,8 @@ Task<Error> SealedBackend::choose_sector(QueueContext& q, Fold& fold, Sector s) 
       pin->read(EntryCache::index_in_page(geometry_.entry_offset(s)), 1, &base.entry);
     }
     base.self_evident = base.entry.state() != State::data;
-    if (planted(Fault::zero_base_as_damage) && base.entry.state() == State::zero) base.self_evident = false;
+    if (planted(Fault::zero_base_as_damage) && base.entry.state() == State::zero)
+      base.self_evident = false;
     base.covered = true;
     candidates.insert(candidates.begin(), base);
   }
@@ -154,7 +155,8 @@ Task<Error> SealedBackend::choose_sector(QueueContext& q, Fold& fold, Sector s) 
   }
   // Reported, and left so that a read of it fails: never older data, never zeros.
   ++recovery_.damaged;
-  if (recovery_.damaged_sectors.size() < kDamagedNamed) recovery_.damaged_sectors.push_back(s.value);
+  if (recovery_.damaged_sectors.size() < kDamagedNamed)
+    recovery_.damaged_sectors.push_back(s.value);
   Version damaged;
   damaged.entry = candidates.back().entry;
   if (damaged.entry.state() == State::data) overlay_.put(s, std::move(damaged));
@@ -185,8 +187,8 @@ Task<Error> SealedBackend::choose(QueueContext& q, Fold& fold) {
     if (l2_host(s.final_entry) != 0) {
       meta_->io().raise_host_end(l2_host(s.final_entry) + geometry_.cluster_size());
     }
-    const bool already_home = geometry_.is_entry_slot({slot}) && *home == s.final_entry &&
-                              l2_host(*home) != 0;
+    const bool already_home =
+        geometry_.is_entry_slot({slot}) && *home == s.final_entry && l2_host(*home) != 0;
     if (already_home) continue;
     overlay_.put_slot({slot}, s.final_entry, s.old_entry, 0);
   }

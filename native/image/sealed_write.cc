@@ -25,8 +25,8 @@ constexpr std::uint32_t kNoFresh = ~std::uint32_t{0};
 struct Segment {  // neighbouring sectors of one cluster and one class
   std::uint32_t from = 0, to = 0;
   Class cls = Class::n;
-  std::uint64_t host = 0;            // of `from`; 0 until allocated
-  std::uint32_t fresh = kNoFresh;    // index into WritePlan::fresh: a whole cluster to be mapped
+  std::uint64_t host = 0;          // of `from`; 0 until allocated
+  std::uint32_t fresh = kNoFresh;  // index into WritePlan::fresh: a whole cluster to be mapped
 };
 
 struct FreshCluster {
@@ -52,10 +52,10 @@ struct SealedBackend::WritePlan {
   Sector first;
   std::uint32_t count = 0;
   std::vector<Segment> segments;
-  std::vector<FreshCluster> fresh;      // whole clusters: mapped together with their sectors
-  std::vector<Slot> entry_slots;        // that have no entry cluster yet
-  std::vector<ClusterIndex> partial;    // unmapped clusters that are written in part
-  std::uint32_t inline_sectors = 0;     // class O2
+  std::vector<FreshCluster> fresh;    // whole clusters: mapped together with their sectors
+  std::vector<Slot> entry_slots;      // that have no entry cluster yet
+  std::vector<ClusterIndex> partial;  // unmapped clusters that are written in part
+  std::uint32_t inline_sectors = 0;   // class O2
   CipherRef cipher;
   std::vector<Entry> entries;
 
@@ -121,12 +121,15 @@ Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::u
     const Sector sector{s.value + i};
     Class cls = Class::o2;
     switch (v.entry.state()) {
-      case State::never: cls = Class::n; break;
+      case State::never:
+        cls = Class::n;
+        break;
       case State::zero:
         // Only once the zero is durable may the place of the version before it be written, and not
         // while that version is still on its way home.
         if (((v.sequence <= log_->durable() || planted(Fault::n_over_unflushed_zero)) &&
-             !overlay_.frozen_holds(sector)) || v.sequence == 0) {
+             !overlay_.frozen_holds(sector)) ||
+            v.sequence == 0) {
           cls = Class::n;
         }
         break;
@@ -244,7 +247,8 @@ Task<Error> SealedBackend::allocate(QueueContext& q, WritePlan& plan) {
       }
       co_return host.take_error();
     }
-    for (std::uint64_t k = 0; k < got; ++k) plan.fresh[i++].host = *host + k * geometry_.cluster_size();
+    for (std::uint64_t k = 0; k < got; ++k)
+      plan.fresh[i++].host = *host + k * geometry_.cluster_size();
   }
   for (Segment& s : plan.segments) {
     if (s.fresh != kNoFresh) s.host = plan.fresh[s.fresh].host;
@@ -266,7 +270,8 @@ Error SealedBackend::seal_sectors(QueueContext& q, WritePlan& plan, const GuestB
     const std::size_t size = std::min<std::uint64_t>(kSectorSize, data.size - at);
     const std::uint8_t* from = size == kSectorSize ? contiguous(data, at, size) : nullptr;
     if (from == nullptr) {
-      std::fill(gathered.begin() + static_cast<std::ptrdiff_t>(size), gathered.end(), std::uint8_t{0});
+      std::fill(gathered.begin() + static_cast<std::ptrdiff_t>(size), gathered.end(),
+                std::uint8_t{0});
       data.part(at, size).copy_out(gathered.data());
       from = gathered.data();
       wiped_needed = true;
@@ -373,8 +378,8 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint3
     if (!room) co_return room.take_error();
     if (Error e = co_await allocate(q, p)) co_return e;
     const std::uint64_t at = std::uint64_t{done} * kSectorSize;
-    const GuestBuffers part =
-        data.part(at, std::min<std::uint64_t>(std::uint64_t{p.count} * kSectorSize, data.size - at));
+    const GuestBuffers part = data.part(
+        at, std::min<std::uint64_t>(std::uint64_t{p.count} * kSectorSize, data.size - at));
     if (Error e = seal_sectors(q, p, part)) {
       for (const FreshCluster& f : p.fresh) {
         static_cast<void>(meta_->allocator().recycle({f.host}));

@@ -13,7 +13,8 @@ constexpr std::uint64_t kForever = ~std::uint64_t{0};
 constexpr std::uint32_t kPageRecordBytes = static_cast<std::uint32_t>(kPage - sizeof(LogBlockRaw));
 
 constexpr std::uint32_t header_pages_for(std::uint32_t record_bytes) {
-  return static_cast<std::uint32_t>(div_ceil<std::uint64_t>(sizeof(LogBlockRaw) + record_bytes, kPage));
+  return static_cast<std::uint32_t>(
+      div_ceil<std::uint64_t>(sizeof(LogBlockRaw) + record_bytes, kPage));
 }
 
 }  // namespace
@@ -37,8 +38,13 @@ struct Log::Block {
 Log::Log(const io::File& file, const Extension& extension, const MacKeys& mac,
          const SealedGeometry& geometry, Overlay& overlay, CipherPool& pool,
          std::uint64_t retain_max)
-    : file_(file), extension_(extension), mac_(mac), geometry_(geometry), overlay_(overlay),
-      pool_(pool), retain_max_(retain_max),
+    : file_(file),
+      extension_(extension),
+      mac_(mac),
+      geometry_(geometry),
+      overlay_(overlay),
+      pool_(pool),
+      retain_max_(retain_max),
       ring_pages_((extension.log_length - kLogHeadBytes) / kPage) {}
 
 Log::~Log() = default;
@@ -450,8 +456,9 @@ void build_log_header(const LogHeader& h, const MacKeys& mac, const Uuid& volume
   raw.tail_page = h.tail_page;
   raw.tail_sequence = h.tail_sequence;
   std::copy(h.previous_mac.begin(), h.previous_mac.end(), raw.previous_mac);
-  const Mac32 m = labelled_mac(mac.log_header, "", volume,
-                               {reinterpret_cast<const std::uint8_t*>(&raw), offsetof(LogHeaderRaw, mac)});
+  const Mac32 m =
+      labelled_mac(mac.log_header, "", volume,
+                   {reinterpret_cast<const std::uint8_t*>(&raw), offsetof(LogHeaderRaw, mac)});
   std::copy(m.begin(), m.end(), raw.mac);
   std::memcpy(out.data(), &raw, sizeof raw);
 }
@@ -459,7 +466,8 @@ void build_log_header(const LogHeader& h, const MacKeys& mac, const Uuid& volume
 Task<Result<LogHeader>> read_log_header(io::Queue& io, const io::File& file,
                                         const Extension& extension, const MacKeys& mac) {
   AlignedBuffer pages(kLogHeadBytes);
-  if (Error e = co_await io.read(file, extension.log_offset, pages.data(), pages.size())) co_return e;
+  if (Error e = co_await io.read(file, extension.log_offset, pages.data(), pages.size()))
+    co_return e;
   LogHeader best;
   bool found = false;
   for (std::uint64_t copy = 0; copy < 2; ++copy) {
@@ -484,8 +492,9 @@ Task<Result<LogHeader>> read_log_header(io::Queue& io, const io::File& file,
 
 Task<Error> Log::write_header(io::Queue& io, const LogHeader& header) {
   AlignedBuffer page(kPage);
-  build_log_header(header, mac_, extension_.uuid,
-                   std::span<std::uint8_t, sizeof(LogHeaderRaw)>(page.data(), sizeof(LogHeaderRaw)));
+  build_log_header(
+      header, mac_, extension_.uuid,
+      std::span<std::uint8_t, sizeof(LogHeaderRaw)>(page.data(), sizeof(LogHeaderRaw)));
   const std::uint64_t at = extension_.log_offset + header.serial % 2 * kPage;
   if (Error e = co_await io.write(file_, at, page.data(), page.size())) co_return e;
   co_return co_await sync(io);
@@ -518,8 +527,9 @@ Task<Error> Log::confirm_header(io::Queue& io) {
   if (!found) {
     fail(found.error());
   } else if (found->serial != header_.serial || found->log_uuid != header_.log_uuid) {
-    fail(Error(Kind::locked, "another host has written this image since it was opened here; "
-                             "writing stops before it harms it"));
+    fail(Error(Kind::locked,
+               "another host has written this image since it was opened here; "
+               "writing stops before it harms it"));
   }
   co_return error();
 }

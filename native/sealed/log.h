@@ -54,8 +54,7 @@ class Log {
   // What the references name outlives the log. `retain_max`: bytes of ciphertext kept in memory
   // until written home.
   Log(const io::File& file, const Extension& extension, const MacKeys& mac,
-      const SealedGeometry& geometry, Overlay& overlay, CipherPool& pool,
-      std::uint64_t retain_max);
+      const SealedGeometry& geometry, Overlay& overlay, CipherPool& pool, std::uint64_t retain_max);
   ~Log();
 
   // ---- life ----
@@ -119,9 +118,9 @@ class Log {
     void wd(Sector s, const Entry& entry, CipherRef cipher);
     void z(Sector first, std::uint64_t count);
     // For slots of data clusters and of entry clusters; updates the overlay's mapping.
-    // `with_data`: the cluster replaces one whose content still counts, so the MAP may be covered only
-    // together with the data that this operation writes there (I3). Readers see the new mapping
-    // when the Appender goes, after the sectors that came with it.
+    // `with_data`: the cluster replaces one whose content still counts, so the MAP may be covered
+    // only together with the data that this operation writes there (I3). Readers see the new
+    // mapping when the Appender goes, after the sectors that came with it.
     void map(MapKind kind, Slot slot, std::uint64_t new_entry, std::uint64_t old_entry,
              bool with_data = false);
     const Receipt& receipt() const { return receipt_; }
@@ -147,8 +146,9 @@ class Log {
   // One fdatasync, shared by those who came before it was issued.
   Task<Error> flush(io::Queue& io);
   // An fdatasync for others than the log's records. Every one of an open image goes through here or
-  // flush(), one at a time: when one fails, the system may have dropped what was written, log blocks
-  // among it, and a later one that succeeds says nothing of that. So a failure ends all writing.
+  // flush(), one at a time: when one fails, the system may have dropped what was written, log
+  // blocks among it, and a later one that succeeds says nothing of that. So a failure ends all
+  // writing.
   Task<Error> sync(io::Queue& io);
   std::uint64_t durable() const { return durable_.value(); }
   std::uint64_t covered() const { return covered_.value(); }
@@ -160,8 +160,8 @@ class Log {
     std::uint64_t page = 0;      // virtual page after it
     std::array<std::uint8_t, 16> mac{};
   };
-  // Locks are host-local: on shared storage only the header tells that another host writes here too.
-  // Then nothing more is written (Kind::locked).
+  // Locks are host-local: on shared storage only the header tells that another host writes here
+  // too. Then nothing more is written (Kind::locked).
   Task<Error> confirm_header(io::Queue& io);
   // Freezes the overlay and the log at one point. Precondition: the overlay's frozen half is empty.
   Cut freeze();

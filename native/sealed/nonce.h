@@ -22,10 +22,11 @@ class NonceLane {
   // Starts a lane of a new session. `lane` must never have been used in that session.
   // It serves `sectors_max` nonces, then the session must end.
   Error begin(std::uint16_t lane, std::uint64_t sectors_max = kLaneSectorsMax);
-  // True while at least `count` more nonces may be claimed. A lane that is spent needs a new session.
+  // True while at least `count` more nonces may be claimed. A lane that is spent needs a new
+  // session.
   bool has(std::uint64_t count) const { return active_ && claimed_ + count <= sectors_max_; }
-  // Sets `count` nonces aside for the caller, so that requests in flight together cannot all count on
-  // the same last ones. What is claimed and then not taken is lost. False: the lane is spent.
+  // Sets `count` nonces aside for the caller, so that requests in flight together cannot all count
+  // on the same last ones. What is claimed and then not taken is lost. False: the lane is spent.
   bool claim(std::uint64_t count) {
     if (!has(count)) return false;
     claimed_ += count;
