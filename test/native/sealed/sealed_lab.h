@@ -20,7 +20,7 @@ namespace pqblk::test {
 struct Places {
   sealed::Extension extension;
   std::uint64_t l1 = 0, refcount_table = 0;
-  std::vector<std::uint64_t> l2;             // of each L1 entry
+  std::vector<std::uint64_t> l2;  // of each L1 entry
   std::uint64_t slot(std::uint64_t n) const { return l2[n / per_table] + n % per_table * 8; }
   std::uint64_t per_table = 0;
 };
@@ -56,6 +56,7 @@ class Lab {
     return world_.run(std::move(task), std::move(fallback));
   }
   image::QueueContext& queue() { return *q_; }
+  sim::World& world() { return world_; }
   const io::File& file() { return *file_; }
 
  private:

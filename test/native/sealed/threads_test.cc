@@ -24,9 +24,11 @@
 #include "base/aligned.h"
 #include "image/disk.h"
 #include "image/disk_create.h"
+#include "io/queue_thread.h"
 #include "sealed/effort.h"
 #include "sealed/sealed_subject.h"
 #include "sim/model.h"
+#include "storage/file.h"
 
 using namespace pqblk;        // NOLINT
 using namespace pqblk::test;  // NOLINT
@@ -64,23 +66,118 @@ struct SharedBoard {
   Board* board;
 };
 
-struct Waited {
-  image::Request request;
-  std::binary_semaphore done{0};
-  Waited(image::RequestType type, std::uint64_t sector, std::uint64_t count, iovec* iov) {
-    request.type = type;
-    request.offset = sector * kSectorSize;
-    request.length = count * kSectorSize;
-    request.iov = iov;
-    request.iov_count = iov != nullptr ? 1 : 0;
-    request.context = this;
-    request.complete = [](image::Request& r) { static_cast<Waited*>(r.context)->done.release(); };
+// What the clients drive: a Disk, or the sealed backend by itself.
+class Target {
+ public:
+  virtual ~Target() = default;
+  virtual Error write(std::uint32_t queue, std::uint64_t sector, iovec data, bool fua) = 0;
+  virtual Error read(std::uint32_t queue, std::uint64_t sector, iovec data) = 0;
+  virtual Error zero(std::uint32_t queue, std::uint64_t sector, std::uint64_t count, bool discard,
+                     bool unmap) = 0;
+  virtual Error flush(std::uint32_t queue) = 0;
+};
+
+class DiskTarget final : public Target {
+ public:
+  explicit DiskTarget(image::Disk& disk) : disk_(disk) {}
+  Error write(std::uint32_t queue, std::uint64_t sector, iovec data, bool fua) override {
+    Waited w(image::RequestType::out, sector, data.iov_len, &data);
+    w.request.fua = fua;
+    return w.run(disk_, queue);
   }
-  Error run(image::Disk& disk, std::uint32_t queue) {
-    disk.submit(queue, &request);
-    done.acquire();
-    return std::move(request.error);
+  Error read(std::uint32_t queue, std::uint64_t sector, iovec data) override {
+    return Waited(image::RequestType::in, sector, data.iov_len, &data).run(disk_, queue);
   }
+  Error zero(std::uint32_t queue, std::uint64_t sector, std::uint64_t count, bool discard,
+             bool unmap) override {
+    Waited w(discard ? image::RequestType::discard : image::RequestType::write_zeroes, sector,
+             count * kSectorSize, nullptr);
+    w.request.zero_flags = unmap ? image::kZeroUnmap : 0u;
+    return w.run(disk_, queue);
+  }
+  Error flush(std::uint32_t queue) override {
+    return Waited(image::RequestType::flush, 0, 0, nullptr).run(disk_, queue);
+  }
+
+ private:
+  struct Waited {
+    image::Request request;
+    std::binary_semaphore done{0};
+    Waited(image::RequestType type, std::uint64_t sector, std::uint64_t length, iovec* iov) {
+      request.type = type;
+      request.offset = sector * kSectorSize;
+      request.length = length;
+      request.iov = iov;
+      request.iov_count = iov != nullptr ? 1 : 0;
+      request.context = this;
+      request.complete = [](image::Request& r) { static_cast<Waited*>(r.context)->done.release(); };
+    }
+    Error run(image::Disk& disk, std::uint32_t queue) {
+      disk.submit(queue, &request);
+      done.acquire();
+      return std::move(request.error);
+    }
+  };
+  image::Disk& disk_;
+};
+
+// Clients never overlap, so the backend needs no range locks here.
+class BackendTarget final : public Target {
+ public:
+  BackendTarget(const std::string& path, image::SealedOptions options) {
+    for (unsigned i = 0; i <= kQueues; ++i) {
+      auto thread = io::QueueThread::start(io::QueueOptions{}, i);
+      REQUIRE(thread);
+      threads_.push_back(std::move(*thread));
+      contexts_.push_back(std::make_unique<image::QueueContext>(threads_.back()->queue(), i));
+    }
+    auto file = storage::open_file(path, {});
+    REQUIRE_MESSAGE(file, file.error().to_string());
+    file_ = *file;
+    auto opened = threads_.back()->run_sync(
+        [&] { return image::SealedBackend::open(*contexts_.back(), file_, std::move(options)); });
+    REQUIRE_MESSAGE(opened, opened.error().to_string());
+    backend_ = std::move(*opened);
+  }
+  ~BackendTarget() override {
+    const Error e = threads_.back()->run_sync([&] { return backend_->close(*contexts_.back()); });
+    CHECK_MESSAGE(!e, e.to_string());
+    for (auto& thread : threads_) thread->stop();
+    backend_.reset();
+    storage::close_file(file_);
+  }
+  image::SealedBackend& backend() { return *backend_; }
+  Error write(std::uint32_t queue, std::uint64_t sector, iovec data, bool fua) override {
+    return on(queue, [&](image::QueueContext& q) {
+      return backend_->write(q, {sector * kSectorSize}, {{&data, 1}, 0, data.iov_len}, fua);
+    });
+  }
+  Error read(std::uint32_t queue, std::uint64_t sector, iovec data) override {
+    return on(queue, [&](image::QueueContext& q) {
+      return backend_->read(q, {sector * kSectorSize}, {{&data, 1}, 0, data.iov_len});
+    });
+  }
+  Error zero(std::uint32_t queue, std::uint64_t sector, std::uint64_t count, bool discard,
+             bool unmap) override {
+    return on(queue, [&](image::QueueContext& q) {
+      const GuestOffset at{sector * kSectorSize};
+      if (discard) return backend_->discard(q, at, count * kSectorSize);
+      return backend_->write_zeroes(q, at, count * kSectorSize, unmap ? image::kZeroUnmap : 0u);
+    });
+  }
+  Error flush(std::uint32_t queue) override {
+    return on(queue, [&](image::QueueContext& q) { return backend_->flush(q); });
+  }
+
+ private:
+  template <class F>
+  Error on(std::uint32_t queue, F&& f) {
+    return threads_[queue]->run_sync([&] { return f(*contexts_[queue]); });
+  }
+  std::vector<std::unique_ptr<io::QueueThread>> threads_;
+  std::vector<std::unique_ptr<image::QueueContext>> contexts_;
+  io::File file_;
+  std::unique_ptr<image::SealedBackend> backend_;
 };
 
 // Empty when the sector holds a version from `low` to `high`.
@@ -112,8 +209,11 @@ std::string judge(const std::uint8_t* data, std::uint64_t sector, std::uint32_t 
 
 class Client {
  public:
-  Client(image::Disk& disk, Board& board, std::uint32_t number, std::uint64_t seed)
-      : disk_(disk), board_(board), number_(number), random_(seed * kClients + number),
+  Client(Target& target, Board& board, std::uint32_t number, std::uint64_t seed)
+      : target_(target),
+        board_(board),
+        number_(number),
+        random_(seed * kClients + number),
         memory_(kRunMax * kSectorSize) {}
 
   // Until `stop`, or until something is wrong.
@@ -157,18 +257,12 @@ class Client {
     }
     Error error;
     if (is_zero(version)) {
-      Waited zero(pick(2) == 0 ? image::RequestType::discard : image::RequestType::write_zeroes,
-                  first, count, nullptr);
-      zero.request.zero_flags = pick(2) == 0 ? image::kZeroUnmap : 0u;
-      error = zero.run(disk_, queue());
+      error = target_.zero(queue(), first, count, pick(2) == 0, pick(2) == 0);
     } else {
       for (std::uint64_t i = 0; i < count; ++i) {
         sim::fill_sector(memory_.data() + i * kSectorSize, first + i, version);
       }
-      iovec iov{memory_.data(), count * kSectorSize};
-      Waited write(image::RequestType::out, first, count, &iov);
-      write.request.fua = pick(12) == 0;
-      error = write.run(disk_, queue());
+      error = target_.write(queue(), first, {memory_.data(), count * kSectorSize}, pick(12) == 0);
     }
     if (error) return "write: " + error.to_string();
     for (std::uint64_t s = first; s < first + count; ++s) {
@@ -184,9 +278,9 @@ class Client {
     for (std::uint64_t i = 0; i < count; ++i) {
       low[i] = board_.sectors[first + i].acked.load(std::memory_order_seq_cst);
     }
-    iovec iov{memory_.data(), count * kSectorSize};
-    Waited read(image::RequestType::in, first, count, &iov);
-    if (Error e = read.run(disk_, queue())) return "read: " + e.to_string();
+    if (Error e = target_.read(queue(), first, {memory_.data(), count * kSectorSize})) {
+      return "read: " + e.to_string();
+    }
     for (std::uint64_t i = 0; i < count; ++i) {
       const auto high = board_.sectors[first + i].issued.load(std::memory_order_seq_cst);
       std::string wrong = judge(memory_.data() + i * kSectorSize, first + i, low[i], high);
@@ -196,14 +290,13 @@ class Client {
   }
 
   std::string flush() {
-    Waited flush(image::RequestType::flush, 0, 0, nullptr);
-    Error e = flush.run(disk_, queue());
+    Error e = target_.flush(queue());
     return e ? "flush: " + e.to_string() : "";
   }
 
   std::uint32_t queue() const { return number_ % kQueues; }
 
-  image::Disk& disk_;
+  Target& target_;
   Board& board_;
   const std::uint32_t number_;
   std::mt19937_64 random_;
@@ -245,11 +338,11 @@ struct Image {
 };
 
 // All clients at once, until `stop`. Returns what was wrong.
-std::string load(image::Disk& disk, Board& board, std::uint64_t seed, const std::atomic<bool>& stop) {
+std::string load(Target& target, Board& board, std::uint64_t seed, const std::atomic<bool>& stop) {
   std::array<std::string, kClients> wrong;
   std::vector<std::thread> threads;
   for (std::uint32_t i = 0; i < kClients; ++i) {
-    threads.emplace_back([&, i] { wrong[i] = Client(disk, board, i, seed).run(stop); });
+    threads.emplace_back([&, i] { wrong[i] = Client(target, board, i, seed).run(stop); });
   }
   for (std::thread& t : threads) t.join();
   std::string all;
@@ -257,18 +350,17 @@ std::string load(image::Disk& disk, Board& board, std::uint64_t seed, const std:
   return all;
 }
 
-std::string verify(image::Disk& disk, Board& board) {
+std::string verify(Target& target, Board& board) {
   AlignedBuffer memory(kSectorSize);
   for (std::uint64_t s = 0; s < kSectors; ++s) {
-    iovec iov{memory.data(), kSectorSize};
-    Waited read(image::RequestType::in, s, 1, &iov);
-    if (Error e = read.run(disk, 0)) return e.to_string();
+    if (Error e = target.read(0, s, {memory.data(), kSectorSize})) return e.to_string();
     auto& cell = board.sectors[s];
     std::string wrong = judge(memory.data(), s, cell.acked.load(), cell.issued.load());
     if (!wrong.empty()) return wrong;
     // From here on the sector holds what was seen, and later versions are newer than any issued.
     const sim::Seen seen = sim::look_at_block(memory.data());
-    if (seen.what == sim::Seen::What::data) cell.acked.store(static_cast<std::uint32_t>(seen.version));
+    if (seen.what == sim::Seen::What::data)
+      cell.acked.store(static_cast<std::uint32_t>(seen.version));
   }
   return "";
 }
@@ -277,21 +369,27 @@ std::uint32_t milliseconds(std::uint32_t quick) {
   return soak_seconds() != 0 ? soak_seconds() * 500 : quick;
 }
 
+std::string load_for(std::uint32_t ms, Target& target, Board& board, std::uint64_t seed) {
+  std::atomic<bool> stop{false};
+  std::thread timer([&] {
+    std::this_thread::sleep_for(std::chrono::milliseconds(ms));
+    stop.store(true);
+  });
+  std::string wrong = load(target, board, seed, stop);
+  timer.join();
+  return wrong;
+}
+
 void load_and_reopen(bool non_volatile) {
   Image image("pqblk-threads");
   SharedBoard shared;
   for (std::uint64_t round = 0; round < 2; ++round) {
     auto disk = image.open(non_volatile);
     REQUIRE_MESSAGE(disk, disk.error().to_string());
-    CHECK(verify(**disk, *shared.board) == "");
-    std::atomic<bool> stop{false};
-    std::thread timer([&] {
-      std::this_thread::sleep_for(std::chrono::milliseconds(milliseconds(1500)));
-      stop.store(true);
-    });
-    CHECK(load(**disk, *shared.board, round, stop) == "");
-    timer.join();
-    CHECK(verify(**disk, *shared.board) == "");
+    DiskTarget target(**disk);
+    CHECK(verify(target, *shared.board) == "");
+    CHECK(load_for(milliseconds(1500), target, *shared.board, round) == "");
+    CHECK(verify(target, *shared.board) == "");
     const auto stats = (*disk)->backend_stats();
     CHECK(stats.integrity_failures == 0);
     MESSAGE("operations " << shared.board->operations.load() << ", checkpoints "
@@ -308,8 +406,9 @@ void load_and_reopen(bool non_volatile) {
     std::fprintf(stderr, "child: %s\n", disk.error().to_string().c_str());
     ::_exit(2);
   }
+  DiskTarget target(**disk);
   const std::atomic<bool> never{false};
-  std::fprintf(stderr, "child: %s\n", load(**disk, board, seed, never).c_str());
+  std::fprintf(stderr, "child: %s\n", load(target, board, seed, never).c_str());
   ::_exit(3);  // a client has found something wrong
 }
 
@@ -336,7 +435,8 @@ void kill_and_reopen(bool non_volatile) {
     auto disk = image.open(non_volatile);
     REQUIRE_MESSAGE(disk, disk.error().to_string());
     recovered += static_cast<image::SealedBackend&>((*disk)->backend()).recovery().records;
-    CHECK(verify(**disk, *shared.board) == "");
+    DiskTarget target(**disk);
+    CHECK(verify(target, *shared.board) == "");
     CHECK(!(*disk)->close());
   }
   CHECK(recovered > 0);
@@ -354,4 +454,27 @@ TEST_CASE("many threads and queues read what was written") {
 TEST_CASE("a process killed under load loses nothing acknowledged") {
   kill_and_reopen(false);
   kill_and_reopen(true);
+}
+
+// Sessions end every few hundred sectors and checkpoints never cease, while others write, read and
+// flush.
+TEST_CASE("sessions rotate under load") {
+  Image image("pqblk-rotating");
+  SharedBoard shared;
+  image::SealedOptions o;
+  o.keys = test_keys();
+  o.expected_uuid = test_uuid();
+  o.overlay_sectors_max = 256;
+  o.session_sectors_max = 400;
+  o.relocate_bytes_min = kClusterSize;
+  o.pending_bytes = 64 * kKiB;
+  o.entry_cache_bytes = 64 * kKiB;
+  BackendTarget target(image.path, std::move(o));
+  CHECK(load_for(milliseconds(2000), target, *shared.board, 7) == "");
+  CHECK(verify(target, *shared.board) == "");
+  const auto stats = target.backend().stats();
+  CHECK(stats.integrity_failures == 0);
+  CHECK(target.backend().session_id() > 1);
+  MESSAGE("operations " << shared.board->operations.load() << ", sessions "
+                        << target.backend().session_id() << ", checkpoints " << stats.checkpoints);
 }
