@@ -9,8 +9,8 @@
 
 #include "base/aligned.h"
 #include "format/qcow2/check.h"
-#include "memory_queue.h"
 #include "image/qcow2_backend.h"
+#include "memory_queue.h"
 
 using namespace pqblk;
 using namespace pqblk::image;

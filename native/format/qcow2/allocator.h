@@ -45,8 +45,8 @@ class Allocator {
   // The pool can then serve runs of up to `clusters` contiguous clusters by try_take.
   Task<Error> reserve(io::Queue& q, std::uint64_t clusters);
   bool try_take(std::uint64_t clusters, HostOffset& out);  // contiguous, any thread, no I/O
-  // Any thread, no I/O. False, and nothing done, when it is in the pool already: the tables name one
-  // cluster twice.
+  // Any thread, no I/O. False, and nothing done, when it is in the pool already: the tables name
+  // one cluster twice.
   [[nodiscard]] bool recycle(HostOffset cluster);
   std::uint64_t pooled() const;
   // Lowers the counts of clusters that nothing durable refers to and writes the blocks, no sync.
