@@ -1,5 +1,5 @@
-// Someone with write access to the file, against a disk that was closed cleanly: each kind of change
-// has exactly the outcome that docs/threat-model.md allows, and never wrong plaintext.
+// Someone with write access to the file, against a disk that was closed cleanly: each kind of
+// change has exactly the outcome that docs/threat-model.md allows, and never wrong plaintext.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -14,8 +14,11 @@ using namespace pqblk::test;  // NOLINT
 
 namespace {
 
-// Three entry clusters, one table: data at 0..99 (0..9 rewritten), zeros at 100..109, the rest never.
-const SealedShape kShape{.sectors = 300, .cluster_bits = 12, .overlay_sectors_max = 1 << 20,
+// Three entry clusters, one table: data at 0..99 (0..9 rewritten), zeros at 100..109, the rest
+// never.
+const SealedShape kShape{.sectors = 300,
+                         .cluster_bits = 12,
+                         .overlay_sectors_max = 1 << 20,
                          .session_sectors_max = 1 << 20};
 constexpr std::uint64_t kData = 100, kOlder = 10, kZeroes = 10, kFar = 280;
 
@@ -94,8 +97,8 @@ std::string examine(const sim::Device& image,
     if (e) continue;
     const auto seen = lab.look_at_all();
     for (std::uint64_t s = 0; s < seen.size(); ++s) {
-      CHECK_MESSAGE(allowed(s, seen[s]), "sector " << s << " is " << seen[s] << ", was "
-                                                   << exhibit().truth[s]);
+      CHECK_MESSAGE(allowed(s, seen[s]),
+                    "sector " << s << " is " << seen[s] << ", was " << exhibit().truth[s]);
     }
   }
   return opened;
@@ -139,7 +142,9 @@ std::uint64_t entry_slot_at(std::uint64_t sector) {
 TEST_CASE("the exhibit is what it should be") {
   const Exhibit& x = exhibit();
   for (std::uint64_t s = 0; s < kShape.sectors; ++s) {
-    const char* want = s < kOlder ? "v2" : s < kData || (s >= kFar && s < kFar + 10) ? "v1" : "zeros";
+    const char* want = s < kOlder                                  ? "v2"
+                       : s < kData || (s >= kFar && s < kFar + 10) ? "v1"
+                                                                   : "zeros";
     CHECK(x.truth[s] == want);
   }
 }
@@ -359,7 +364,8 @@ TEST_CASE("swapped sectors, entries and clusters fail") {
   sim::Device image = whole;
   swap(image, cipher_at(whole, 3), cipher_at(whole, 40), kSectorSize);
   CHECK(examine(image, only({3, 40})) == "ok");
-  swap(image, entry_at(whole, 3), entry_at(whole, 40), sizeof(sealed::Entry));  // with their entries
+  swap(image, entry_at(whole, 3), entry_at(whole, 40),
+       sizeof(sealed::Entry));  // with their entries
   CHECK(examine(image, only({3, 40})) == "ok");
   image = whole;
   swap(image, entry_at(whole, 3), entry_at(whole, 40), sizeof(sealed::Entry));

@@ -31,15 +31,17 @@ const SealedShape kSafe{.non_volatile = true};
 const SealedShape kFullLog{
     .sectors = 64, .cluster_bits = 16, .overlay_sectors_max = 1 << 20, .relocate_bytes_min = kGiB};
 // The records of one request are so many that they may end up in two log blocks.
-const SealedShape kLargeClusters{.sectors = 192, .cluster_bits = 18,
-                                 .overlay_sectors_max = 512, .session_sectors_max = 4096};
+const SealedShape kLargeClusters{
+    .sectors = 192, .cluster_bits = 18, .overlay_sectors_max = 512, .session_sectors_max = 4096};
 using enum sim::OpType;
 
 const Trap kTraps[] = {
     {Fault::data_before_record, "data before its record", kSafe},
     {Fault::checkpoint_before_flush, "checkpoint before flush", kVolatile},
     {Fault::early_cluster_reuse, "early cluster reuse", kVolatile},
-    {Fault::rewrite_block_same_sequence, "a log block rewritten under its old number", kVolatile,
+    {Fault::rewrite_block_same_sequence,
+     "a log block rewritten under its old number",
+     kVolatile,
      {.fault_runs_one_in = 1}},
     {Fault::join_issued_flush, "a flush that joins an fdatasync already issued", kVolatile},
     {Fault::no_home_write_cancel, "no wait for a pending write home", kSafe},
@@ -50,10 +52,15 @@ const Trap kTraps[] = {
     {Fault::n_over_unflushed_zero, "class N over a zero that is not durable", kVolatile},
     {Fault::ack_across_hole, "acknowledgement across a hole", kVolatile},
     {Fault::trim_live_record, "trim of a live record", kVolatile},
-    {Fault::reuse_before_tail_durable, "log space reused before the tail is durable", kFullLog,
+    {Fault::reuse_before_tail_durable,
+     "log space reused before the tail is durable",
+     kFullLog,
      {.operations = 120, .clients = 8}},
     {Fault::reuse_when_log_durable, "a cluster reused when its record is log-durable", kVolatile},
-    {Fault::second_relocation_uncovered, "relocation while the last is uncovered", kVolatile, {},
+    {Fault::second_relocation_uncovered,
+     "relocation while the last is uncovered",
+     kVolatile,
+     {},
      {{write_cluster, 0}, {flush}, {write_cluster, 0}, {write_cluster, 0}}},
     {Fault::skip_remap_check, "no check of a remapped cluster", kLargeClusters},
     {Fault::zero_base_as_damage, "a zero base taken for damage", kVolatile},
@@ -81,7 +88,7 @@ TEST_CASE("the simulator catches every planted fault") {
         .scope = {.clients = 1}};
     const auto caught = sim::hunt(*planted.subject, {planted}, kSeedsMax, trap.options);
     CHECK_MESSAGE(caught[0].caught, "survived: " << std::string(trap.name));
-    MESSAGE(std::string(trap.name) << ": after " << caught[0].runs
-                      << " runs: " << caught[0].failure.substr(0, 300));
+    MESSAGE(std::string(trap.name)
+            << ": after " << caught[0].runs << " runs: " << caught[0].failure.substr(0, 300));
   }
 }

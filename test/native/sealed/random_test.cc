@@ -28,7 +28,10 @@ const Case kCases[] = {
     {"4 KiB clusters", {.sectors = 1300, .cluster_bits = 12}},
     {"16 KiB clusters, ChaCha20", {.cluster_bits = 14, .suite = kChaCha}},
     {"64 KiB clusters, full log",
-     {.sectors = 64, .cluster_bits = 16, .overlay_sectors_max = 1 << 20, .relocate_bytes_min = kGiB},
+     {.sectors = 64,
+      .cluster_bits = 16,
+      .overlay_sectors_max = 1 << 20,
+      .relocate_bytes_min = kGiB},
      kBusy},
     {"tiny overlay and sessions", {.overlay_sectors_max = 4, .session_sectors_max = 20}},
     {"non-volatile, tiny sessions, ChaCha20",
@@ -53,8 +56,8 @@ TEST_CASE("sealed disks of every shape survive random crashes") {
                                           ? sim::crash_soak(subject, soak / cases + 1, c.options)
                                           : sim::crash_runs(subject, 1, seeds, c.options);
       CHECK_MESSAGE(report.ok(), report.failure);
-      MESSAGE(std::string(c.name) << ": runs " << report.counts.runs << ", lives " << report.counts.lives
-                     << ", crashes " << report.counts.crashes);
+      MESSAGE(std::string(c.name) << ": runs " << report.counts.runs << ", lives "
+                                  << report.counts.lives << ", crashes " << report.counts.crashes);
     }
   }
 }

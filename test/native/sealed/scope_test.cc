@@ -19,13 +19,13 @@ namespace {
 
 // Two clusters of two sectors: neighbours in one cluster, and one beside them.
 const SealedShape kTwoClusters{.sectors = 4, .overlay_sectors_max = 1 << 20};
-const SealedShape kTwoSafeClusters{.sectors = 4, .non_volatile = true,
-                                   .overlay_sectors_max = 1 << 20};
+const SealedShape kTwoSafeClusters{
+    .sectors = 4, .non_volatile = true, .overlay_sectors_max = 1 << 20};
 
 const std::vector<sim::OpSpec> kAlphabet = {
-    {Op::write, 0},      {Op::write, 1}, {Op::write_fua, 0},     {Op::write_cluster, 0}, {Op::write, 2},
-    {Op::zero, 0},       {Op::flush},    {Op::zero_unmap, 0, 2}, {Op::discard, 1},       {Op::checkpoint}};
-
+    {Op::write, 0},   {Op::write, 1},  {Op::write_fua, 0}, {Op::write_cluster, 0},
+    {Op::write, 2},   {Op::zero, 0},   {Op::flush},        {Op::zero_unmap, 0, 2},
+    {Op::discard, 1}, {Op::checkpoint}};
 
 void explore_all(const char* name, const SealedShape& shape, std::uint32_t length,
                  std::uint64_t programs, const sim::ScopeOptions& options) {
@@ -35,7 +35,8 @@ void explore_all(const char* name, const SealedShape& shape, std::uint32_t lengt
       sim::explore(sealed_subject(shape), space.some(programs, 1), options);
   CHECK_MESSAGE(report.ok(), report.failure);
   const auto spent = std::chrono::steady_clock::now() - begin;
-  MESSAGE(std::chrono::duration_cast<std::chrono::milliseconds>(spent).count() << " ms, " << std::string(name) << ", length " << length << ": " << report.text());
+  MESSAGE(std::chrono::duration_cast<std::chrono::milliseconds>(spent).count()
+          << " ms, " << std::string(name) << ", length " << length << ": " << report.text());
 }
 
 // One client, crashed inside recovery too; and two clients in many schedules.
@@ -57,7 +58,8 @@ TEST_CASE("sealed disks survive every crash of every short program") {
 }
 
 // Lengths 3 to 6 in turn, other programs each time round.
-TEST_CASE("sealed disks survive every crash of longer programs" * doctest::skip(soak_seconds() == 0)) {
+TEST_CASE("sealed disks survive every crash of longer programs" *
+          doctest::skip(soak_seconds() == 0)) {
   using Clock = std::chrono::steady_clock;
   const auto end = Clock::now() + std::chrono::seconds(soak_seconds());
   sim::ScopeReport report;

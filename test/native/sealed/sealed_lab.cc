@@ -99,7 +99,8 @@ Error Lab::read(std::uint64_t sector, sim::Seen& seen) {
   seen = sim::look_at_block(memory.data());
   for (std::uint32_t b = 1; b < sim::kBlocksPerSector; ++b) {
     const sim::Seen other = sim::look_at_block(memory.data() + b * sim::kPatternBlock);
-    if (other.what != seen.what || other.version != seen.version) seen.what = sim::Seen::What::garbage;
+    if (other.what != seen.what || other.version != seen.version)
+      seen.what = sim::Seen::What::garbage;
   }
   if (seen.what == sim::Seen::What::data && seen.sector != sector) {
     seen.what = sim::Seen::What::garbage;

@@ -13,9 +13,11 @@ sim::NonceTrace& trace() {
   return instance;
 }
 
-void consume(std::uint32_t session, const std::uint8_t* salt, const crypto::Nonce& nonce, bool log) {
+void consume(std::uint32_t session, const std::uint8_t* salt, const crypto::Nonce& nonce,
+             bool log) {
   std::vector<std::uint8_t> key(salt, salt + 32);
-  for (int shift = 0; shift < 32; shift += 8) key.push_back(static_cast<std::uint8_t>(session >> shift));
+  for (int shift = 0; shift < 32; shift += 8)
+    key.push_back(static_cast<std::uint8_t>(session >> shift));
   key.push_back(log ? 1 : 0);
   trace().consume(key, nonce);
 }

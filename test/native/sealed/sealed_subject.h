@@ -17,7 +17,7 @@ struct SealedShape {
   std::uint32_t cluster_bits = 13;  // two sectors a cluster: every structure is soon crossed
   std::uint64_t log_bytes = 256 * 1024;
   crypto::Suite suite = crypto::Suite::aes_256_gcm;
-  bool non_volatile = false;        // with atomic_4k: class O1
+  bool non_volatile = false;  // with atomic_4k: class O1
   std::uint64_t overlay_sectors_max = 24;
   std::uint64_t session_sectors_max = 64;
   std::uint64_t relocate_bytes_min = kSectorSize;  // whole clusters move whenever they may
