@@ -22,7 +22,9 @@ function blocks(): Block[] {
   const found: Block[] = [];
   for (const section of readme.split(/^## /m).slice(1)) {
     const heading = section.slice(0, section.indexOf('\n'));
-    for (const [, language = '', text = ''] of section.matchAll(/^```(\w+) run\n([\s\S]*?)^```$/gm)) {
+    for (const [, language = '', text = ''] of section.matchAll(
+      /^```(\w+) run\n([\s\S]*?)^```$/gm,
+    )) {
       found.push({ language, heading, text });
     }
   }
