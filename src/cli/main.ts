@@ -22,9 +22,18 @@ for (const stream of [process.stdout, process.stderr]) {
   });
 }
 
+// Should the event loop run dry before the command has ended, say so: silence would look like success.
+let ended = false;
+process.on('exit', () => {
+  if (ended) return;
+  process.stderr.write('pqblk: ended before its work was done; please report this\n');
+  process.exitCode = 1;
+});
+
 process.exitCode = await run(process.argv.slice(2), {
   stdout: process.stdout,
   stderr: process.stderr,
   env: process.env,
   signal: stop.signal,
 });
+ended = true;
