@@ -121,9 +121,9 @@ TEST_CASE("qcow2 allocator: a reserve pool leaks at worst, and gives back what i
   CHECK(allocator->pooled() >= kReserveBatchMin);
   REQUIRE(allocator->try_take(3, at));
   const std::uint64_t left = allocator->pooled();
-  allocator->recycle(at);
-  allocator->recycle(at + 2 * 65536);
-  allocator->recycle(at + 65536);
+  CHECK(allocator->recycle(at));
+  CHECK(allocator->recycle(at + 2 * 65536));
+  CHECK(allocator->recycle(at + 65536));
   CHECK(allocator->pooled() == left + 3);
   HostOffset again;
   REQUIRE(allocator->try_take(left + 3, again));  // one run again
@@ -132,7 +132,9 @@ TEST_CASE("qcow2 allocator: a reserve pool leaks at worst, and gives back what i
   const image::test::Shell leaked = image.qemu_check();
   CHECK(leaked.code == 3);
   CHECK(leaked.output.find("leaked clusters") != std::string::npos);
-  for (std::uint64_t i = 0; i < left + 3; ++i) allocator->recycle(again + i * 65536);
+  for (std::uint64_t i = 0; i < left + 3; ++i) {
+    CHECK(allocator->recycle(again + i * 65536));
+  }
   image.ok(image.run([&] { return allocator->release_pool(image.lab.queue()); }));
   CHECK(allocator->pooled() == 0);
   CHECK(image.qemu_check().code == 0);
