@@ -35,13 +35,11 @@ struct Log::Block {
   std::uint64_t pages() const { return header_pages() + (skip ? skip_pages : payload.size()); }
 };
 
-Log::Log(const io::File& file, const Extension& extension, const MacKeys& mac,
-         const SealedGeometry& geometry, Overlay& overlay, CipherPool& pool,
-         std::uint64_t retain_max)
+Log::Log(const io::File& file, const Extension& extension, const MacKeys& mac, Overlay& overlay,
+         CipherPool& pool, std::uint64_t retain_max)
     : file_(file),
       extension_(extension),
       mac_(mac),
-      geometry_(geometry),
       overlay_(overlay),
       pool_(pool),
       retain_max_(retain_max),

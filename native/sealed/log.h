@@ -53,8 +53,8 @@ class Log {
  public:
   // What the references name outlives the log. `retain_max`: bytes of ciphertext kept in memory
   // until written home.
-  Log(const io::File& file, const Extension& extension, const MacKeys& mac,
-      const SealedGeometry& geometry, Overlay& overlay, CipherPool& pool, std::uint64_t retain_max);
+  Log(const io::File& file, const Extension& extension, const MacKeys& mac, Overlay& overlay,
+      CipherPool& pool, std::uint64_t retain_max);
   ~Log();
 
   // ---- life ----
@@ -203,7 +203,6 @@ class Log {
   const io::File& file_;
   const Extension& extension_;
   const MacKeys& mac_;
-  const SealedGeometry& geometry_;
   Overlay& overlay_;
   CipherPool& pool_;
   const std::uint64_t retain_max_;

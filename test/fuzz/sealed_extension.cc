@@ -16,8 +16,8 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
     const auto parsed = parse_extension(payload, std::uint64_t{1} << bits);
     if (!parsed) continue;
     std::vector<std::uint8_t> built(sizeof(ExtensionRaw));
-    build_extension(*parsed, std::span<std::uint8_t, sizeof(ExtensionRaw)>(
-                                 built.data(), sizeof(ExtensionRaw)));
+    build_extension(
+        *parsed, std::span<std::uint8_t, sizeof(ExtensionRaw)>(built.data(), sizeof(ExtensionRaw)));
     // The versions are the builder's own, the MAC is sign_header()'s to fill; all else is there.
     constexpr auto kFrom = offsetof(ExtensionRaw, suite), kTo = offsetof(ExtensionRaw, mac);
     if (!std::equal(built.begin() + kFrom, built.begin() + kTo, payload.begin() + kFrom)) {
