@@ -11,6 +11,7 @@
 #include "node/channel.h"
 #include "node/convert.h"
 #include "node/job.h"
+#include "node/job_pool.h"
 
 namespace pqblk::node {
 namespace {
@@ -195,23 +196,26 @@ Napi::Object backend_stats_to_js(Napi::Env env, const image::BackendStats& stats
   return out;
 }
 
-// Opens on a worker thread; a disk that comes too late for its environment is closed again.
+// A disk that nobody is left to take is closed again.
 class OpenJob final : public Job {
  public:
   explicit OpenJob(image::OpenOptions options) : options_(std::move(options)) {}
+  ~OpenJob() override {
+    if (open_ != nullptr) static_cast<void>(open_->close());
+  }
 
  protected:
   Error run() override {
     auto disk = image::Disk::open(std::move(options_));
     if (!disk) return disk.take_error();
-    disk_ = std::move(*disk);
+    open_ = OpenDisk::make(std::move(*disk));
     return {};
   }
-  Napi::Value result(Napi::Env env) override { return DiskHandle::make(env, std::move(disk_)); }
+  Napi::Value result(Napi::Env env) override { return DiskHandle::make(env, std::move(open_)); }
 
  private:
   image::OpenOptions options_;
-  std::unique_ptr<image::Disk> disk_;
+  std::shared_ptr<OpenDisk> open_;
 };
 
 }  // namespace
@@ -220,13 +224,13 @@ Napi::Value open_disk(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   image::OpenOptions options = read_open_options(info);
   if (env.IsExceptionPending()) return env.Undefined();
-  return Job::start(env, std::make_unique<OpenJob>(std::move(options)), env.Undefined());
+  return Job::start(env, std::make_shared<OpenJob>(std::move(options)), env.Undefined());
 }
 
 // ---- DiskHandle ----
 
 namespace {
-thread_local std::unique_ptr<image::Disk>* making = nullptr;
+thread_local std::shared_ptr<OpenDisk>* making = nullptr;
 }  // namespace
 
 Napi::Function DiskHandle::define(Napi::Env env) {
@@ -238,10 +242,13 @@ Napi::Function DiskHandle::define(Napi::Env env) {
        InstanceMethod<&DiskHandle::bench>("bench")});
 }
 
-Napi::Value DiskHandle::make(Napi::Env env, std::unique_ptr<image::Disk> disk) {
+Napi::Value DiskHandle::make(Napi::Env env, std::shared_ptr<OpenDisk> disk) {
   making = &disk;
   const Napi::Value handle = EnvState::of(env).disk_class.New({});
   making = nullptr;
+  if (disk != nullptr) {  // no handle could be made: the environment is being terminated
+    JobPool::instance().run([disk] { static_cast<void>(disk->close()); });
+  }
   return handle;
 }
 
@@ -250,7 +257,7 @@ DiskHandle::DiskHandle(const Napi::CallbackInfo& info) : ObjectWrap(info) {
     throw_type_error(info.Env(), "a Disk is made by openDisk()");
     return;
   }
-  open_ = std::make_shared<OpenDisk>(std::move(*making));
+  open_ = std::move(*making);
   EnvState::of(info.Env()).add(open_);
 }
 
@@ -270,15 +277,27 @@ std::shared_ptr<image::Disk> DiskHandle::disk_or_throw(Napi::Env env) const {
 
 Napi::Value DiskHandle::close(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
+  if (disk_or_throw(env) == nullptr) return env.Undefined();
   open_->refuse_new();
+  const auto error = std::make_shared<Error>();
   return start_job(
-      env, env.Undefined(), [open = open_] { return open->close(); },
-      [open = open_](Napi::Env e) { return e.Undefined(); });
+      env, env.Undefined(),
+      [open = open_, error]() -> Error {
+        *error = open->close();
+        return {};
+      },
+      [open = open_, error](Napi::Env e) -> Napi::Value {
+        EnvState::of(e).remove(open);  // whether it closed well or not
+        open->release();
+        if (*error) Napi::Error(e, error_to_js(e, *error)).ThrowAsJavaScriptException();
+        return e.Undefined();
+      });
 }
 
 Napi::Value DiskHandle::resize(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::shared_ptr<image::Disk> disk = disk_or_throw(env);
+  if (disk == nullptr) return env.Undefined();
   std::uint64_t size = 0;
   const Options options(env, info[0]);
   options.read("size", size);
@@ -387,7 +406,7 @@ Napi::Value DiskHandle::bench(const Napi::CallbackInfo& info) {
     throw_type_error(env, parsed.error().message());
   }
   if (env.IsExceptionPending()) return env.Undefined();
-  return Job::start(env, std::make_unique<BenchJob>(open_, std::move(disk), std::move(spec)),
+  return Job::start(env, std::make_shared<BenchJob>(open_, std::move(disk), std::move(spec)),
                     info[1]);
 }
 

@@ -20,7 +20,7 @@ class DiskHandle : public Napi::ObjectWrap<DiskHandle> {
   explicit DiskHandle(const Napi::CallbackInfo& info);
   ~DiskHandle() override = default;
   void Finalize(Napi::Env env) override;
-  static Napi::Value make(Napi::Env env, std::unique_ptr<image::Disk> disk);
+  static Napi::Value make(Napi::Env env, std::shared_ptr<OpenDisk> disk);
 
  private:
   Napi::Value close(const Napi::CallbackInfo& info);

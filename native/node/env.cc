@@ -1,8 +1,9 @@
 #include "node/env.h"
 
 #include <cstdlib>
-#include <thread>
 #include <utility>
+
+#include "node/job_pool.h"
 
 namespace pqblk::node {
 namespace {
@@ -18,7 +19,12 @@ class OpenDisks {
   }
   void add(const std::shared_ptr<OpenDisk>& disk) {
     std::lock_guard guard(inner_);
-    if (!registered_) std::atexit([] { instance().close_all(); });
+    if (!registered_) {
+      std::atexit([] {
+        JobPool::instance().end();
+        instance().close_all();
+      });
+    }
     registered_ = true;
     disks_.insert(disk);
   }
@@ -55,9 +61,10 @@ Hub::Hub(Napi::Env env) : env_(env) {
 }
 
 void Hub::close() {
+  std::vector<std::shared_ptr<Notifier>> dropped;  // after the lock: their destructors may block
   std::lock_guard guard(inner_);
   if (std::exchange(closed_, true)) return;
-  ready_.clear();
+  dropped.swap(ready_);
   napi_release_threadsafe_function(function_, napi_tsfn_abort);
 }
 
@@ -101,6 +108,12 @@ void Hub::unhold() {
 
 // ---- OpenDisk ----
 
+std::shared_ptr<OpenDisk> OpenDisk::make(std::unique_ptr<image::Disk> disk) {
+  std::shared_ptr<OpenDisk> open(new OpenDisk(std::move(disk)));
+  OpenDisks::instance().add(open);
+  return open;
+}
+
 Error OpenDisk::close() {
   refuse_new();
   const std::shared_ptr<image::Disk> disk = disk_;
@@ -108,7 +121,9 @@ Error OpenDisk::close() {
     std::unique_lock guard(inner_);
     left_.wait(guard, [this] { return users_ == 0; });
   }
-  return disk->close();
+  Error error = disk->close();
+  OpenDisks::instance().remove(shared_from_this());
+  return error;
 }
 
 OpenDisk::Use::Use(OpenDisk& disk) : disk_(disk) {
@@ -135,30 +150,30 @@ EnvState::EnvState(Napi::Env env) : hub(env) {
 void EnvState::on_env_end(void* self) {
   auto& state = *static_cast<EnvState*>(self);
   state.ending->store(true, std::memory_order_release);
-  for (const auto& disk : std::exchange(state.disks_, {})) {
-    static_cast<void>(disk->close());
-    OpenDisks::instance().remove(disk);
+  for (const auto& disk : state.disks_) disk->refuse_new();  // stops their long jobs
+  {
+    std::unique_lock guard(state.jobs_lock_);
+    state.jobs_ended_.wait(guard, [&state] { return state.jobs_ == 0; });
   }
+  for (const auto& disk : std::exchange(state.disks_, {})) static_cast<void>(disk->close());
   state.hub.close();
 }
 
-void EnvState::add(const std::shared_ptr<OpenDisk>& disk) {
-  OpenDisks::instance().add(disk);
-  disks_.insert(disk);
+void EnvState::job_started() {
+  std::lock_guard guard(jobs_lock_);
+  ++jobs_;
 }
 
-void EnvState::remove(const std::shared_ptr<OpenDisk>& disk) {
-  OpenDisks::instance().remove(disk);
-  disks_.erase(disk);
+void EnvState::job_ended() {
+  std::lock_guard guard(jobs_lock_);
+  --jobs_;
+  jobs_ended_.notify_all();
 }
 
 void EnvState::abandon(std::shared_ptr<OpenDisk> disk) {
   if (disks_.erase(disk) == 0) return;  // it was closed
   disk->refuse_new();
-  std::thread([disk = std::move(disk)] {
-    static_cast<void>(disk->close());
-    OpenDisks::instance().remove(disk);
-  }).detach();
+  JobPool::instance().run([disk = std::move(disk)] { static_cast<void>(disk->close()); });
 }
 
 }  // namespace pqblk::node

@@ -58,9 +58,10 @@ class Hub {
 
 // A disk that JavaScript opened. Shared by its handle, its channels, its jobs and the list of what
 // must be closed at the end.
-class OpenDisk {
+class OpenDisk : public std::enable_shared_from_this<OpenDisk> {
  public:
-  explicit OpenDisk(std::unique_ptr<image::Disk> disk) : disk_(std::move(disk)) {}
+  // Any thread. From here on the disk is closed when the process exits, whoever holds it.
+  static std::shared_ptr<OpenDisk> make(std::unique_ptr<image::Disk> disk);
 
   // Null once closed. The environment's thread; jobs take a copy there.
   std::shared_ptr<image::Disk> disk() const { return closing() ? nullptr : disk_; }
@@ -68,7 +69,7 @@ class OpenDisk {
   void refuse_new() { closing_.store(true, std::memory_order_release); }
   // Any thread but the queues'. Blocking: waits for long jobs to stop, then for I/O in flight.
   Error close();
-  void release() { disk_.reset(); }  // after close(): gives the memory back
+  void release() { disk_.reset(); }  // environment's thread, after close(): gives the memory back
 
   // A job that drives the queues for long; it must stop soon once closing() says so.
   class Use {
@@ -85,6 +86,8 @@ class OpenDisk {
   };
 
  private:
+  explicit OpenDisk(std::unique_ptr<image::Disk> disk) : disk_(std::move(disk)) {}
+
   std::shared_ptr<image::Disk> disk_;
   std::atomic<bool> closing_{false};
   std::mutex inner_;
@@ -100,16 +103,22 @@ class EnvState {
   Hub hub;
   Napi::FunctionReference disk_class, channel_class, token_class;
 
-  void add(const std::shared_ptr<OpenDisk>& disk);
-  void remove(const std::shared_ptr<OpenDisk>& disk);
+  void add(const std::shared_ptr<OpenDisk>& disk) { disks_.insert(disk); }
+  void remove(const std::shared_ptr<OpenDisk>& disk) { disks_.erase(disk); }
   // A handle was collected without close(): a thread of its own closes the disk.
   void abandon(std::shared_ptr<OpenDisk> disk);
+  // Jobs of this environment that run; its end waits for them. job_ended: any thread.
+  void job_started();
+  void job_ended();
   // Long jobs look here (any thread): the environment is ending, stop.
   std::shared_ptr<std::atomic<bool>> ending = std::make_shared<std::atomic<bool>>(false);
 
  private:
   static void on_env_end(void* self);
   std::set<std::shared_ptr<OpenDisk>> disks_;
+  std::mutex jobs_lock_;
+  std::condition_variable jobs_ended_;
+  std::uint32_t jobs_ = 0;
 };
 
 }  // namespace pqblk::node

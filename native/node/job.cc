@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "node/convert.h"
+#include "node/job_pool.h"
 
 namespace pqblk::node {
 namespace {
@@ -23,6 +24,7 @@ std::uint64_t now_ns() {
 bool TokenCore::report(std::uint64_t done, std::uint64_t total) {
   if (cancelled_.load(std::memory_order_relaxed)) return false;
   if (ending_ != nullptr && ending_->load(std::memory_order_relaxed)) return false;
+  if (JobPool::instance().ending()) return false;
   done_.store(done, std::memory_order_relaxed);
   total_.store(total, std::memory_order_relaxed);
   const std::uint64_t now = now_ns();
@@ -79,37 +81,38 @@ void JobToken::release(const std::shared_ptr<TokenCore>& core) {
 
 // ---- jobs ----
 
-Napi::Value Job::start(Napi::Env env, std::unique_ptr<Job> job, const Napi::Value& token) {
+Napi::Value Job::start(Napi::Env env, std::shared_ptr<Job> job, const Napi::Value& token) {
+  EnvState& state = EnvState::of(env);
   napi_value promise = nullptr;
   napi_create_promise(env, &job->deferred_, &promise);
   job->token_ = JobToken::acquire(env, token);
-  const napi_value name = Napi::String::New(env, "pqblk job");
-  napi_create_async_work(env, nullptr, name, &Job::execute, &Job::complete, job.get(), &job->work_);
-  napi_queue_async_work(env, job->work_);
-  static_cast<void>(job.release());  // complete() owns it from here
+  state.hub.hold();
+  state.job_started();
+  const bool taken = JobPool::instance().run([job, &state]() mutable {
+    job->error_ = job->run();
+    state.hub.post(*job);
+    job.reset();
+    state.job_ended();  // the last look at the environment's state
+  });
+  if (!taken) {
+    job->error_ = Error(Kind::no_memory, "no thread could be started");
+    state.hub.post(*job);
+    state.job_ended();
+  }
   return Napi::Value(env, promise);
 }
 
-// When the environment is ending, JavaScript cannot be reached and every call below answers with a
-// status that does not matter.
-void Job::complete(napi_env raw, napi_status status, void* self) {
-  const std::unique_ptr<Job> job(static_cast<Job*>(self));
-  const Napi::Env env(raw);
-  const Napi::HandleScope scope(env);
-  napi_delete_async_work(env, job->work_);
-  const bool ending = EnvState::of(env).ending->load();
-  JobToken::release(job->token_);
-  job->ended(env);
-  if (ending) return;
-  if (status == napi_cancelled) job->error_ = Error(Kind::canceled, "the environment is ending");
+void Job::notified(Napi::Env env) {
+  EnvState::of(env).hub.unhold();
+  JobToken::release(token_);
   Napi::Value value;
-  if (!job->error_) value = job->result(env);
+  if (!error_) value = result(env);
   if (env.IsExceptionPending()) {
-    napi_reject_deferred(env, job->deferred_, env.GetAndClearPendingException().Value());
-  } else if (job->error_) {
-    napi_reject_deferred(env, job->deferred_, error_to_js(env, job->error_));
+    napi_reject_deferred(env, deferred_, env.GetAndClearPendingException().Value());
+  } else if (error_) {
+    napi_reject_deferred(env, deferred_, error_to_js(env, error_));
   } else {
-    napi_resolve_deferred(env, job->deferred_, value);
+    napi_resolve_deferred(env, deferred_, value);
   }
 }
 

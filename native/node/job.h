@@ -1,4 +1,4 @@
-// Blocking work on a libuv worker that settles a promise, with progress and a way to stop it.
+// Blocking work on a thread of the pool that settles a promise, with progress and a way to stop it.
 //
 // Room node/.
 #pragma once
@@ -54,34 +54,22 @@ class JobToken : public Napi::ObjectWrap<JobToken> {
 };
 
 // Derive, keep what the work needs as members (no JavaScript values), and start().
-class Job {
+class Job : public Notifier {
  public:
-  virtual ~Job() = default;
   // Takes the job over; the promise rejects with error_to_js() of what run() returned. `token` is
-  // undefined or a JobToken.
-  static Napi::Value start(Napi::Env env, std::unique_ptr<Job> job, const Napi::Value& token);
+  // undefined or a JobToken. When the environment ends first, the job is destroyed after run().
+  static Napi::Value start(Napi::Env env, std::shared_ptr<Job> job, const Napi::Value& token);
 
  protected:
-  virtual Error run() = 0;                        // on a worker thread, may block
+  virtual Error run() = 0;                        // on a pool thread, may block
   virtual Napi::Value result(Napi::Env env) = 0;  // after run() was ok
-  virtual void ended(Napi::Env) {}                // always, before the promise settles
   TokenCore& token() { return *token_; }
-  std::function<bool(std::uint64_t, std::uint64_t)> progress() {
-    return [core = token_](std::uint64_t done, std::uint64_t total) {
-      return core->report(done, total);
-    };
-  }
 
  private:
-  static void execute(napi_env, void* self) {
-    auto& job = *static_cast<Job*>(self);
-    job.error_ = job.run();
-  }
-  static void complete(napi_env env, napi_status status, void* self);
+  void notified(Napi::Env env) override;
 
   Error error_;
   std::shared_ptr<TokenCore> token_;
-  napi_async_work work_ = nullptr;
   napi_deferred deferred_ = nullptr;
 };
 

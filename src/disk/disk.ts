@@ -183,9 +183,9 @@ export class Disk {
         new PqblkError('invalid_argument', `offset: expected an integer from 0 on, not ${offset}`),
       );
     }
-    const requests = this.#requests;
-    this.#next = this.#next + 1 < requests.length ? this.#next + 1 : 0;
-    return (requests[this.#next] as Requests).request(type, flags, offset, data);
+    const requests = this.#requests[this.#next] as Requests;
+    this.#next = this.#next + 1 < this.#requests.length ? this.#next + 1 : 0;
+    return requests.request(type, flags, offset, data);
   }
 
   #requireOpen(): void {
