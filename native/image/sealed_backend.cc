@@ -366,6 +366,20 @@ Task<Result<Extent>> SealedBackend::extent(QueueContext& q, GuestOffset at, std:
   co_return Extent{bytes, kind.value_or(ExtentKind::hole)};
 }
 
+BackendFacts SealedBackend::facts() const {
+  constexpr std::size_t kIdBytes = 10;  // 20 hexadecimal digits, as much as a virtio serial holds
+  BackendFacts facts;
+  facts.suite = crypto::suite_name(extension_.suite);
+  facts.aead = crypto::aead_implementation(extension_.suite);
+  facts.session_id = session_id();
+  for (std::size_t i = 0; i < kIdBytes; ++i) {
+    for (const unsigned nibble : {extension_.uuid[i] >> 4U, extension_.uuid[i] & 15U}) {
+      facts.id += "0123456789abcdef"[nibble];
+    }
+  }
+  return facts;
+}
+
 BackendStats SealedBackend::stats() const {
   BackendStats s;
   s.metadata_reads = meta_->io().reads();

@@ -77,6 +77,7 @@ class SealedBackend final : public Backend {
   Task<Error> resize(QueueContext& q, std::uint64_t new_size) override;
   Task<Error> close(QueueContext& q) override;
   BackendStats stats() const override;
+  BackendFacts facts() const override;
 
   // Writes everything that is in the log home. Any thread; one runs at a time.
   Task<Error> checkpoint(QueueContext& q);
