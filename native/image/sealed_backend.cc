@@ -372,10 +372,10 @@ BackendFacts SealedBackend::facts() const {
   facts.suite = crypto::suite_name(extension_.suite);
   facts.aead = crypto::aead_implementation(extension_.suite);
   facts.session_id = session_id();
+  constexpr char kDigits[] = "0123456789abcdef";
   for (std::size_t i = 0; i < kIdBytes; ++i) {
-    for (const unsigned nibble : {extension_.uuid[i] >> 4U, extension_.uuid[i] & 15U}) {
-      facts.id += "0123456789abcdef"[nibble];
-    }
+    facts.id += kDigits[extension_.uuid[i] >> 4];
+    facts.id += kDigits[extension_.uuid[i] & 15];
   }
   return facts;
 }
