@@ -58,29 +58,39 @@ Task<Error> Checker::compare() {
     const std::uint64_t index = cluster / per_block;
     const bool usable = refcounts.block_usable(index);
     std::uint64_t n = std::min(end, (index + 1) * per_block) - cluster;
+    if (cluster < counts_.clusters()) n = std::min(n, counts_.clusters() - cluster);
     std::uint64_t stored = 0;
     if (usable) {
       const HostOffset at{cluster << layout_.cluster_bits};
       Error error = co_await refcounts.get_run(q_, at, n, n, stored);
       if (error) co_return error;
     }
-    for (; n != 0; --n, ++cluster) compare_one(cluster, stored, usable);
+    if (cluster < counts_.clusters()) {
+      for (std::uint64_t i = 0; i < n; ++i) compare_run(cluster + i, 1, stored, usable);
+    } else if (stored != 0) {
+      compare_run(cluster, n, stored, usable);  // behind the file nothing is referred to
+    }
+    cluster += n;
   }
   co_return Error();
 }
 
-void Checker::compare_one(std::uint64_t cluster, std::uint64_t stored, bool block_usable) {
+// `clusters` with equal stored counts and equal references.
+void Checker::compare_run(std::uint64_t cluster, std::uint64_t clusters, std::uint64_t stored,
+                          bool block_usable) {
   const std::uint64_t found = counts_.get(cluster);
   if (stored == found) return;
   if (stored > found) {
-    ++report_.leaks;
+    report_.leaks += clusters;
   } else {
-    ++report_.corruptions;
+    report_.corruptions += clusters;
     if (!block_usable) structure_damaged_ = true;
   }
-  note("cluster " + text(cluster) + ": refcount " + text(stored) + ", references " + text(found));
+  if (report_.messages.size() < kCheckMessagesMax) {
+    note("cluster " + text(cluster) + ": refcount " + text(stored) + ", references " + text(found));
+  }
   if (wrong_.size() < kWrongMax) {
-    wrong_.push_back({cluster, stored});
+    wrong_.push_back({cluster, clusters, stored});
   } else {
     too_many_wrong_ = true;
   }
@@ -105,14 +115,15 @@ Task<Error> Checker::repair_counts() {
   for (const Wrong& wrong : wrong_) {
     const std::uint64_t found = counts_.get(wrong.cluster);
     if (found > layout_.refcount_max()) continue;  // stays a corruption
-    Error error = co_await refcounts.set(q_, {wrong.cluster << layout_.cluster_bits}, found);
+    Error error =
+        co_await refcounts.set(q_, {wrong.cluster << layout_.cluster_bits}, wrong.clusters, found);
     if (error) co_return error;
     if (wrong.stored > found) {
-      --report_.leaks;
-      ++report_.leaks_fixed;
+      report_.leaks -= wrong.clusters;
+      report_.leaks_fixed += wrong.clusters;
     } else {
-      --report_.corruptions;
-      ++report_.corruptions_fixed;
+      report_.corruptions -= wrong.clusters;
+      report_.corruptions_fixed += wrong.clusters;
     }
   }
   Error error = co_await refcounts.make_durable(q_);

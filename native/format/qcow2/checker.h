@@ -34,7 +34,8 @@ class Checker {
 
   // check.cc: compare, repair
   Task<Error> compare();
-  void compare_one(std::uint64_t cluster, std::uint64_t stored, bool block_usable);
+  void compare_run(std::uint64_t cluster, std::uint64_t clusters, std::uint64_t stored,
+                   bool block_usable);
   Task<Error> repair_counts();
   Task<Error> check_copied();
   Task<Error> check_copied_l2(std::uint64_t l1_index);
@@ -61,6 +62,7 @@ class Checker {
   std::uint64_t steps_ = 0;
   struct Wrong {
     std::uint64_t cluster;
+    std::uint64_t clusters;
     std::uint64_t stored;
   };
   std::vector<Wrong> wrong_;  // counts that differ; at most kWrongMax, then a rebuild is cheaper

@@ -64,6 +64,7 @@ Task<Error> Refcounts::rebuild(io::Queue& q, std::uint64_t clusters,
   }
   meta_.map().remove_range(header_.refcount_table_offset, Part::refcount_table);
   cache_.forget(0, 0);
+  duplicates_.clear();
   {
     std::lock_guard dirty(dirty_mutex_);
     table_dirty_.clear();

@@ -75,9 +75,10 @@ Task<Error> Refcounts::load(io::Queue& q) {
   const auto* entries = reinterpret_cast<const Be64*>(raw.data());
   table_.assign(entries, entries + bytes / 8);
   home_ = table_;
-  for (const std::uint64_t entry : table_) {
-    // Malformed entries are refused where they are used (and counted by check).
-    if (block_valid(entry)) meta_.map().add_cluster({entry}, Part::refcount_block);
+  // Malformed entries are refused where they are used (and counted by check).
+  for (std::uint64_t i = 0; i < table_.size(); ++i) {
+    if (!block_valid(table_[i])) continue;
+    if (!meta_.map().add_cluster({table_[i]}, Part::refcount_block)) duplicates_.insert(i);
   }
   co_return Error();
 }
@@ -93,7 +94,7 @@ HostOffset Refcounts::locate(std::uint64_t slice) const {
 Error Refcounts::block_for(std::uint64_t cluster, bool& exists) const {
   const std::uint64_t index = cluster / layout_.refcount_block_entries();
   exists = index < table_.size() && table_[index] != 0;
-  if (exists && !block_valid(table_[index])) {
+  if (exists && !block_usable(index)) {
     return Error(Kind::corrupt, "refcount table entry " + std::to_string(index) + " is malformed");
   }
   return Error();
@@ -190,14 +191,14 @@ Task<Error> Refcounts::add(io::Queue& q, HostOffset first, std::uint64_t cluster
   co_return error;
 }
 
-Task<Error> Refcounts::set(io::Queue& q, HostOffset at, std::uint64_t value) {
+Task<Error> Refcounts::set(io::Queue& q, HostOffset first, std::uint64_t clusters,
+                           std::uint64_t value) {
   if (value > layout_.refcount_max()) {
     co_return Error(Kind::no_space, "a refcount of " + std::to_string(value) +
                                         " does not fit the image's refcount width");
   }
-  const std::uint64_t cluster = at.bytes >> layout_.cluster_bits;
   AsyncMutex::Guard guard = co_await lock_.lock();
-  Error error = co_await change(q, cluster, 1, 0, &value);
+  Error error = co_await change(q, first.bytes >> layout_.cluster_bits, clusters, 0, &value);
   co_return error;
 }
 

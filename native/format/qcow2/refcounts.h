@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <mutex>
+#include <unordered_set>
 #include <vector>
 
 #include "base/error.h"
@@ -52,8 +53,8 @@ class Refcounts {
   // Finds clusters with count zero and raises them to one, in memory. `contiguous`: all of them in
   // one run; else the run may be shorter (one at least).
   Task<Result<HostRun>> take(io::Queue& q, std::uint64_t clusters, bool contiguous);
-  // Check and repair: sets one count; its block exists. Quiesced.
-  Task<Error> set(io::Queue& q, HostOffset cluster, std::uint64_t value);
+  // Check and repair: sets counts; their blocks exist. Quiesced.
+  Task<Error> set(io::Queue& q, HostOffset first, std::uint64_t clusters, std::uint64_t value);
 
   // Home-going, in this order: write_blocks, sync, write_table, sync (if it wrote). The stage holds
   // the table entries whose blocks write_blocks has brought home; entries made since wait for the
@@ -73,7 +74,7 @@ class Refcounts {
   // Host offset of the refcount block for a table index, 0 when absent. Check only.
   std::uint64_t table_entry(std::uint64_t index) const { return table_[index]; }
   bool block_usable(std::uint64_t index) const {
-    return index < table_.size() && block_valid(table_[index]);
+    return index < table_.size() && block_valid(table_[index]) && !duplicates_.contains(index);
   }
   std::uint64_t table_size() const { return table_.size(); }
   std::uint64_t covered_clusters() const {
@@ -111,10 +112,11 @@ class Refcounts {
   MetaIo& meta_;
   Header& header_;
   const Layout layout_;
-  std::vector<std::uint64_t> table_;        // host byte order
-  std::vector<std::uint64_t> home_;         // what the medium may hold: durable blocks only
-  std::mutex dirty_mutex_;                  // table_dirty_
-  std::vector<std::uint64_t> table_dirty_;  // entries that differ, by index
+  std::vector<std::uint64_t> table_;              // host byte order
+  std::vector<std::uint64_t> home_;               // what the medium may hold: durable blocks only
+  std::unordered_set<std::uint64_t> duplicates_;  // entries whose block another entry has, too
+  std::mutex dirty_mutex_;                        // table_dirty_
+  std::vector<std::uint64_t> table_dirty_;        // entries that differ, by index
   SliceCache cache_;
   AsyncMutex lock_;              // everything below and table_
   std::uint64_t free_hint_ = 0;  // no free cluster below
