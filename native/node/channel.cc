@@ -11,11 +11,17 @@
 
 namespace pqblk::node {
 namespace {
+constexpr char kOnCompletions[] = "onCompletions";
+}
+
+namespace {
 
 constexpr std::uint64_t kHeaderBytes = 64;
 constexpr std::uint64_t kCompletionBytes = 8;
 constexpr std::uint64_t kSubmissionBytes = 32;
 constexpr std::uint64_t kArenaAlign = 4096;
+
+constexpr char kCallback[] = "onCompletions";
 
 enum Flags : std::uint32_t { kFua = 1, kUnmap = 2 };
 
@@ -156,9 +162,12 @@ bool ChannelCore::kick() {
   return true;
 }
 
-void ChannelCore::notified(Napi::Env) {
+void ChannelCore::notified(Napi::Env env) {
   if (wrap_ == nullptr) return;
-  wrap_->on_completions_.Call({});
+  const Napi::HandleScope scope(env);
+  const Napi::Object self = wrap_->Value();
+  if (self.IsEmpty()) return;
+  self.Get(kOnCompletions).As<Napi::Function>().Call(self, {});
   if (held_ && announced_.load(std::memory_order_acquire) == submitted_) {
     held_ = false;
     hub_.unhold();
@@ -272,7 +281,9 @@ Channel::Channel(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   }
   core_ = std::move(making->core);
   core_->wrap_ = this;
-  on_completions_ = Napi::Persistent(making->on_completions);
+  // On the object itself, where the collector sees it: a reference of ours from here to a function
+  // that reaches this object would keep both, and the disk, for ever.
+  info.This().As<Napi::Object>().Set(kOnCompletions, making->on_completions);
 }
 
 Channel::~Channel() {

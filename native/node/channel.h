@@ -100,7 +100,6 @@ class Channel : public Napi::ObjectWrap<Channel> {
   Napi::Value memory(const Napi::CallbackInfo& info);
 
   std::shared_ptr<ChannelCore> core_;
-  Napi::FunctionReference on_completions_;
 };
 
 }  // namespace pqblk::node

@@ -9,6 +9,7 @@
 namespace pqblk::node {
 namespace {
 
+constexpr char kCallback[] = "onProgress";
 constexpr std::uint64_t kReportEveryNs = 50'000'000;
 constexpr napi_type_tag kTokenTag = {0x5071626c6b546f6bU, 0x8d1f4b0ae6c24f11U};
 
@@ -36,9 +37,11 @@ bool TokenCore::report(std::uint64_t done, std::uint64_t total) {
 }
 
 void TokenCore::notified(Napi::Env env) {
-  if (token_ == nullptr || token_->on_progress_.IsEmpty()) return;
-  token_->on_progress_.Call({number_to_js(env, done_.load(std::memory_order_relaxed)),
-                             number_to_js(env, total_.load(std::memory_order_relaxed))});
+  if (token_ == nullptr) return;
+  const Napi::Value callback = token_->Value().Get(kCallback);
+  if (!callback.IsFunction()) return;
+  callback.As<Napi::Function>().Call({number_to_js(env, done_.load(std::memory_order_relaxed)),
+                                      number_to_js(env, total_.load(std::memory_order_relaxed))});
 }
 
 Napi::Function JobToken::define(Napi::Env env) {
@@ -48,9 +51,8 @@ Napi::Function JobToken::define(Napi::Env env) {
 JobToken::JobToken(const Napi::CallbackInfo& info) : ObjectWrap(info) {
   napi_type_tag_object(info.Env(), info.This(), &kTokenTag);
   core_->token_ = this;
-  if (info.Length() > 0 && info[0].IsFunction()) {
-    on_progress_ = Napi::Persistent(info[0].As<Napi::Function>());
-  }
+  // A property, so that a function that leads back to this object can be collected with it.
+  if (info.Length() > 0 && info[0].IsFunction()) Value().Set(kCallback, info[0]);
 }
 
 Napi::Value JobToken::cancel(const Napi::CallbackInfo& info) {

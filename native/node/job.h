@@ -50,7 +50,6 @@ class JobToken : public Napi::ObjectWrap<JobToken> {
   friend class TokenCore;
   Napi::Value cancel(const Napi::CallbackInfo& info);
   std::shared_ptr<TokenCore> core_ = std::make_shared<TokenCore>();
-  Napi::FunctionReference on_progress_;
 };
 
 // Derive, keep what the work needs as members (no JavaScript values), and start().
