@@ -122,8 +122,7 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   entries_ = std::make_unique<EntryCache>(
       geometry_, file_, options_.entry_cache_bytes,
       [this](io::Queue& io, Slot slot) { return home_mapping(io, slot); });
-  log_ = std::make_unique<Log>(file_, extension_, mac_, overlay_, pool_,
-                               options_.pending_bytes);
+  log_ = std::make_unique<Log>(file_, extension_, mac_, overlay_, pool_, options_.pending_bytes);
   log_->on_pressure = [this] { ask_checkpoint(); };
   meta_->io().sync_by = [this](io::Queue& io) { return log_->sync(io); };
   if (Error e = co_await recover(q)) co_return e;
