@@ -154,8 +154,9 @@ class Run {
       return leave(life, crash(life, name, "close"), name);
     }
     life.run();
-    if (life.world().failed_syncs() > 0)
+    if (!life.closed_well() || life.world().failed_syncs() > 0) {
       return leave(life, crash(life, name, "failed close"), name);
+    }
     tell("life " + name + ": clean close");
     end(life, name);
     return {life.device(), life.model()};

@@ -3,13 +3,15 @@
 
 #include <doctest/doctest.h>
 
+#include "sealed/effort.h"
 #include "sim/toy_store.h"
 
+using namespace pqblk;  // NOLINT
 using namespace pqblk::sim;
 
 TEST_CASE("a right store survives random crashes") {
   const ToyFault fault = ToyFault::none;
-  const CrashReport report = crash_runs(toy_subject(12, fault), 1, 300, {});
+  const CrashReport report = crash_runs(toy_subject(12, fault), 1, test::effort(300), {});
   CHECK_MESSAGE(report.ok(), report.failure);
   MESSAGE("lives " << report.counts.lives << ", crashes " << report.counts.crashes << ", steps "
                    << report.counts.steps);
@@ -17,7 +19,8 @@ TEST_CASE("a right store survives random crashes") {
 
 TEST_CASE("a right store survives failing operations") {
   const ToyFault fault = ToyFault::none;
-  const CrashReport report = crash_runs(toy_subject(12, fault), 1, 300, {.fault_runs_one_in = 2});
+  const CrashReport report =
+      crash_runs(toy_subject(12, fault), 1, test::effort(300), {.fault_runs_one_in = 2});
   CHECK_MESSAGE(report.ok(), report.failure);
 }
 

@@ -1,7 +1,5 @@
 #include "sim/images.h"
 
-#include <algorithm>
-#include <array>
 #include <vector>
 
 #include "format/qcow2/check.h"
@@ -10,38 +8,11 @@
 #include "image/raw_backend.h"
 #include "image/sealed_backend.h"
 #include "sealed/backend_api.h"
-#include "sealed/nonce.h"
 
 namespace pqblk::sim {
 namespace {
 
 using Opened = Result<std::unique_ptr<image::Backend>>;
-
-constexpr sealed::Uuid kUuid = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16};
-
-crypto::SecretKey key_of(std::uint8_t value) {
-  std::array<std::uint8_t, 32> bytes;
-  bytes.fill(value);
-  auto key = crypto::SecretKey::copy_of(bytes);
-  return key ? std::move(*key) : crypto::SecretKey();
-}
-
-sealed::VolumeKeys volume_keys() {
-  sealed::VolumeKeys keys;
-  keys.integrity = key_of(1);
-  keys.data.push_back({.epoch = 1, .key = key_of(2)});
-  keys.current_epoch = 1;
-  return keys;
-}
-
-void trace_nonce(std::uint32_t session, const std::uint8_t* salt, const crypto::Nonce& nonce,
-                 bool log_key) {
-  std::array<std::uint8_t, 37> key;  // what the session key is derived from, and which of the two
-  std::copy_n(salt, 32, key.begin());
-  for (int i = 0; i < 4; ++i) key[32 + i] = static_cast<std::uint8_t>(session >> (8 * i));
-  key[36] = log_key ? 1 : 0;
-  nonce_trace().consume(key, nonce);
-}
 
 // A read-only image that holds version 0 of every sector.
 class PatternBackend final : public image::Backend {
@@ -85,16 +56,10 @@ class PatternBackend final : public image::Backend {
   const std::uint64_t size_;
 };
 
-image::SealedOptions sealed_options(const SealedShape& shape) {
-  image::SealedOptions how;
-  how.keys = volume_keys();
-  how.expected_uuid = kUuid;
-  how.l2_cache_bytes = how.entry_cache_bytes = 64 * kKiB;
-  how.pending_bytes = 64 * kKiB;
-  how.overlay_sectors_max = shape.overlay_sectors;
-  how.session_sectors_max = shape.session_sectors;
-  how.allow_unauthenticated_backing = shape.backed;
-  if (shape.backed) how.backing = std::make_unique<PatternBackend>(shape.sectors * kSectorSize);
+image::SealedOptions sealed_options(const test::SealedShape& shape, bool backed) {
+  image::SealedOptions how = test::open_options(shape);
+  how.allow_unauthenticated_backing = backed;
+  if (backed) how.backing = std::make_unique<PatternBackend>(shape.sectors * kSectorSize);
   return how;
 }
 
@@ -116,9 +81,9 @@ Task<Error> check_qcow2(image::QueueContext& q, const io::File& file, bool leaks
 }
 
 // A sealed image's own areas are referenced by its extension, which only its backend reads.
-Task<Error> check_sealed(image::QueueContext& q, const io::File& file, SealedShape shape,
-                         bool leaks_allowed) {
-  image::SealedOptions how = sealed_options(shape);
+Task<Error> check_sealed(image::QueueContext& q, const io::File& file, test::SealedShape shape,
+                         bool backed, bool leaks_allowed) {
+  image::SealedOptions how = sealed_options(shape, backed);
   how.read_only = true;
   how.for_check = true;
   auto backend = co_await image::SealedBackend::open(q, file, std::move(how));
@@ -130,60 +95,35 @@ Task<Error> check_sealed(image::QueueContext& q, const io::File& file, SealedSha
   co_return closed;
 }
 
-sealed::CreateOptions create_options(const SealedShape& shape) {
-  sealed::CreateOptions o;
-  o.size = shape.sectors * kSectorSize;
-  o.cluster_bits = shape.cluster_bits;
-  o.suite = shape.suite;
-  o.uuid = kUuid;
-  o.log_bytes = shape.log_bytes;
-  o.key_area.resize(sealed::kKeyAreaBytes);
-  if (shape.backed) {
-    o.backing_policy = sealed::BackingPolicy::unauthenticated;
-    o.backing_name = "backing";
-    o.backing_format = "raw";
-  }
-  return o;
+Task<Error> create_backed(test::SealedShape shape, io::Queue& q, const io::File& file) {
+  sealed::CreateOptions options = test::create_options(shape);
+  options.backing_policy = sealed::BackingPolicy::unauthenticated;
+  options.backing_name = "backing";
+  options.backing_format = "raw";
+  const sealed::VolumeKeys keys = test::test_keys();
+  co_return co_await sealed::create_image(q, file, options, keys);
 }
 
-Task<Opened> open_sealed(SealedShape shape, image::QueueContext& service, const io::File& file) {
-  auto opened = co_await image::SealedBackend::open(service, file, sealed_options(shape));
+Task<Opened> open_backed(test::SealedShape shape, image::QueueContext& service,
+                         const io::File& file) {
+  auto opened = co_await image::SealedBackend::open(service, file, sealed_options(shape, true));
   if (!opened) co_return opened.take_error();
   co_return std::unique_ptr<image::Backend>(std::move(*opened));
 }
 
 }  // namespace
 
-NonceTrace& nonce_trace() {
-  static NonceTrace trace;
-  return trace;
-}
-
-Subject sealed_subject(const SealedShape& shape) {
-  Subject s;
-  s.name = "sealed";
-  s.sectors = shape.sectors;
-  s.sectors_per_cluster = (std::uint64_t{1} << shape.cluster_bits) / kSectorSize;
-  s.backed = shape.backed;
-  s.file = shape.file;
-  s.create = [shape](io::Queue& q, const io::File& file) -> Task<Error> {
-    const sealed::CreateOptions options = create_options(shape);
-    const sealed::VolumeKeys keys = volume_keys();
-    co_return co_await sealed::create_image(q, file, options, keys);
+Subject checked_sealed_subject(const test::SealedShape& shape, bool backed) {
+  Subject s = test::sealed_subject(shape);
+  s.check_closed = [shape, backed](image::QueueContext& q, const io::File& file,
+                                   bool leaks_allowed) {
+    return check_sealed(q, file, shape, backed, leaks_allowed);
   };
+  if (!backed) return s;
+  s.backed = true;
+  s.create = [shape](io::Queue& q, const io::File& file) { return create_backed(shape, q, file); };
   s.open = [shape](image::QueueContext& service, const io::File& file) {
-    return open_sealed(shape, service, file);
-  };
-  s.checkpoint = [](image::Backend& backend, image::QueueContext& q, bool) {
-    return static_cast<image::SealedBackend&>(backend).checkpoint(q);
-  };
-  s.begin_run = [](std::uint64_t) {
-    sealed::nonce_tracer.store(trace_nonce);
-    nonce_trace().reset();
-  };
-  s.verdict = [] { return nonce_trace().duplicate(); };
-  s.check_closed = [shape](image::QueueContext& q, const io::File& file, bool leaks_allowed) {
-    return check_sealed(q, file, shape, leaks_allowed);
+    return open_backed(shape, service, file);
   };
   return s;
 }

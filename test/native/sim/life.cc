@@ -28,8 +28,8 @@ constexpr std::uint64_t kVerifyChunk = 8;  // sectors read at once
 
 std::string_view op_type_name(OpType type) {
   static constexpr std::string_view kNames[] = {
-      "write", "write_fua",  "write_cluster",   "zero",    "zero_unmap", "discard", "read",
-      "flush", "checkpoint", "checkpoint_full", "relocate"};
+      "write", "write_fua", "write_cluster", "zero",       "zero_unmap",      "discard",
+      "read",  "flush",     "extent",        "checkpoint", "checkpoint_full", "relocate"};
   static_assert(std::size(kNames) == static_cast<std::size_t>(OpType::count_));
   return kNames[static_cast<std::size_t>(type)];
 }
@@ -169,7 +169,7 @@ void Life::finish() {
   if (!failure_.empty()) return;
   backend_.reset();
   finished_ = true;
-  if (closed_ && options_.check_closed && world_->injected() == 0) check_closed();
+  if (closed_well_ && options_.check_closed && world_->injected() == 0) check_closed();
 }
 
 void Life::check_closed() {
@@ -196,6 +196,7 @@ Task<void> Life::do_close() {
   Error error = co_await backend_->close(service());
   closed_ = true;
   if (!error) {
+    closed_well_ = true;
     model_.closed();
     ++model_changes_;
   } else if (!excusable(error)) {
@@ -263,12 +264,11 @@ OpSpec Life::random_op() {
     OpType type;
     std::uint32_t weight;
   };
-  static constexpr Weight kWeights[] = {{OpType::write, 30},        {OpType::write_fua, 5},
-                                        {OpType::write_cluster, 5}, {OpType::zero, 4},
-                                        {OpType::zero_unmap, 4},    {OpType::discard, 4},
-                                        {OpType::read, 14},         {OpType::flush, 10},
-                                        {OpType::checkpoint, 4},    {OpType::checkpoint_full, 2},
-                                        {OpType::relocate, 3}};
+  static constexpr Weight kWeights[] = {
+      {OpType::write, 30},     {OpType::write_fua, 5},       {OpType::write_cluster, 5},
+      {OpType::zero, 4},       {OpType::zero_unmap, 4},      {OpType::discard, 4},
+      {OpType::read, 14},      {OpType::flush, 10},          {OpType::extent, 3},
+      {OpType::checkpoint, 4}, {OpType::checkpoint_full, 2}, {OpType::relocate, 3}};
   static constexpr std::uint32_t kSum = [] {
     std::uint32_t sum = 0;
     for (const Weight& w : kWeights) sum += w.weight;
@@ -309,6 +309,8 @@ Task<Error> Life::run_op(image::QueueContext& q, const OpSpec& op) {
       co_return co_await read(q, op);
     case OpType::flush:
       co_return co_await flush(q);
+    case OpType::extent:
+      co_return co_await extent(q, op);
     case OpType::checkpoint:
     case OpType::checkpoint_full:
       if (!subject_.checkpoint) co_return Error();
@@ -378,6 +380,21 @@ Task<Error> Life::read(image::QueueContext& q, const OpSpec& op) {
     if (!wrong.empty()) fail(op.text() + ": " + wrong);
   }
   co_return error;
+}
+
+Task<Error> Life::extent(image::QueueContext& q, const OpSpec& op) {
+  const std::uint64_t asked = op.count * kSectorSize;
+  const Model::Ticket ticket = model_.begin_read(op.sector, op.count);
+  auto found = co_await backend_->extent(q, {op.sector * kSectorSize}, asked);
+  if (!found) co_return found.take_error();
+  if (found->length == 0 || found->length > asked) {
+    fail(op.text() + ": an extent of " + std::to_string(found->length) + " bytes");
+  } else if (found->kind != image::ExtentKind::data && found->length == asked) {
+    const std::vector<std::uint8_t> zeros(asked);
+    std::string wrong = model_.end_read(ticket, op.sector, op.count, zeros.data());
+    if (!wrong.empty()) fail(op.text() + " says hole or zeros: " + wrong);
+  }
+  co_return Error();
 }
 
 Task<Error> Life::flush(image::QueueContext& q) {

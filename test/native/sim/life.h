@@ -29,6 +29,7 @@ enum class OpType : std::uint8_t {
   discard,
   read,
   flush,
+  extent,
   checkpoint,  // these three only where the subject has them
   checkpoint_full,
   relocate,  // the cluster of `sector`
@@ -101,6 +102,7 @@ class Life {
   void finish();
 
   bool is_open() const { return backend_ != nullptr; }
+  bool closed_well() const { return closed_well_; }  // close() succeeded
   const std::string& failure() const { return failure_; }
   World& world() { return *world_; }
   Model& model() { return model_; }
@@ -117,6 +119,7 @@ class Life {
   Task<Error> write(image::QueueContext& q, const OpSpec& op);
   Task<Error> zero(image::QueueContext& q, const OpSpec& op);
   Task<Error> read(image::QueueContext& q, const OpSpec& op);
+  Task<Error> extent(image::QueueContext& q, const OpSpec& op);
   Task<Error> flush(image::QueueContext& q);
   Task<Error> relocate(image::QueueContext& q, const OpSpec& op);
   bool next_op(OpSpec& op);
@@ -143,6 +146,7 @@ class Life {
   std::uint32_t active_ = 0;
   std::uint64_t model_changes_ = 0;
   bool closed_ = false;
+  bool closed_well_ = false;
   bool finished_ = false;  // else coroutines may be suspended, and are left where they are
   std::string failure_;
 };
