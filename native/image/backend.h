@@ -34,7 +34,7 @@ struct GuestBuffers {
   void zero() const;
 };
 
-inline constexpr std::size_t kArenaBytes = 2 * kMiB;       // of each queue
+inline constexpr std::size_t kArenaBytes = 1 * kMiB;       // of each queue
 inline constexpr std::size_t kArenaBufferMax = 64 * kKiB;  // larger buffers never come from it
 inline constexpr std::size_t kPooledBufferMax =
     1 * kMiB;  // larger ones go back to the heap at once

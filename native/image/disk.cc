@@ -70,7 +70,7 @@ Error Disk::Impl::start_queues(const OpenOptions& options) {
       io.sqpoll = false;
       io.spin_us = 0;
     }
-    auto queue = RequestQueue::open(i, io, is_service ? nullptr : &fallback_cause);
+    auto queue = RequestQueue::open(i, io, is_service ? nullptr : &fallback_cause, !is_service);
     if (!queue) return queue.take_error();
     (*queue)->ring().register_file(file);
     if (is_service) {

@@ -21,7 +21,8 @@ void refuse(Request& request, Kind kind, std::string message) {
 
 Result<std::unique_ptr<RequestQueue>> RequestQueue::open(std::uint32_t index,
                                                          const io::QueueOptions& options,
-                                                         std::string* fallback_cause) {
+                                                         std::string* fallback_cause,
+                                                         bool register_arena) {
   auto made = io::make_queue(options, fallback_cause);
   if (!made) return made.take_error();
   io::Queue& ring = **made;
@@ -31,9 +32,11 @@ Result<std::unique_ptr<RequestQueue>> RequestQueue::open(std::uint32_t index,
   auto thread = io::QueueThread::start(std::move(*made), index);
   if (!thread) return thread.take_error();
   queue->thread_ = std::move(*thread);
-  const std::span<std::uint8_t> arena = queue->context_->arena();
-  const iovec buffer{arena.data(), arena.size()};
-  ring.register_buffers({&buffer, 1});
+  if (register_arena) {
+    const std::span<std::uint8_t> arena = queue->context_->arena();
+    const iovec buffer{arena.data(), arena.size()};
+    ring.register_buffers({&buffer, 1});
+  }
   return queue;
 }
 

@@ -34,10 +34,12 @@ class RequestHandler {
 
 class RequestQueue {
  public:
-  // The thread runs from here on.
+  // The thread runs from here on. `register_arena`: the ring keeps the arena's pages at hand, which
+  // costs their memory at once; not worth it where little data moves.
   static Result<std::unique_ptr<RequestQueue>> open(std::uint32_t index,
                                                     const io::QueueOptions& options,
-                                                    std::string* fallback_cause);
+                                                    std::string* fallback_cause,
+                                                    bool register_arena = true);
   ~RequestQueue();  // stops and joins; nothing may be in flight
 
   io::Queue& ring() { return thread_->queue(); }

@@ -347,33 +347,46 @@ Task<Error> Refcounts::extend(io::Queue& q, std::uint64_t first, std::uint64_t c
   if (table_bytes > std::max(kRefcountTableBytesMax, layout_.cluster_size())) {
     co_return Error(Kind::no_space, "the refcount table reached its largest size (8 MiB)");
   }
+  const std::size_t old_size = table_.size();
   if (needed.table_clusters != 0) {
     table_.resize(table_bytes / 8);
     home_.resize(table_bytes / 8);
   }
   meta_.raise_host_end((place + needed.total()) << layout_.cluster_bits);
   end_ = std::max(end_, place + needed.total());
-  std::uint64_t next = place;
+  std::vector<std::uint64_t> made;
   for (std::uint64_t i = first / per_block; i <= (place + needed.total() - 1) / per_block && !error;
        ++i) {
     if (table_[i] != 0) continue;
-    const HostOffset at{next++ << layout_.cluster_bits};
+    const HostOffset at{(place + made.size()) << layout_.cluster_bits};
+    made.push_back(i);
     meta_.map().add_cluster(at, Part::refcount_block);
+    table_[i] = at.bytes;
     error = co_await meta_.write_zeroes(q, Part::refcount_block, at, layout_.cluster_size());
-    if (error) {
-      meta_.map().remove_cluster(at, Part::refcount_block);
-    } else {
-      table_[i] = at.bytes;
-      std::lock_guard guard(dirty_mutex_);
-      table_dirty_.push_back(i);
-    }
   }
   if (!error) error = co_await change(q, place, needed.total(), 1, nullptr);
   if (!error && needed.table_clusters != 0) {
     error = co_await move_table(q, {(place + needed.blocks) << layout_.cluster_bits},
                                 static_cast<std::uint32_t>(needed.table_clusters));
+  } else if (!error) {
+    std::lock_guard guard(dirty_mutex_);
+    table_dirty_.insert(table_dirty_.end(), made.begin(), made.end());
   }
+  if (error && !broken_) undo_extend(made, old_size);
   co_return error;
+}
+
+// As if the blocks had never been made: they may lack counts, their own first of all. Counts that
+// other blocks hold for the new clusters stay raised; that leaks them.
+void Refcounts::undo_extend(const std::vector<std::uint64_t>& made, std::size_t table_size) {
+  const std::uint64_t slices = layout_.cluster_size() / layout_.slice_bytes();
+  for (const std::uint64_t i : made) {
+    cache_.forget(i * slices, slices);
+    meta_.map().remove_cluster({table_[i]}, Part::refcount_block);
+    table_[i] = 0;
+  }
+  table_.resize(table_size);
+  home_.resize(table_size);
 }
 
 // The grown table_ goes to its new place: blocks and table, sync, header, sync, old one freed.
@@ -387,11 +400,13 @@ Task<Error> Refcounts::move_table(io::Queue& q, HostOffset at, std::uint32_t clu
   Error error = co_await write_blocks_locked(q);
   if (!error) error = co_await meta_.write(q, Part::refcount_table, at, raw.data(), raw.size());
   if (!error) error = co_await meta_.sync(q);
-  if (!error) {
-    header_.refcount_table_offset = at;
-    header_.refcount_table_clusters = clusters;
-    error = co_await switch_header(q);
+  if (error) {
+    meta_.map().remove_range(at, Part::refcount_table);
+    co_return error;
   }
+  header_.refcount_table_offset = at;
+  header_.refcount_table_clusters = clusters;
+  error = co_await switch_header(q);
   if (error) {
     // The larger table stays in memory only; the header names the old one, which ends earlier.
     header_.refcount_table_offset = old;

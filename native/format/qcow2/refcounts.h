@@ -105,6 +105,7 @@ class Refcounts {
   Extension plan(std::uint64_t first, std::uint64_t clusters) const;
   Task<Error> extend_for(io::Queue& q, std::uint64_t first, std::uint64_t clusters, bool& done);
   Task<Error> extend(io::Queue& q, std::uint64_t first, std::uint64_t clusters);
+  void undo_extend(const std::vector<std::uint64_t>& made, std::size_t table_size);
   Task<Error> move_table(io::Queue& q, HostOffset at, std::uint32_t clusters);
   Task<Error> write_blocks_locked(io::Queue& q);
   Error check_room(std::uint64_t cluster_end) const;
