@@ -1,7 +1,10 @@
 // How much a test does: bounded for `npm test`, less where a sanitizer makes everything slow, more
-// in a soak.
+// in a soak. Two doctest suites say what a sanitizer's run leaves out (scripts/suites.mjs):
 //
-// Room test/sealed.
+//   hunt   looks for planted faults: proves the tests, not the engine
+//   solo   one thread works at any time: tells ThreadSanitizer nothing
+//
+// Room test.
 #pragma once
 
 #include <cstdint>

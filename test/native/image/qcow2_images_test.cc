@@ -39,6 +39,8 @@ void put_word(Bytes& bytes, std::size_t at, std::uint64_t value) {
 
 }  // namespace
 
+TEST_SUITE_BEGIN("solo");
+
 TEST_CASE("qcow2 create: qemu-img finds our empty images clean, and our written ones") {
   struct Made {
     std::uint32_t version, cluster_bits, refcount_bits;
@@ -430,6 +432,8 @@ TEST_CASE("qcow2: truncated and garbage images are refused, or read without a cr
     try_everything();
   }
 }
+
+TEST_SUITE_END();
 
 TEST_CASE("qcow2: two queues write to the same clusters, and nothing is lost") {
   Lab lab;

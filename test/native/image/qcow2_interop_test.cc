@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "effort.h"
 #include "image/qcow2_lab.h"
 
 namespace pqblk::image::test {
@@ -66,17 +67,21 @@ void expect_file(Lab& lab, const std::string& name, const Bytes& model) {
   CHECK_MESSAGE(what.empty(), "as qemu-img reads it: " << what);
 }
 
+// A sanitizer sees every path in a part of the shapes.
 template <class Body>
 void each_shape(Body body) {
-  for (const Shape& shape : kShapes) {
-    CAPTURE(shape.name);
-    body(shape);
+  const std::size_t step = pqblk::test::effort(std::size(kShapes)) < std::size(kShapes) ? 4 : 1;
+  for (std::size_t i = 0; i < std::size(kShapes); i += step) {
+    CAPTURE(kShapes[i].name);
+    body(kShapes[i]);
   }
 }
 
 void expect_ok(const Error& error) { REQUIRE_MESSAGE(error.ok(), error.to_string()); }
 
 }  // namespace
+
+TEST_SUITE_BEGIN("solo");
 
 TEST_CASE("qcow2: what qemu-img made reads the same, and survives our writes") {
   each_shape([](const Shape& shape) {
@@ -159,5 +164,7 @@ TEST_CASE("qcow2: overlays over a chain of backing files") {
     CHECK(lab.load("base.raw") == base);
   });
 }
+
+TEST_SUITE_END();
 
 }  // namespace pqblk::image::test

@@ -221,9 +221,9 @@ TEST_CASE("more requests than may run at once wait, and all complete") {
   Small s;
   Bench bench(s.temp, s.geometry, 2);
   Batch batch;
-  std::vector<std::uint8_t> data(512);
-  for (std::uint32_t i = 0; i < 3 * kRunningMax; ++i) {
-    batch.add(i % 2 == 0 ? RequestType::out : RequestType::in, i % 2048 * 512, data);
+  std::vector<std::vector<std::uint8_t>> buffers(3 * kRunningMax, std::vector<std::uint8_t>(512));
+  for (std::uint32_t i = 0; i < buffers.size(); ++i) {
+    batch.add(i % 2 == 0 ? RequestType::out : RequestType::in, i % 2048 * 512, buffers[i]);
   }
   bench.run(batch);
   for (const Request& r : batch.requests()) CHECK(r.status == Status::ok);

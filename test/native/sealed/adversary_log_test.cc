@@ -5,7 +5,7 @@
 
 #include <functional>
 
-#include "sealed/effort.h"
+#include "effort.h"
 #include "sealed/log_scan.h"
 #include "sealed/sealed_lab.h"
 
@@ -128,6 +128,8 @@ void copy(sim::Device& to, std::uint64_t at, const sim::Device& from, std::uint6
 
 }  // namespace
 
+TEST_SUITE_BEGIN("solo");
+
 TEST_CASE("a log that nobody touched gives back everything") {
   const auto& truth = exhibit().truth;
   for (std::uint64_t s = 0; s < kShape.sectors; ++s) {
@@ -212,3 +214,5 @@ TEST_CASE("the log of another copy of the image does not authenticate") {
   copy(image, x.log_offset, killed(branch.image()), x.log_offset, x.log_length);
   CHECK(examine(image) == "ok");  // its session has another key
 }
+
+TEST_SUITE_END();

@@ -139,6 +139,8 @@ std::uint64_t entry_slot_at(std::uint64_t sector) {
 
 }  // namespace
 
+TEST_SUITE_BEGIN("solo");
+
 TEST_CASE("the exhibit is what it should be") {
   const Exhibit& x = exhibit();
   for (std::uint64_t s = 0; s < kShape.sectors; ++s) {
@@ -449,3 +451,5 @@ TEST_CASE("backing name and policy are authenticated, and consent is needed") {
   flip(shorter, 19, 0);  // the name's length
   CHECK(open(shorter) == Kind::corrupt);
 }
+
+TEST_SUITE_END();

@@ -69,6 +69,8 @@ const Trap kTraps[] = {
 
 }  // namespace
 
+TEST_SUITE_BEGIN("hunt");
+
 TEST_CASE("the simulator catches every planted fault") {
   for (std::uint8_t f = 1; f < static_cast<std::uint8_t>(Fault::count_); ++f) {
     const auto fault = static_cast<Fault>(f);
@@ -92,3 +94,5 @@ TEST_CASE("the simulator catches every planted fault") {
             << ": after " << caught[0].runs << " runs: " << caught[0].failure.substr(0, 300));
   }
 }
+
+TEST_SUITE_END();

@@ -6,7 +6,7 @@
 #include <map>
 #include <random>
 
-#include "sealed/effort.h"
+#include "effort.h"
 
 using namespace pqblk;          // NOLINT
 using namespace pqblk::sealed;  // NOLINT

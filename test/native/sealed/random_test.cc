@@ -3,7 +3,7 @@
 // The seeds are fixed, so that a run is a regression test; PQBLK_SOAK_SECONDS runs new ones.
 #include <doctest/doctest.h>
 
-#include "sealed/effort.h"
+#include "effort.h"
 #include "sealed/sealed_subject.h"
 #include "sim/crash_runs.h"
 
@@ -45,9 +45,11 @@ const Case kCases[] = {
 
 }  // namespace
 
+TEST_SUITE_BEGIN("solo");
+
 TEST_CASE("sealed disks of every shape survive random crashes") {
   const std::uint32_t soak = soak_seconds();
-  const std::uint64_t seeds = effort(250);
+  const std::uint64_t seeds = effort(300);
   for (const Case& c : kCases) {
     SUBCASE(c.name) {
       const sim::Subject subject = sealed_subject(c.shape);
@@ -61,3 +63,5 @@ TEST_CASE("sealed disks of every shape survive random crashes") {
     }
   }
 }
+
+TEST_SUITE_END();

@@ -8,7 +8,7 @@
 
 #include <chrono>
 
-#include "sealed/effort.h"
+#include "effort.h"
 #include "sealed/sealed_subject.h"
 
 using namespace pqblk;        // NOLINT
@@ -49,12 +49,14 @@ sim::ScopeOptions wide(std::uint64_t images) {
 
 }  // namespace
 
+TEST_SUITE_BEGIN("solo");
+
 TEST_CASE("sealed disks survive every crash of every short program") {
-  explore_all("volatile, one client", kTwoClusters, 2, effort(100), deep(16));
-  explore_all("non-volatile, one client", kTwoSafeClusters, 2, effort(100), deep(16));
-  explore_all("volatile, one client", kTwoClusters, 3, effort(120), deep(8));
-  explore_all("volatile, two clients", kTwoClusters, 3, effort(16), wide(8));
-  explore_all("non-volatile, two clients", kTwoSafeClusters, 3, effort(16), wide(8));
+  explore_all("volatile, one client", kTwoClusters, 2, effort(100), deep(effort(16)));
+  explore_all("non-volatile, one client", kTwoSafeClusters, 2, effort(100), deep(effort(16)));
+  explore_all("volatile, one client", kTwoClusters, 3, effort(120), deep(effort(8)));
+  explore_all("volatile, two clients", kTwoClusters, 3, effort(16), wide(effort(8)));
+  explore_all("non-volatile, two clients", kTwoSafeClusters, 3, effort(16), wide(effort(8)));
 }
 
 // Lengths 3 to 6 in turn, other programs each time round.
@@ -74,3 +76,5 @@ TEST_CASE("sealed disks survive every crash of longer programs") {
   CHECK_MESSAGE(report.ok(), report.failure);
   MESSAGE("longer programs: " << programs);
 }
+
+TEST_SUITE_END();

@@ -8,21 +8,12 @@
 using namespace pqblk;        // NOLINT
 using namespace pqblk::test;  // NOLINT
 
+TEST_SUITE_BEGIN("solo");
+
 TEST_CASE("a sealed disk keeps what is written over clean closes") {
   const sim::CrashReport report = sim::crash_runs(
       sealed_subject({}), 1, 20, {.branches = 0, .power_loss = false, .kill = false});
   CHECK_MESSAGE(report.ok(), report.failure);
 }
 
-TEST_CASE("a sealed disk survives random crashes") {
-  const sim::CrashReport report = sim::crash_runs(sealed_subject({}), 1, 600, {});
-  CHECK_MESSAGE(report.ok(), report.failure);
-  MESSAGE("lives " << report.counts.lives << ", crashes " << report.counts.crashes << ", steps "
-                   << report.counts.steps);
-}
-
-TEST_CASE("a sealed disk on a non-volatile device survives random crashes") {
-  const sim::CrashReport report =
-      sim::crash_runs(sealed_subject({.non_volatile = true}), 1, 600, {});
-  CHECK_MESSAGE(report.ok(), report.failure);
-}
+TEST_SUITE_END();

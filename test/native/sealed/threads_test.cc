@@ -22,10 +22,10 @@
 #include <vector>
 
 #include "base/aligned.h"
+#include "effort.h"
 #include "image/disk.h"
 #include "image/disk_create.h"
 #include "io/queue_thread.h"
-#include "sealed/effort.h"
 #include "sealed/sealed_subject.h"
 #include "sim/model.h"
 #include "storage/file.h"

@@ -3,11 +3,13 @@
 
 #include <doctest/doctest.h>
 
-#include "sealed/effort.h"
+#include "effort.h"
 #include "sim/toy_store.h"
 
 using namespace pqblk;  // NOLINT
 using namespace pqblk::sim;
+
+TEST_SUITE_BEGIN("solo");
 
 TEST_CASE("a right store survives random crashes") {
   const ToyFault fault = ToyFault::none;
@@ -24,6 +26,10 @@ TEST_CASE("a right store survives failing operations") {
   CHECK_MESSAGE(report.ok(), report.failure);
 }
 
+TEST_SUITE_END();
+
+TEST_SUITE_BEGIN("hunt");
+
 TEST_CASE("every wrong store is caught") {
   for (std::size_t i = 1; i < kToyFaults; ++i) {
     const auto fault = static_cast<ToyFault>(i);
@@ -35,3 +41,5 @@ TEST_CASE("every wrong store is caught") {
     CHECK_MESSAGE(!report.ok(), "survived: " << std::string(toy_fault_name(fault)));
   }
 }
+
+TEST_SUITE_END();

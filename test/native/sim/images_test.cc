@@ -4,7 +4,7 @@
 
 #include <doctest/doctest.h>
 
-#include "sealed/effort.h"
+#include "effort.h"
 #include "sim/crash_runs.h"
 
 using namespace pqblk;  // NOLINT
@@ -25,6 +25,8 @@ void survives(const Subject& subject, std::uint64_t seeds, const CrashOptions& o
 }
 
 }  // namespace
+
+TEST_SUITE_BEGIN("solo");
 
 TEST_CASE("raw images survive random crashes") { survives(raw_subject(24), 200, {}); }
 
@@ -49,3 +51,5 @@ TEST_CASE("raw and qcow2 images survive failing operations") {
   survives(raw_subject(24), 200, {.fault_runs_one_in = 2});
   survives(qcow2_subject({}), 200, {.fault_runs_one_in = 2});
 }
+
+TEST_SUITE_END();

@@ -21,6 +21,7 @@ void NonceTrace::consume(std::span<const std::uint8_t> key, std::span<const std:
   const std::uint64_t a = hash_bytes(key.data(), key.size());
   const std::uint64_t b = hash_bytes(nonce.data(), nonce.size());
   const Print print{mix64(a + mix64(b)), mix64(b + mix64(a ^ 0x9e3779b97f4a7c15U))};
+  std::lock_guard guard(mutex_);
   if (!seen_.insert(print).second && duplicate_.empty()) {
     duplicate_ = "nonce " + hex(nonce) + " was used twice under key " + hex(key);
   }

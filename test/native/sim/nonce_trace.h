@@ -1,11 +1,13 @@
 // Every (key, nonce) that was ever consumed; a pair that comes twice is the unforgivable fault.
 //
 // Room test/sim. One trace lives through all crashes, kills, copies and branches of a run: the
-// images that they leave are written on by different lives, which must never share a nonce.
+// images that they leave are written on by different lives, which must never share a nonce. Any
+// thread may consume; the rest is for when no other thread works.
 #pragma once
 
 #include <array>
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <string>
 #include <unordered_set>
@@ -26,6 +28,7 @@ class NonceTrace {
   struct Hash {
     std::size_t operator()(const Print& p) const { return p[0]; }
   };
+  std::mutex mutex_;
   std::unordered_set<Print, Hash> seen_;
   std::string duplicate_;
 };

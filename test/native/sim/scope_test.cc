@@ -3,7 +3,7 @@
 
 #include <doctest/doctest.h>
 
-#include "sealed/effort.h"
+#include "effort.h"
 #include "sim/planted.h"
 #include "sim/toy_store.h"
 
@@ -20,6 +20,8 @@ const std::vector<OpSpec> kAlphabet = {{OpType::flush},
 
 }  // namespace
 
+TEST_SUITE_BEGIN("solo");
+
 TEST_CASE("a right store survives every crash of every program of four operations") {
   const ToyFault fault = ToyFault::none;
   const ProgramSpace space{kAlphabet, 4};
@@ -32,6 +34,10 @@ TEST_CASE("a right store survives every crash of every program of four operation
   MESSAGE(report.text());
 }
 
+TEST_SUITE_END();
+
+TEST_SUITE_BEGIN("hunt");
+
 TEST_CASE("every wrong store is caught in a small scope") {
   for (std::size_t i = 1; i < kToyFaults; ++i) {
     const auto fault = static_cast<ToyFault>(i);
@@ -43,3 +49,5 @@ TEST_CASE("every wrong store is caught in a small scope") {
     MESSAGE(std::string(toy_fault_name(fault)) << ", " << report.text() << ": " << report.failure);
   }
 }
+
+TEST_SUITE_END();
