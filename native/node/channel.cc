@@ -11,17 +11,13 @@
 
 namespace pqblk::node {
 namespace {
-constexpr char kOnCompletions[] = "onCompletions";
-}
-
-namespace {
 
 constexpr std::uint64_t kHeaderBytes = 64;
 constexpr std::uint64_t kCompletionBytes = 8;
 constexpr std::uint64_t kSubmissionBytes = 32;
 constexpr std::uint64_t kArenaAlign = 4096;
 
-constexpr char kCallback[] = "onCompletions";
+constexpr char kOnCompletions[] = "onCompletions";
 
 enum Flags : std::uint32_t { kFua = 1, kUnmap = 2 };
 
@@ -164,10 +160,14 @@ bool ChannelCore::kick() {
 
 void ChannelCore::notified(Napi::Env env) {
   if (wrap_ == nullptr) return;
-  const Napi::HandleScope scope(env);
-  const Napi::Object self = wrap_->Value();
-  if (self.IsEmpty()) return;
-  self.Get(kOnCompletions).As<Napi::Function>().Call(self, {});
+  // Plain Node-API: in a worker that was told to end each of these may fail, and nothing is to be
+  // done about it.
+  napi_value self = nullptr, callback = nullptr;
+  if (napi_get_reference_value(env, *wrap_, &self) != napi_ok || self == nullptr ||
+      napi_get_named_property(env, self, kOnCompletions, &callback) != napi_ok ||
+      napi_call_function(env, self, callback, 0, nullptr, nullptr) == napi_cannot_run_js) {
+    return;
+  }
   if (held_ && announced_.load(std::memory_order_acquire) == submitted_) {
     held_ = false;
     hub_.unhold();

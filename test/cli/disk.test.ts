@@ -102,7 +102,9 @@ describe('import and export', () => {
     const result = await pqblkJson<{ copiedBytes: number; zeroBytes: number }>(
       ...['import', source, disk, '--format', 'qcow2'],
     );
-    expect(result.copiedBytes).toBe(3 * MiB + 128 * 1024);
+    // 3 MiB and 70 KiB of data; what the file system gave beyond may count as data too.
+    expect(result.copiedBytes).toBeGreaterThanOrEqual(3 * MiB + 70 * 1024);
+    expect(result.copiedBytes).toBeLessThanOrEqual(3 * MiB + 128 * 1024);
     expect(result.copiedBytes + result.zeroBytes).toBe(32 * MiB);
     peer('qemu-img', 'compare', '-q', source, disk);
     peer('qemu-img', 'check', '-q', disk);

@@ -11,6 +11,7 @@ import { type Disk, type OpenDiskOptions, openDisk } from '../../src/index.js';
 /** The built package, for child processes and workers. */
 export const DIST = fileURLToPath(new URL('../../dist/index.js', import.meta.url));
 export const CHILD = fileURLToPath(new URL('./child/steps.mjs', import.meta.url));
+export const OPENS = fileURLToPath(new URL('./child/opens.mjs', import.meta.url));
 export const WRITER = fileURLToPath(new URL('./child/writer.mjs', import.meta.url));
 
 /** A directory for one test file, removed after it. */
