@@ -66,11 +66,8 @@ Task<Error> SealedBackend::load_header(QueueContext& q) {
   auto mac = derive_mac_keys(options_.keys.integrity, extension_.uuid);
   if (!mac) co_return mac.take_error();
   mac_ = std::move(*mac);
-  AlignedBuffer first(kPage);
-  if (Error e = co_await q.io.read(file_, 0, first.data(), first.size())) co_return e;
-  if (Error e = verify_header(
-          mac_, std::span<const std::uint8_t, kHeaderMacBytes>(first.data(), kHeaderMacBytes),
-          header.backing_name.value_or(""))) {
+  if (Error e = verify_header(mac_, meta_->first_bytes().first<kHeaderMacBytes>(),
+                              header.backing_name.value_or(""))) {
     co_return e;
   }
   if (header.has(qcow2::kCorruptBit) && !options_.read_only && !options_.for_check) {

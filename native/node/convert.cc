@@ -122,10 +122,9 @@ void Options::read(const char* name, sealed::Uuid& out) const {
 }
 
 void Options::take_secret(const char* name, crypto::SecretKey& out) const {
-  const std::span<std::uint8_t> from = bytes(name);
+  const std::span<const std::uint8_t> from = bytes(name);  // the caller's to wipe
   if (from.size() != 32) return bad(name, "32 bytes");
-  auto key = crypto::SecretKey::copy_of(std::span<const std::uint8_t, 32>(from.data(), 32));
-  crypto::wipe(from.data(), from.size());
+  auto key = crypto::SecretKey::copy_of(from.first<32>());
   if (!key) return bad(name, "room for a secret key");
   out = std::move(*key);
 }

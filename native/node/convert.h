@@ -41,7 +41,7 @@ class Options {
   void read(const char* name, std::string& out) const;
   void read(const char* name, std::vector<std::uint8_t>& out) const;
   void read(const char* name, sealed::Uuid& out) const;
-  // Copied into locked memory; the JavaScript bytes are wiped.
+  // Copied into locked memory; the JavaScript bytes are the caller's to wipe.
   void take_secret(const char* name, crypto::SecretKey& out) const;
   template <class T>
   void read(const char* name, std::optional<T>& out) const {

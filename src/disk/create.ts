@@ -4,7 +4,7 @@ import { createKeyArea, type Pins, type Recipient, type VolumeKeys } from '../ke
 import { randomBytes } from '../keys/secret.js';
 import { calling, type LongWork, longCall, native } from '../native.js';
 import type { DiskFormat } from './types.js';
-import { nativeKeysOf } from './unlock.js';
+import { lendKeys } from './unlock.js';
 
 export type Preallocation = 'off' | 'metadata' | 'falloc' | 'full';
 
@@ -82,7 +82,9 @@ export async function createWithKeys(
   try {
     const backing = options.backingName !== undefined && { backingPolicy: 'unauthenticated' };
     const sealed = { ...rest, path, uuid: volumeUuid, keyArea: keys.blob, ...backing };
-    await longCall(work, (token) => native().createDisk(sealed, nativeKeysOf(keys), token));
+    await longCall(work, (token) =>
+      lendKeys(keys, (lent) => native().createDisk(sealed, lent, token)),
+    );
     await pins?.record(keys);
     return keys;
   } catch (error) {

@@ -19,7 +19,7 @@ import type {
   KeyOptions,
   OpenDiskOptions,
 } from './types.js';
-import { nativeKeysOf, type UnlockedVolume, unlock } from './unlock.js';
+import { lendKeys, type UnlockedVolume, unlock } from './unlock.js';
 
 export interface WriteOptions {
   /** Durable when the promise resolves. */
@@ -216,7 +216,7 @@ export async function openDisk(path: string, options: OpenDiskOptions): Promise<
   try {
     const uuid = volume.uuid;
     const disk = new Disk(
-      await calling(() => native().openDisk({ ...open, uuid }, volume.nativeKeys())),
+      await calling(() => volume.lendKeys((keys) => native().openDisk({ ...open, uuid }, keys))),
       uuid,
     );
     await recordOrClose(disk, volume);
@@ -241,7 +241,8 @@ export async function createAndOpenDisk(
     if (!keys) return new Disk(await calling(() => native().openDisk(options)));
     const uuid = Uint8Array.from(keys.volumeUuid);
     const sealed = { ...options, uuid };
-    return new Disk(await calling(() => native().openDisk(sealed, nativeKeysOf(keys))), uuid);
+    const opened = calling(() => lendKeys(keys, (lent) => native().openDisk(sealed, lent)));
+    return new Disk(await opened, uuid);
   } catch (error) {
     await rm(path, { force: true });
     throw error;

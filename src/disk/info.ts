@@ -1,7 +1,14 @@
 // Room disk/: what a disk's file says of itself without a key, and checking it.
 import { PqblkError } from '../errors.js';
 import { describeKeyArea, formatUuid, type KeyAreaDescription } from '../keys/index.js';
-import { calling, type LongWork, longCall, native } from '../native.js';
+import {
+  calling,
+  type LongWork,
+  longCall,
+  type NativeKeys,
+  type NativeToken,
+  native,
+} from '../native.js';
 import type { DiskFormat, KeyOptions } from './types.js';
 import { unlock } from './unlock.js';
 
@@ -128,13 +135,17 @@ export interface CheckResult {
 /** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
 export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
   const { format, repair = false, onProgress, signal } = options;
+  const check = (extra: object, token: NativeToken, keys?: NativeKeys) =>
+    native().checkDisk({ path, format, repair, ...extra }, keys, token);
   const work = { onProgress, signal };
-  const run = (extra: object, keys?: Parameters<ReturnType<typeof native>['checkDisk']>[1]) =>
-    longCall(work, (token) => native().checkDisk({ path, format, repair, ...extra }, keys, token));
-  if (format !== 'sealed') return (await run({})) as CheckResult;
+  if (format !== 'sealed') {
+    return (await longCall(work, (token) => check({}, token))) as CheckResult;
+  }
   const volume = await unlock(path, options);
   try {
-    const result = (await run({ uuid: volume.uuid }, volume.nativeKeys())) as CheckResult;
+    const result = (await longCall(work, (token) =>
+      volume.lendKeys((keys) => check({ uuid: volume.uuid }, token, keys)),
+    )) as CheckResult;
     await volume.record();
     return result;
   } finally {

@@ -3,27 +3,37 @@
 // The engine reads the key area and hands it up unopened; the room keys/ opens it; the pins of this
 // host are asked before anything is used. Copies of secrets live here for the length of one call.
 import { PqblkError } from '../errors.js';
-import { openKeyArea, type VolumeKeys } from '../keys/index.js';
+import { openKeyArea, unmovedCopy, type VolumeKeys } from '../keys/index.js';
 import { calling, type NativeKeys, native } from '../native.js';
 import type { KeyOptions } from './types.js';
 
 /** The keys of one volume. Dispose of it as soon as the engine has them. */
 export interface UnlockedVolume {
   readonly uuid: Uint8Array;
-  /** Fresh copies, wiped by the engine when it takes them. */
-  nativeKeys(): NativeKeys;
+  /** Calls `fn` with copies that are wiped when it returns. */
+  lendKeys<T>(fn: (lent: NativeKeys) => T): T;
   /** Lets this host remember what it saw; after the open succeeded. */
   record(): Promise<void>;
   [Symbol.dispose](): void;
 }
 
-export function nativeKeysOf(keys: VolumeKeys): NativeKeys {
-  const copy = (bytes: Uint8Array) => Uint8Array.from(bytes);
-  return {
-    integrity: keys.integrityKey.use(copy),
-    data: [...keys.dataKeys].map(([epoch, key]) => ({ epoch, key: key.use(copy) })),
-    currentEpoch: keys.currentEpoch,
+/** Calls `fn` with the keys as the addon takes them; it copies them before it returns. */
+export function lendKeys<T>(keys: VolumeKeys, fn: (lent: NativeKeys) => T): T {
+  const copies: Uint8Array[] = [];
+  const copy = (bytes: Uint8Array) => {
+    const made = unmovedCopy(bytes);
+    copies.push(made);
+    return made;
   };
+  try {
+    return fn({
+      integrity: keys.integrityKey.use(copy),
+      data: [...keys.dataKeys].map(([epoch, key]) => ({ epoch, key: key.use(copy) })),
+      currentEpoch: keys.currentEpoch,
+    });
+  } finally {
+    for (const made of copies) made.fill(0);
+  }
 }
 
 /** Kinds `no_key` (no identity), `key_area_damaged`, and those of openKeyArea and Pins.check. */
@@ -52,7 +62,7 @@ export async function unlock(path: string, options: KeyOptions): Promise<Unlocke
   }
   return {
     uuid: Uint8Array.from(sealed.uuid),
-    nativeKeys: () => nativeKeysOf(keys),
+    lendKeys: (fn) => lendKeys(keys, fn),
     record: async () => {
       await pins?.record(keys, options);
     },

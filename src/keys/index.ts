@@ -41,7 +41,7 @@ export {
   ProviderKind,
 } from './provider.js';
 export { parseRecipient } from './recipient-file.js';
-export { Secret } from './secret.js';
+export { Secret, unmovedCopy } from './secret.js';
 export { type Recipient, SlotRole, SlotState } from './slot.js';
 export {
   defaultStorePath,

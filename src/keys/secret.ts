@@ -1,9 +1,10 @@
 // Room keys/: secret bytes that wipe themselves and never print.
 //
 // A Secret owns its buffer. Nothing but `use` hands the bytes out, and every way of turning it into
-// text (inspect, JSON, string) yields a placeholder. JavaScript may have copied a buffer before it
-// got here (garbage collection does not move array buffers; strings cannot be wiped at all), so
-// whoever makes secret bytes puts them into a Secret at once.
+// text (inspect, JSON, string) yields a placeholder. The buffer is an ArrayBuffer of its own: V8
+// keeps small typed arrays on its heap, where the garbage collector moves them and leaves copies
+// behind. For the same reason whoever makes secret bytes puts them into a Secret at once (strings
+// cannot be wiped at all).
 import { randomFillSync, timingSafeEqual } from 'node:crypto';
 import { inspect } from 'node:util';
 import { PqblkError } from '../errors.js';
@@ -13,14 +14,17 @@ const REDACTED = '[secret]';
 export class Secret {
   #bytes: Uint8Array | undefined;
 
-  /** Takes ownership of `bytes`: the caller must not keep or wipe them itself. */
+  /** Moves `bytes` here: what the caller holds is zeros from now on. */
   constructor(bytes: Uint8Array) {
-    this.#bytes = bytes;
+    this.#bytes = unmovedCopy(bytes);
+    bytes.fill(0);
   }
 
   /** A Secret over a private copy; the caller's bytes stay the caller's to wipe. */
   static copyOf(bytes: Uint8Array): Secret {
-    return new Secret(Uint8Array.from(bytes));
+    const secret = new Secret(new Uint8Array());
+    secret.#bytes = unmovedCopy(bytes);
+    return secret;
   }
 
   /** `length` bytes from the system's random source; kind `no_random` if that fails. */
@@ -74,10 +78,17 @@ export class Secret {
   }
 }
 
-/** Random bytes for nonces, ids and salts; kind `no_random` when the source fails. */
+/** A copy that the garbage collector never moves; its owner wipes it. */
+export function unmovedCopy(bytes: Uint8Array): Uint8Array {
+  const copy = new Uint8Array(new ArrayBuffer(bytes.length));
+  copy.set(bytes);
+  return copy;
+}
+
+/** Random bytes, nowhere else in memory; kind `no_random` when the source fails. */
 export function randomBytes(length: number): Uint8Array {
   try {
-    return randomFillSync(new Uint8Array(length));
+    return randomFillSync(new Uint8Array(new ArrayBuffer(length)));
   } catch (cause) {
     throw new PqblkError('no_random', 'the random source of the system failed', { cause });
   }

@@ -61,6 +61,11 @@ class Metadata {
   void add_region(HostOffset at, std::uint64_t length, std::string name);
   void remove_region(HostOffset at);
 
+  // The bytes that header() was parsed from, as they were read or last written. Who authenticates
+  // the header must look at these and never read the file again: it may have changed since.
+  std::span<const std::uint8_t> first_bytes() const {
+    return header_cluster_.span().first(kAtomicHeaderBytes);
+  }
   // Called on the first kAtomicHeaderBytes of every header about to be written, to authenticate
   // them (a sealed disk's MAC lies in its extension).
   std::function<void(std::span<std::uint8_t> first_bytes)> seal_header;
