@@ -55,7 +55,9 @@ class Aio final : public Loop {
 
  protected:
   void start(Op& op) override {
-    if (asynchronous(op)) {
+    if (op.type == OpType::poll) {
+      polls_.add(op);
+    } else if (asynchronous(op)) {
       prepare(op);
     } else {
       blocking_.push(op);
@@ -66,10 +68,12 @@ class Aio final : public Loop {
     const bool refused = submit_prepared();
     if (!blocking_.empty()) workers_.perform_all(blocking_.take());
     const bool reaped = reap();
-    if (refused || reaped || wait_ns == 0) return;
+    const bool sleeps = !refused && !reaped && wait_ns > 0;
+    if (!sleeps && polls_.empty()) return;
     ++facts_.kernel_entries;
-    wait_event(event_fd(), wait_ns);
-    reap();
+    NodeList<Op> ready = polls_.wait(event_fd(), sleeps ? wait_ns : 0);
+    while (Op* op = ready.pop()) finished(*op);
+    if (sleeps) reap();
   }
 
  private:
@@ -163,6 +167,7 @@ class Aio final : public Loop {
   std::vector<iocb*> prepared_;
   std::vector<iocb*> submitting_;
   NodeList<Op> blocking_;
+  EventWait polls_;
   Workers workers_;
 };
 

@@ -105,6 +105,10 @@ void Loop::unregister_file(const File& file) {
 void Loop::submit(Op& op) {
   begin(op);
   ++facts_.operations;
+  if (op.type == OpType::poll) {
+    ++polling_;
+    return start(op);
+  }
   if (in_flight_ == depth_) {
     waiting_.push(op);
     return;
@@ -115,7 +119,9 @@ void Loop::submit(Op& op) {
 
 void Loop::finished(Op& op) {
   worked_ = true;
-  if (Op* next = waiting_.pop()) {
+  if (op.type == OpType::poll) {
+    --polling_;
+  } else if (Op* next = waiting_.pop()) {
     launch(*next);
   } else {
     --in_flight_;
@@ -201,7 +207,7 @@ bool Loop::turn() {
 // Ends run() when nothing is left; a concurrent on_own_thread() either sees running_ false or its
 // post is seen here.
 bool Loop::try_finish() {
-  if (in_flight_ > 0 || !ready_.empty()) return false;
+  if (in_flight_ > 0 || polling_ > 0 || !ready_.empty()) return false;
   std::lock_guard guard(control_);
   if (!inbox_.empty()) return false;
   detach();

@@ -169,6 +169,7 @@ class Loop : public Queue {
   const std::uint64_t spin_max_ns_;
   int event_fd_ = -1;
   std::uint32_t in_flight_ = 0;  // started, not finished; at most depth_
+  std::uint32_t polling_ = 0;    // polls started, not finished: they wait, and use up no depth
   NodeList<ReadyNode> ready_;
   NodeList<Op> waiting_;  // beyond the depth
   NodeList<Op> direct_;

@@ -4,6 +4,7 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <poll.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -161,6 +162,11 @@ int perform(const Op& op) {
     case OpType::truncate:
       r = ::ftruncate(fd, static_cast<off_t>(op.length));
       break;
+    case OpType::poll: {
+      pollfd event{op.poll_fd, op.poll_events, 0};
+      r = ::poll(&event, 1, -1);
+      break;
+    }
     case OpType::nop:
       break;
   }
@@ -181,6 +187,8 @@ std::string_view op_name(OpType type) {
       return "truncate";
     case OpType::nop:
       return "nop";
+    case OpType::poll:
+      return "poll";
   }
   return "unknown operation";
 }
@@ -254,6 +262,14 @@ Queue::Await Queue::fallocate(const File& file, FallocateMode mode, std::uint64_
 Queue::Await Queue::truncate(const File& file, std::uint64_t size) {
   Await op(*this);
   aim(op, OpType::truncate, file, 0, size);
+  return op;
+}
+
+Queue::Await Queue::poll(int fd, short events) {
+  Await op(*this);
+  op.type = OpType::poll;
+  op.poll_fd = fd;
+  op.poll_events = events;
   return op;
 }
 

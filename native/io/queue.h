@@ -37,7 +37,15 @@ struct File {
   std::uint32_t offset_align = 1;  // of offsets and lengths, bytes
 };
 
-enum class OpType : std::uint8_t { read, write, fdatasync, fallocate, truncate, nop };
+enum class OpType : std::uint8_t {
+  read,
+  write,
+  fdatasync,
+  fallocate,
+  truncate,
+  nop,
+  poll,  // waits, maybe for ever, until a socket or the like is ready; no part of the ring's depth
+};
 
 enum class FallocateMode : std::uint8_t {
   allocate,  // reserve space, extend the file
@@ -55,6 +63,8 @@ struct Op : ReadyNode {
   const File* file = nullptr;
   std::uint64_t offset = 0;
   std::uint64_t length = 0;  // fallocate, truncate (new size); else the sum of iov
+  int poll_fd = -1;          // poll: a descriptor that stays open until the operation completes
+  short poll_events = 0;     // poll: POLLIN, POLLOUT; errors and hang-ups complete it in any case
   iovec* iov = nullptr;      // read, write: advanced in place on short transfers
   std::uint32_t iov_count = 0;
   iovec single{};                    // storage for the common one-buffer case
@@ -131,6 +141,9 @@ class Queue : public Executor {
   Await fdatasync(const File& file);
   Await fallocate(const File& file, FallocateMode mode, std::uint64_t offset, std::uint64_t length);
   Await truncate(const File& file, std::uint64_t size);
+  // Until poll(2) would report one of `events` (POLLIN, POLLOUT), an error or a hang-up. There is
+  // no way to take it back: shutdown(2) of a socket or a write to an eventfd completes it.
+  Await poll(int fd, short events);
   // co_await sleep(ns): resumes on this queue no earlier than that. Simulated time in the
   // simulator.
   struct Sleep : ReadyNode {

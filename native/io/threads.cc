@@ -21,21 +21,28 @@ class Threads final : public Loop {
   using Loop::open_event;
 
  protected:
-  void start(Op& op) override { batch_.push(op); }
+  void start(Op& op) override {
+    if (op.type == OpType::poll) return polls_.add(op);
+    batch_.push(op);
+  }
 
   void exchange(std::uint64_t wait_ns) override {
     if (!batch_.empty()) workers_.perform_all(batch_.take());
     NodeList<Op> done = workers_.collect(facts_.resubmitted);
-    if (done.empty() && wait_ns > 0) {
+    const bool sleeps = done.empty() && wait_ns > 0;
+    NodeList<Op> ready;
+    if (sleeps || !polls_.empty()) {
       ++facts_.kernel_entries;
-      wait_event(event_fd(), wait_ns);
-      done = workers_.collect(facts_.resubmitted);
+      ready = polls_.wait(event_fd(), sleeps ? wait_ns : 0);
     }
+    if (sleeps) done = workers_.collect(facts_.resubmitted);
+    while (Op* op = ready.pop()) finished(*op);
     while (Op* op = done.pop()) finished(*op);
   }
 
  private:
   NodeList<Op> batch_;
+  EventWait polls_;
   Workers workers_;
 };
 

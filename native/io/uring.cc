@@ -26,6 +26,7 @@ namespace {
 
 constexpr unsigned kFilesMax = 64;                      // registered files of one ring
 constexpr std::size_t kFixedBuffersMax = 64;            // registered buffers of one ring
+constexpr unsigned kEarlySubmit = 8;                    // entries of one reap
 constexpr std::size_t kFixedBufferBytesMax = 1U << 30;  // the kernel's bound for one buffer
 constexpr std::size_t kTransferBytesMax = 1U << 30;     // of one entry; longer ones are resubmitted
 constexpr unsigned kSqpollIdleMs = 50;
@@ -93,6 +94,7 @@ class Uring final : public Loop {
   int fixed_buffer_of(const Op& op) const;
   void arm_wake();
   void enter(std::uint64_t wait_ns);
+  void submit_early();
   void reap();
 
   io_uring ring_{.ring_fd = -1};
@@ -179,6 +181,9 @@ void Uring::start(Op& op) {
     case OpType::fallocate:
       io_uring_prep_fallocate(&entry, op.file->fd, fallocate_flags(op),
                               static_cast<off_t>(op.offset), static_cast<off_t>(op.length));
+      break;
+    case OpType::poll:
+      io_uring_prep_poll_add(&entry, op.poll_fd, static_cast<unsigned>(op.poll_events));
       break;
     case OpType::truncate:
     case OpType::nop:
@@ -285,6 +290,14 @@ void Uring::enter(std::uint64_t wait_ns) {
   if (r < 0 && r != -EINTR && r != -ETIME && r != -EAGAIN && r != -EBUSY) ring_broken("enter", -r);
 }
 
+// What completions started goes on its way while the rest of them is worked through: each may mean
+// microseconds of decryption, during which the device would run dry.
+void Uring::submit_early() {
+  const int r = io_uring_submit(&ring_);
+  ++facts_.kernel_entries;
+  if (r < 0 && r != -EINTR && r != -EAGAIN && r != -EBUSY) ring_broken("submit", -r);
+}
+
 void Uring::reap() {
   // A completion may start operations and even enter the kernel: only what is here now is taken.
   const unsigned ready = io_uring_cq_ready(&ring_);
@@ -294,6 +307,7 @@ void Uring::reap() {
     const io_uring_cqe& cqe = ring_.cq.cqes[(head + i) & mask];
     if (auto* op = static_cast<Op*>(io_uring_cqe_get_data(&cqe))) {
       settle(*op, cqe.res);
+      if (io_uring_sq_ready(&ring_) >= kEarlySubmit) submit_early();
     } else {
       wake_armed_ = false;
     }

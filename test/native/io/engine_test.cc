@@ -3,12 +3,15 @@
 
 #include <doctest/doctest.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <array>
 #include <atomic>
 #include <cerrno>
 #include <chrono>
@@ -67,6 +70,49 @@ TEST_CASE("posts from many threads all arrive, each once, on the queue's thread"
     }
     for (std::thread& poster : posters) poster.join();
     CHECK(thread.run_sync([&]() -> Task<int> { co_return arrived; }) == kThreads * kPosts);
+  });
+}
+
+TEST_CASE("polls wait beside other work, use up no depth, and end with what happens") {
+  each_queue([](QueueThread& thread) {
+    Queue& queue = thread.queue();
+    constexpr std::size_t kSockets = 100;  // more than the depth
+    std::vector<std::array<int, 2>> pairs(kSockets);
+    for (auto& pair : pairs) {
+      REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair.data()) == 0);
+    }
+    std::atomic<std::size_t> ready{0}, writable{0};
+    const auto wait_for = [&](int fd, short events, std::atomic<std::size_t>& count) -> Task<void> {
+      co_await resume_on(queue);
+      if (!co_await queue.poll(fd, events)) ++count;
+    };
+    const auto until = [](const std::atomic<std::size_t>& count, std::size_t wanted) {
+      for (int i = 0; i < 10'000 && count != wanted; ++i) {
+        std::this_thread::sleep_for(std::chrono::milliseconds(1));
+      }
+      return count.load();
+    };
+    for (const auto& pair : pairs) spawn(wait_for(pair[0], POLLIN, ready));
+    spawn(wait_for(pairs[0][0], POLLOUT, writable));
+    CHECK(until(writable, 1) == 1);
+    // The ring still works although more polls than its depth are waiting.
+    const auto stage = make_real_stage({.engine = EngineType::threads});
+    File& file = stage->make_file(4096, false);
+    Bytes data(4096);
+    const Error read = thread.run_sync(
+        [&]() -> Task<Error> { co_return co_await queue.read(file, 0, data.data(), 4096); });
+    CHECK_MESSAGE(read.ok(), read.to_string());
+    CHECK(ready == 0);
+    for (std::size_t i = 0; i < kSockets; ++i) {
+      if (i % 3 == 0) REQUIRE(::write(pairs[i][1], "x", 1) == 1);
+      if (i % 3 == 1) REQUIRE(::shutdown(pairs[i][0], SHUT_RDWR) == 0);
+      if (i % 3 == 2) REQUIRE(::shutdown(pairs[i][1], SHUT_WR) == 0);
+    }
+    CHECK(until(ready, kSockets) == kSockets);
+    for (const auto& pair : pairs) {
+      ::close(pair[0]);
+      ::close(pair[1]);
+    }
   });
 }
 
