@@ -38,7 +38,7 @@ inline constexpr std::size_t kArenaBytes = 1 * kMiB;       // of each queue
 inline constexpr std::size_t kArenaBufferMax = 64 * kKiB;  // larger buffers never come from it
 inline constexpr std::size_t kPooledBufferMax =
     1 * kMiB;  // larger ones go back to the heap at once
-inline constexpr std::size_t kPooledBytesKept = 4 * kMiB;  // heap buffers kept, per size class
+inline constexpr std::size_t kPooledBytesKept = 32 * kMiB;  // heap buffers kept, of each queue
 
 // What a queue gives to a backend's coroutines: its ring and aligned private memory.
 class QueueContext {
@@ -92,7 +92,6 @@ class QueueContext {
   };
   struct FreeList {
     FreeBuffer* head = nullptr;
-    std::size_t count = 0;
   };
   void release(std::uint8_t* data, std::size_t size);
   bool in_arena(const std::uint8_t* data) const {
@@ -100,6 +99,7 @@ class QueueContext {
   }
   std::uint8_t* arena_ = nullptr;
   std::size_t arena_used_ = 0;
+  std::size_t kept_ = 0;  // bytes of free_ that are not the arena's
   FreeList free_[kClasses];
 };
 

@@ -1,7 +1,7 @@
 // The aligned memory of one queue: a small arena that the ring knows, and free lists of powers of
 // two.
 //
-// Room image/. Used from the queue's own thread only, hence no lock. Every list has a bound
+// Room image/. Used from the queue's own thread only, hence no lock. What is kept has a bound
 // (kPooledBytesKept); the arena never shrinks and dies with the context.
 #include <algorithm>
 #include <bit>
@@ -51,8 +51,9 @@ QueueContext::Buffer QueueContext::buffer(std::size_t size) {
   FreeList& list = free_[size_class];
   if (FreeBuffer* buffer = list.head) {
     list.head = buffer->next;
-    --list.count;
-    return {this, reinterpret_cast<std::uint8_t*>(buffer), size};
+    auto* data = reinterpret_cast<std::uint8_t*>(buffer);
+    if (!in_arena(data)) kept_ -= kAlign << size_class;
+    return {this, data, size};
   }
   const std::size_t whole = kAlign << size_class;
   if (whole <= kArenaBufferMax && arena_used_ + whole <= kArenaBytes) {
@@ -69,14 +70,16 @@ void QueueContext::release(std::uint8_t* data, std::size_t size) {
     return;
   }
   const std::size_t size_class = class_of(size);
-  FreeList& list = free_[size_class];
-  const bool keep = in_arena(data) || (list.count + 1) * (kAlign << size_class) <= kPooledBytesKept;
-  if (!keep) {
-    std::free(data);
-    return;
+  if (!in_arena(data)) {
+    const std::size_t whole = kAlign << size_class;
+    if (kept_ + whole > kPooledBytesKept) {
+      std::free(data);
+      return;
+    }
+    kept_ += whole;
   }
+  FreeList& list = free_[size_class];
   list.head = new (data) FreeBuffer{list.head};
-  ++list.count;
 }
 
 }  // namespace pqblk::image

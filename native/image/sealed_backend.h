@@ -113,11 +113,13 @@ class SealedBackend final : public Backend {
   Task<Error> resolve_run(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
   Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
                               std::uint8_t* buffer);
-  bool open_sector(Sector s, const Resolved& r, std::uint8_t* place);
+  bool open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded, std::uint8_t* plain);
+  std::uint32_t open_sectors(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
+                             std::uint8_t* loaded, const GuestBuffers& data);
   Task<Error> try_read(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,
                        const GuestBuffers& data, bool& stale);
-  Task<Error> deliver(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
-                      const std::uint8_t* buffer, const GuestBuffers& data);
+  Task<Error> fill_unwritten(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
+                             const GuestBuffers& data);
   Task<Error> mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale);
 
   // sealed_write.cc

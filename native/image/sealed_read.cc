@@ -168,8 +168,10 @@ Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count,
   co_return co_await group.run();
 }
 
-// Plaintext of a data sector into `place`, in place unless the ciphertext is in memory.
-bool SealedBackend::open_sector(Sector s, const Resolved& r, std::uint8_t* place) {
+// Plaintext of a data sector. `loaded` holds its ciphertext unless that is in memory elsewhere;
+// `plain` may be the same place.
+bool SealedBackend::open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded,
+                                std::uint8_t* plain) {
   const Entry& entry = r.version.entry;
   const SessionKeys* keys = sessions_->find(entry.session());
   if (keys == nullptr || (r.host == 0 && !r.version.cipher)) return false;
@@ -178,9 +180,9 @@ bool SealedBackend::open_sector(Sector s, const Resolved& r, std::uint8_t* place
   std::copy(std::begin(entry.nonce), std::end(entry.nonce), nonce.begin());
   std::copy(std::begin(entry.tag), std::end(entry.tag), tag.begin());
   const SectorAad aad(extension_.uuid, s, entry.session(), State::data);
-  const std::uint8_t* from = r.version.cipher ? r.version.cipher.data() : place;
+  const std::uint8_t* from = r.version.cipher ? r.version.cipher.data() : loaded;
   opened_count_.fetch_add(1, std::memory_order_relaxed);
-  return keys->sector.open(nonce, aad.span(), from, place, kSectorSize, tag);
+  return keys->sector.open(nonce, aad.span(), from, plain, kSectorSize, tag);
 }
 
 Task<Error> SealedBackend::mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale) {
@@ -194,9 +196,30 @@ Task<Error> SealedBackend::mismatch(io::Queue& io, Sector s, const Resolved& r, 
       .at("read", s.value << kSectorShift);
 }
 
-Task<Error> SealedBackend::deliver(QueueContext& q, Sector first, std::uint32_t count,
-                                   const Resolved* r, const std::uint8_t* buffer,
-                                   const GuestBuffers& data) {
+// Decrypts and hands out sector by sector: what was just decrypted is still in the nearest cache.
+// The guest sees no byte before its tag holds. Returns the place of the first sector whose tag does
+// not, or `count`.
+std::uint32_t SealedBackend::open_sectors(QueueContext& q, Sector first, std::uint32_t count,
+                                          const Resolved* r, std::uint8_t* loaded,
+                                          const GuestBuffers& data) {
+  const QueueContext::Buffer near = count > 1 ? q.buffer(kSectorSize) : QueueContext::Buffer();
+  GuestBuffers rest = data;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    const std::uint64_t length = std::min<std::uint64_t>(kSectorSize, rest.size);
+    if (r[i].version.entry.state() == State::data) {
+      std::uint8_t* const from = loaded + std::size_t{i} * kSectorSize;
+      std::uint8_t* const plain = count > 1 ? near.data() : from;
+      if (!open_sector({first.value + i}, r[i], from, plain)) return i;
+      rest.part(0, length).copy_in(plain);
+    }
+    rest = rest.part(length, rest.size - length);
+  }
+  return count;
+}
+
+// Sectors without data: zeros, or what the backing image has.
+Task<Error> SealedBackend::fill_unwritten(QueueContext& q, Sector first, std::uint32_t count,
+                                          const Resolved* r, const GuestBuffers& data) {
   std::uint32_t i = 0;
   while (i < count) {
     const State state = r[i].version.entry.state();
@@ -204,10 +227,8 @@ Task<Error> SealedBackend::deliver(QueueContext& q, Sector first, std::uint32_t 
     while (end < count && r[end].version.entry.state() == state) ++end;
     const std::uint64_t at = std::uint64_t{i} * kSectorSize;
     const std::uint64_t length = std::min<std::uint64_t>((end - i) * kSectorSize, data.size - at);
-    const GuestBuffers part = data.part(at, length);
-    if (state == State::data) {
-      part.copy_in(buffer + at);
-    } else if (state == State::never && options_.backing) {
+    if (state == State::never && options_.backing) {
+      const GuestBuffers part = data.part(at, length);
       const std::uint64_t offset = (first.value + i) << kSectorShift;
       const std::uint64_t backing_size = options_.backing->geometry().size;
       const std::uint64_t inside =
@@ -217,8 +238,8 @@ Task<Error> SealedBackend::deliver(QueueContext& q, Sector first, std::uint32_t 
         if (Error e = co_await options_.backing->read(q, {offset}, part.part(0, inside)))
           co_return e;
       }
-    } else {
-      part.zero();
+    } else if (state != State::data) {
+      data.part(at, length).zero();
     }
     i = end;
   }
@@ -231,18 +252,17 @@ Task<Error> SealedBackend::try_read(QueueContext& q, Sector first, std::uint32_t
   if (count != 1 || !resolve_one_now(first, r[0])) {
     if (Error e = co_await resolve(q.io, first, count, r)) co_return e;
   }
-  // Plaintext is made in private memory and copied out only after its tag holds.
+  // Ciphertext is loaded into private memory, and so is plaintext before its tag holds.
   QueueContext::Buffer buffer = q.buffer(std::size_t{count} * kSectorSize);
   if (Error e = co_await load_ciphertext(q, count, r, buffer.data())) co_return e;
-  for (std::uint32_t i = 0; i < count; ++i) {
-    if (r[i].version.entry.state() != State::data) continue;
-    const Sector s{first.value + i};
-    if (!open_sector(s, r[i], buffer.data() + std::size_t{i} * kSectorSize)) {
-      if (Error e = co_await mismatch(q.io, s, r[i], stale)) co_return e;
-      co_return Error();  // stale: the caller tries again
-    }
+  const std::uint32_t opened = open_sectors(q, first, count, r, buffer.data(), data);
+  if (opened < count) {
+    co_return co_await mismatch(q.io, {first.value + opened}, r[opened], stale);
   }
-  co_return co_await deliver(q, first, count, r, buffer.data(), data);
+  const bool all_data = std::all_of(
+      r, r + count, [](const Resolved& x) { return x.version.entry.state() == State::data; });
+  if (all_data) co_return Error();
+  co_return co_await fill_unwritten(q, first, count, r, data);
 }
 
 Task<Error> SealedBackend::read(QueueContext& q, GuestOffset at, GuestBuffers data) {
@@ -280,7 +300,8 @@ Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t c
     if (Error e = co_await load_ciphertext(q, n, r.data(), buffer.data())) co_return e;
     for (std::uint32_t i = 0; i < n; ++i) {
       if (r[i].version.entry.state() != State::data) continue;
-      if (!open_sector({s + i}, r[i], buffer.data() + std::size_t{i} * kSectorSize)) bad({s + i});
+      std::uint8_t* const place = buffer.data() + std::size_t{i} * kSectorSize;
+      if (!open_sector({s + i}, r[i], place, place)) bad({s + i});
     }
     crypto::wipe(buffer.data(), std::size_t{n} * kSectorSize);
   }
