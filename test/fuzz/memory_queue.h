@@ -26,6 +26,7 @@ class MemoryQueue final : public io::Queue {
   ~MemoryQueue() override { Executor::current() = nullptr; }
 
   const io::File& file() const { return file_; }
+  const std::vector<std::uint8_t>& bytes() const { return bytes_; }
   void reopen() { file_.size = bytes_.size(); }  // as the next opener finds it
 
   // Runs a coroutine to its end on this thread.
