@@ -152,6 +152,14 @@ void Disk::start(std::uint32_t queue, Request& request) { impl_->queues[queue]->
 
 void Disk::defer(std::uint32_t queue, Deferred& work) { impl_->queues[queue]->defer(work); }
 
+void Disk::add_poller(std::uint32_t queue, Poller& poller) {
+  impl_->queues[queue]->add_poller(poller);
+}
+
+void Disk::remove_poller(std::uint32_t queue, Poller& poller) {
+  impl_->queues[queue]->remove_poller(poller);
+}
+
 void Disk::on_queue(std::uint32_t queue, std::function<void()> fn) {
   [](io::Queue& ring, std::function<void()> work) -> detail::Detached {
     co_await resume_on(ring);

@@ -65,6 +65,14 @@ struct Deferred {
   bool pending = false;
 };
 
+// Asked once in each turn of a queue's thread: where an export finds requests by looking.
+struct Poller {
+  // True: it found work, or wants the thread to look again at once instead of sleeping.
+  bool (*run)(Poller&) = nullptr;
+  void* context = nullptr;  // the owner's
+  Poller* next = nullptr;
+};
+
 struct Limits {  // every cache and table has a bound, bytes
   std::uint64_t l2_cache = 32 * kMiB;
   std::uint64_t entry_cache = 64 * kMiB;
@@ -116,6 +124,10 @@ class Disk {
   void start(std::uint32_t queue, Request& request);
   // Only on that queue's own thread. `work` must stay until it ran.
   void defer(std::uint32_t queue, Deferred& work);
+  // Only on that queue's own thread, and not from a poller. What was added is removed before
+  // close().
+  void add_poller(std::uint32_t queue, Poller& poller);
+  void remove_poller(std::uint32_t queue, Poller& poller);
   // Runs `fn` on the queue's thread; used by those who drive a queue directly (bench, exports).
   void on_queue(std::uint32_t queue, std::function<void()> fn);
   io::Queue& ring(std::uint32_t queue);

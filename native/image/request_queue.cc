@@ -45,7 +45,7 @@ RequestQueue::~RequestQueue() { stop(); }
 void RequestQueue::stop() {
   if (thread_ == nullptr) return;
   thread_->stop();
-  assert(running_ == 0 && waiting_ == nullptr);
+  assert(running_ == 0 && waiting_ == nullptr && pollers_ == nullptr);
 }
 
 // ---- any thread ----
@@ -82,7 +82,10 @@ bool RequestQueue::submit(Request* first) {
 // Once for each turn of the loop. What was deferred runs after the requests that it may announce;
 // it never has more requests to start, so it does not count as work.
 bool RequestQueue::turn() {
-  const bool worked = take_inbox();
+  bool worked = take_inbox();
+  for (Poller* poller = pollers_; poller != nullptr; poller = poller->next) {
+    if (poller->run(*poller)) worked = true;
+  }
   Deferred* work = std::exchange(deferred_, nullptr);
   while (work != nullptr) {
     Deferred* next = work->next;
@@ -99,6 +102,18 @@ void RequestQueue::defer(Deferred& work) {
   work.next = deferred_;
   deferred_ = &work;
   ring().wake();  // one more turn before it sleeps, wherever in this one we are
+}
+
+void RequestQueue::add_poller(Poller& poller) {
+  poller.next = pollers_;
+  pollers_ = &poller;
+  ring().wake();  // it is asked before the thread sleeps
+}
+
+void RequestQueue::remove_poller(Poller& poller) {
+  Poller** at = &pollers_;
+  while (*at != &poller) at = &(*at)->next;
+  *at = poller.next;
 }
 
 bool RequestQueue::take_inbox() {

@@ -53,6 +53,8 @@ class RequestQueue {
   void start(Request& request);
   void finish(Request& request);
   void defer(Deferred& work);
+  void add_poller(Poller& poller);
+  void remove_poller(Poller& poller);
 
   // ---- blocking, never on a queue's thread ----
   void pause();  // returns once nothing runs; requests then wait in the FIFO
@@ -83,6 +85,7 @@ class RequestQueue {
   bool shut_ = false;
   ReadyNode* idle_waiter_ = nullptr;
   Deferred* deferred_ = nullptr;
+  Poller* pollers_ = nullptr;
 
   alignas(64) std::atomic<Request*> inbox_{nullptr};  // newest first; shut_mark() once shut
 };
