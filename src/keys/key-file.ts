@@ -4,7 +4,8 @@
 // private key is sealed with AES-256-GCM under a key that scrypt makes of a passphrase; every other
 // field is its AAD. `protection: "none"` exists because some machines have nobody to type: it must
 // be asked for and shows in every listing. This file does no I/O.
-import { scryptAsync } from '@noble/hashes/scrypt.js';
+import { type ScryptOptions, scrypt } from 'node:crypto';
+import { promisify } from 'node:util';
 import { PqblkError } from '../errors.js';
 import { ascii, equalConstantTime, toHex } from './bytes.js';
 import { GCM_NONCE_BYTES, GCM_TAG_BYTES, gcmOpen, gcmSeal, KEY_BYTES } from './kdf.js';
@@ -25,6 +26,12 @@ const VERSION = 1;
 /** Largest document: an ML-KEM-1024 key pair in base64, with room to spare. */
 export const KEY_FILE_BYTES_MAX = 32_768;
 const SALT_BYTES = 32;
+const scryptAsync: (
+  password: Uint8Array,
+  salt: Uint8Array,
+  length: number,
+  options: ScryptOptions,
+) => Promise<Buffer> = promisify(scrypt);
 
 /** scrypt cost of new keys: 128 MiB and about half a second. */
 export const SCRYPT_COST: ScryptCost = { N: 2 ** 17, r: 8, p: 1 };
@@ -103,12 +110,12 @@ function associatedData(key: PublicFields, cost: ScryptCost, salt: Uint8Array): 
   return ascii(JSON.stringify([publicDocument(key), parameters]));
 }
 
+// OpenSSL's, on a thread of its own: the 128 MiB that it needs go back to the system when it is
+// done. In JavaScript they would stay until a collector sees a reason to act.
 async function passphraseKey(passphrase: Secret, salt: Uint8Array, cost: ScryptCost) {
   const maxmem = SCRYPT_LIMITS.bytesMax + 2 ** 20;
   return new Secret(
-    await passphrase.use((bytes) =>
-      scryptAsync(bytes, salt, { ...cost, dkLen: KEY_BYTES, maxmem }),
-    ),
+    await passphrase.use((bytes) => scryptAsync(bytes, salt, KEY_BYTES, { ...cost, maxmem })),
   );
 }
 
