@@ -6,6 +6,8 @@
 
 namespace pqblk::sealed {
 
+static_assert(kPage == kPoolPageBytes);
+
 struct EntryCache::Page {
   std::uint64_t number = 0;
   std::uint8_t* bytes = nullptr;
@@ -33,10 +35,7 @@ EntryCache::EntryCache(const SealedGeometry& geometry, const io::File& file,
 
 EntryCache::~EntryCache() {
   for (Shard& s : shards_) {
-    s.pages.for_each([](std::uint64_t, Page* page) {
-      std::free(page->bytes);
-      delete page;
-    });
+    s.pages.for_each([](std::uint64_t, Page* page) { delete page; });
   }
 }
 
@@ -64,13 +63,17 @@ void EntryCache::unlink(Shard& s, Page* page) {
   page->older = page->newer = nullptr;
 }
 
+void EntryCache::drop(Shard& s, Page* page) {
+  s.memory.put(page->bytes);
+  delete page;
+}
+
 void EntryCache::evict(Shard& s) {
   while (s.pages.size() > shard_pages_max_ && s.newest != nullptr) {
     Page* oldest = s.newest->newer;
     unlink(s, oldest);
     s.pages.erase(oldest->number);
-    std::free(oldest->bytes);
-    delete oldest;
+    drop(s, oldest);
   }
 }
 
@@ -143,8 +146,7 @@ Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t numbe
     } else {
       page = new Page;
       page->number = number;
-      page->bytes = static_cast<std::uint8_t*>(std::aligned_alloc(kPage, kPage));
-      if (page->bytes == nullptr) std::abort();  // bounded by shard_pages_max_ and the pins
+      page->bytes = s.memory.take();
       s.pages[number] = page;
       loader = true;
     }
@@ -198,8 +200,7 @@ void EntryCache::unpin(Page* page) {
   if (--page->pins != 0) return;
   Page** found = s.pages.find(page->number);
   if (found == nullptr || *found != page) {  // its load failed, this was the last user
-    std::free(page->bytes);
-    delete page;
+    drop(s, page);
     return;
   }
   link(s, page);

@@ -9,7 +9,6 @@
 #include <atomic>
 #include <cstdint>
 #include <functional>
-#include <list>
 #include <memory>
 #include <mutex>
 #include <utility>
@@ -17,6 +16,7 @@
 
 #include "base/error.h"
 #include "base/flat_map.h"
+#include "base/page_pool.h"
 #include "base/sync.h"
 #include "base/task.h"
 #include "io/queue.h"
@@ -81,6 +81,7 @@ class EntryCache {
   static constexpr std::size_t kShards = 64;
   struct Shard {
     std::mutex mutex;
+    PagePool memory;
     FlatMap<Page*> pages;
     Page* newest = nullptr;  // ring of unpinned, loaded pages: newest ... oldest
     std::size_t count = 0;
@@ -90,6 +91,7 @@ class EntryCache {
   void unpin(Page* page);
   void link(Shard& shard, Page* page);
   void unlink(Shard& shard, Page* page);
+  void drop(Shard& shard, Page* page);
   void evict(Shard& shard);
   Task<Result<Pin>> wait_loaded(io::Queue& io, Page* page);
 

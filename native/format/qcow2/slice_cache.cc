@@ -4,12 +4,15 @@
 #include <cassert>
 #include <cstring>
 
+#include "base/page_pool.h"
+
 namespace pqblk::format::qcow2 {
 namespace {
 
-constexpr std::size_t kBuckets = 256;            // per shard
-constexpr std::size_t kGatherBytes = 64 * kKiB;  // adjacent slices go home in one write
-constexpr std::uint64_t kSliceMemory = 4096;     // what a slice takes, whatever its size
+constexpr std::size_t kBuckets = 256;                   // per shard
+constexpr std::size_t kGatherBytes = 64 * kKiB;         // adjacent slices go home in one write
+constexpr std::uint64_t kSliceMemory = kPoolPageBytes;  // what a slice takes, whatever its size
+static_assert(kSliceBytesMax <= kSliceMemory);
 
 }  // namespace
 
@@ -17,7 +20,7 @@ struct SliceCache::Slice {
   enum class State : std::uint8_t { loading, ready, failed };
 
   std::uint64_t key = 0;
-  AlignedBuffer memory;
+  std::uint8_t* bytes = nullptr;  // of the shard's memory
   State state = State::loading;
   bool dirty = false;
   bool suspect = false;
@@ -31,6 +34,7 @@ struct SliceCache::Slice {
 
 struct alignas(64) SliceCache::Shard {
   std::mutex mutex;
+  PagePool memory;
   std::array<Slice*, kBuckets> buckets{};
   std::vector<Slice*> clock;  // every slice in the table
   std::size_t hand = 0;
@@ -83,6 +87,11 @@ void SliceCache::remove(Shard& s, Slice* slice) {
   s.clock.pop_back();
 }
 
+void SliceCache::drop(Shard& s, Slice* slice) {
+  s.memory.put(slice->bytes);
+  delete slice;
+}
+
 void SliceCache::evict_one(Shard& s) {
   // Two rounds: the first may only clear the reference bits.
   for (std::size_t turn = 0; turn < 2 * s.clock.size(); ++turn) {
@@ -91,7 +100,7 @@ void SliceCache::evict_one(Shard& s) {
     if (slice->pins != 0 || slice->dirty || slice->state != Slice::State::ready) continue;
     if (std::exchange(slice->referenced, false)) continue;
     remove(s, slice);
-    delete slice;
+    drop(s, slice);
     return;
   }
 }
@@ -100,7 +109,8 @@ SliceCache::Slice* SliceCache::insert(Shard& s, std::uint64_t key) {
   if (s.clock.size() >= shard_slices_max_) evict_one(s);
   auto* slice = new Slice;
   slice->key = key;
-  slice->memory = AlignedBuffer(slice_bytes_);
+  slice->bytes = s.memory.take();
+  std::memset(slice->bytes, 0, slice_bytes_);
   slice->pins = 1;
   slice->clock_index = s.clock.size();
   s.clock.push_back(slice);
@@ -117,7 +127,7 @@ bool SliceCache::peek(std::uint64_t key, std::size_t offset, void* to, std::size
   if (slice == nullptr || slice->state != Slice::State::ready || slice->suspect) return false;
   slice->referenced = true;
   ++s.hits;
-  std::memcpy(to, slice->memory.data() + offset, size);
+  std::memcpy(to, slice->bytes + offset, size);
   return true;
 }
 
@@ -170,9 +180,9 @@ Task<Result<SliceCache::Pin>> SliceCache::pin(io::Queue& q, std::uint64_t key) {
   if (where.bytes == 0) {
     error = Error(Kind::corrupt, "a table slice without a table");
   } else {
-    error = co_await meta_.read(q, where, slice->memory.data(), slice_bytes_);
+    error = co_await meta_.read(q, where, slice->bytes, slice_bytes_);
   }
-  const bool suspect = !error && hooks_.suspect && hooks_.suspect(key, slice->memory.data());
+  const bool suspect = !error && hooks_.suspect && hooks_.suspect(key, slice->bytes);
   Waiter* waiters = nullptr;
   {
     std::lock_guard guard(s.mutex);
@@ -193,26 +203,23 @@ Task<Result<SliceCache::Pin>> SliceCache::pin(io::Queue& q, std::uint64_t key) {
 
 void SliceCache::unpin(Slice* slice) {
   Shard& s = shard(slice->key);
-  std::unique_lock guard(s.mutex);
+  std::lock_guard guard(s.mutex);
   assert(slice->pins > 0);
-  if (--slice->pins == 0 && slice->state == Slice::State::failed) {
-    guard.unlock();
-    delete slice;
-  }
+  if (--slice->pins == 0 && slice->state == Slice::State::failed) drop(s, slice);
 }
 
-const std::uint8_t* SliceCache::Pin::data() const { return slice_->memory.data(); }
+const std::uint8_t* SliceCache::Pin::data() const { return slice_->bytes; }
 
 void SliceCache::Pin::copy_out(std::size_t offset, void* to, std::size_t size) const {
   std::lock_guard guard(cache_->shard(slice_->key).mutex);
-  std::memcpy(to, slice_->memory.data() + offset, size);
+  std::memcpy(to, slice_->bytes + offset, size);
 }
 
 void SliceCache::Pin::update(std::size_t offset, const void* from, std::size_t size, bool dirty) {
   Shard& s = cache_->shard(slice_->key);
   std::lock_guard guard(s.mutex);
   assert(offset + size <= cache_->slice_bytes_);
-  std::memcpy(slice_->memory.data() + offset, from, size);
+  std::memcpy(slice_->bytes + offset, from, size);
   if (dirty && !slice_->dirty) {
     slice_->dirty = true;
     ++s.dirty;
@@ -230,7 +237,7 @@ SliceCache::Staged SliceCache::stage() {
     std::uint8_t* to = staged.chunks_.back().data();
     for (Slice* slice : s.clock) {
       if (!slice->dirty) continue;
-      std::memcpy(to, slice->memory.data(), slice_bytes_);
+      std::memcpy(to, slice->bytes, slice_bytes_);
       slice->dirty = false;
       ++slice->pins;
       staged.slices_.push_back({slice->key, slice, to});
@@ -299,7 +306,7 @@ void SliceCache::forget(std::uint64_t first_key, std::uint64_t count) {
         dirty_.fetch_sub(1, std::memory_order_relaxed);
       }
       remove(s, slice);
-      delete slice;
+      drop(s, slice);
     }
   }
 }

@@ -109,6 +109,7 @@ class SliceCache {
   Slice* insert(Shard& shard, std::uint64_t key);
   void evict_one(Shard& shard);
   void remove(Shard& shard, Slice* slice);
+  static void drop(Shard& shard, Slice* slice);
 
   MetaIo& meta_;
   const Part part_;
