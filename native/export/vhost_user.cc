@@ -1,0 +1,213 @@
+#include "export/vhost_user.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+
+#include <atomic>
+#include <cerrno>
+#include <system_error>
+#include <thread>
+#include <utility>
+
+#include "export/vhost_user_session.h"
+#include "io/thread_setup.h"
+
+namespace pqblk::exports {
+namespace {
+
+constexpr int kBacklog = 4;
+
+Result<sockaddr_un> address_of(const std::string& path) {
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  if (path.empty() || path.size() >= sizeof address.sun_path) {
+    return Error(
+        Kind::invalid_argument,
+        "the path of a socket has 1 to " + std::to_string(sizeof address.sun_path - 1) + " bytes");
+  }
+  path.copy(address.sun_path, path.size());
+  return address;
+}
+
+// A socket that nobody listens to is what a killed server leaves behind.
+Error make_way(const std::string& path, const sockaddr_un& address) {
+  struct stat status {};
+  if (::lstat(path.c_str(), &status) != 0) {
+    return errno == ENOENT ? Error() : Error::from_errno(errno, "look at socket", path);
+  }
+  if (!S_ISSOCK(status.st_mode)) {
+    return Error(Kind::exists, "there is a file that is not a socket").in(path);
+  }
+  const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!probe) return Error::from_errno(errno, "socket", path);
+  const auto* generic = reinterpret_cast<const sockaddr*>(&address);
+  if (::connect(probe.get(), generic, sizeof address) == 0 || errno == EAGAIN) {
+    return Error(Kind::exists, "somebody listens on this socket").in(path);
+  }
+  if (errno != ECONNREFUSED) return Error::from_errno(errno, "try socket", path);
+  if (::unlink(path.c_str()) != 0) return Error::from_errno(errno, "remove stale socket", path);
+  return {};
+}
+
+Result<UniqueFd> listen_at(const std::string& path) {
+  const auto address = address_of(path);
+  if (!address) return address.error();
+  if (Error e = make_way(path, *address)) return e;
+  UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd) return Error::from_errno(errno, "socket", path);
+  const auto* generic = reinterpret_cast<const sockaddr*>(&*address);
+  if (::bind(fd.get(), generic, sizeof *address) != 0) {
+    return Error::from_errno(errno, "bind socket", path);
+  }
+  if (::listen(fd.get(), kBacklog) != 0) {
+    const int err = errno;
+    ::unlink(path.c_str());
+    return Error::from_errno(err, "listen", path);
+  }
+  return fd;
+}
+
+// Whether an inherited socket listens.
+Result<bool> inspect(int fd) {
+  int kind = 0, listening = 0, domain = 0;
+  socklen_t size = sizeof kind;
+  if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) != 0) {
+    return Error::from_errno(errno, "inherited socket");
+  }
+  ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
+  ::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
+  if (kind != SOCK_STREAM || domain != AF_UNIX) {
+    return Error(Kind::invalid_argument, "the inherited descriptor is not a Unix stream socket");
+  }
+  ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+  if (listening != 0) ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
+  return listening != 0;
+}
+
+}  // namespace
+
+struct VhostUserServer::Impl {
+  Impl(image::Disk& d, VhostUserOptions o) : disk(d), options(std::move(o)) {}
+
+  Error open();
+  void serve();
+  void serve_one(UniqueFd socket);
+  void refuse_one();
+  void stop();
+  UniqueFd accept_one();
+
+  image::Disk& disk;
+  VhostUserOptions options;
+  UniqueFd listener, connected, stop_event;
+  ino_t made_inode = 0;  // of the socket that this server made
+  std::unique_ptr<KickThread> kicks;
+  std::atomic<bool> serving{true};
+  std::thread thread;
+};
+
+Error VhostUserServer::Impl::open() {
+  UniqueFd inherited(std::exchange(options.fd, -1));
+  if (options.queues == 0) options.queues = disk.facts().queues;
+  if (options.queues > image::kMaxQueues) {
+    return Error(Kind::invalid_argument, "a device has 1 to " + std::to_string(image::kMaxQueues) +
+                                             " queues, not " + std::to_string(options.queues));
+  }
+  stop_event = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
+  if (!stop_event) return Error::from_errno(errno, "eventfd");
+  auto started = KickThread::start(disk);
+  if (!started) return started.take_error();
+  kicks = std::move(*started);
+  if (inherited) {
+    const auto listens = inspect(inherited.get());
+    if (!listens) return listens.error();
+    (*listens ? listener : connected) = std::move(inherited);
+    return {};
+  }
+  auto listening = listen_at(options.path);
+  if (!listening) return listening.take_error();
+  listener = std::move(*listening);
+  struct stat status {};
+  if (::lstat(options.path.c_str(), &status) == 0) made_inode = status.st_ino;
+  return {};
+}
+
+UniqueFd VhostUserServer::Impl::accept_one() {
+  return UniqueFd(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+}
+
+void VhostUserServer::Impl::refuse_one() {
+  if (accept_one() && options.log) {
+    options.log("vhost-user: a second front-end was turned away");
+  }
+}
+
+void VhostUserServer::Impl::serve_one(UniqueFd socket) {
+  VhostSession session({disk, options.queues, *kicks, options.log}, std::move(socket));
+  session.run(stop_event.get(), listener.get(), [this] { refuse_one(); });
+}
+
+void VhostUserServer::Impl::serve() {
+  io::set_up_thread("pqblk-vhost");
+  if (connected) serve_one(std::move(connected));
+  while (listener) {
+    pollfd fds[2] = {{stop_event.get(), POLLIN, 0}, {listener.get(), POLLIN, 0}};
+    if (::poll(fds, 2, -1) < 0) continue;
+    if (fds[0].revents != 0) break;
+    UniqueFd socket = accept_one();
+    if (socket) {
+      serve_one(std::move(socket));
+    } else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+      // Out of descriptors or memory: the knock stays, and must not keep a core busy.
+      ::poll(fds, 1, 100);
+    }
+  }
+  serving.store(false, std::memory_order_release);
+}
+
+void VhostUserServer::Impl::stop() {
+  if (thread.joinable()) {
+    const std::uint64_t one = 1;
+    [[maybe_unused]] const ssize_t r = ::write(stop_event.get(), &one, sizeof one);
+    thread.join();
+  }
+  serving.store(false, std::memory_order_release);
+  kicks.reset();
+  listener.reset();
+  struct stat status {};
+  // Somebody may have put another socket in its place.
+  if (made_inode != 0 && ::lstat(options.path.c_str(), &status) == 0 &&
+      status.st_ino == made_inode) {
+    ::unlink(options.path.c_str());
+  }
+  made_inode = 0;
+}
+
+VhostUserServer::VhostUserServer(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+VhostUserServer::~VhostUserServer() { stop(); }
+
+void VhostUserServer::stop() { impl_->stop(); }
+
+bool VhostUserServer::serving() const { return impl_->serving.load(std::memory_order_acquire); }
+
+Result<std::unique_ptr<VhostUserServer>> VhostUserServer::start(image::Disk& disk,
+                                                                VhostUserOptions options) {
+  auto impl = std::make_unique<Impl>(disk, std::move(options));
+  if (Error e = impl->open()) {
+    impl->stop();
+    return e;
+  }
+  try {
+    impl->thread = std::thread([raw = impl.get()] { raw->serve(); });
+  } catch (const std::system_error& error) {
+    impl->stop();
+    return Error::from_errno(error.code().value(), "start server thread");
+  }
+  return std::unique_ptr<VhostUserServer>(new VhostUserServer(std::move(impl)));
+}
+
+}  // namespace pqblk::exports
