@@ -4,6 +4,7 @@ find_package(PkgConfig REQUIRED)
 find_package(Threads REQUIRED)
 pkg_check_modules(LIBURING REQUIRED IMPORTED_TARGET liburing>=2.3)
 pkg_check_modules(LIBCRYPTO REQUIRED libcrypto>=3.0)
+pkg_check_modules(LIBSSL REQUIRED libssl>=3.0)
 pkg_check_modules(ZLIB REQUIRED zlib)
 pkg_check_modules(LIBZSTD REQUIRED libzstd)
 
@@ -13,7 +14,7 @@ target_link_libraries(pqblk_libraries INTERFACE PkgConfig::LIBURING Threads::Thr
 # Node itself exports the symbols of its own OpenSSL and zlib, and the dynamic linker would bind the
 # addon's calls to those, or, worse, some to those and the rest to the system's library. Archives
 # linked into the addon, with their symbols hidden, cannot be interposed.
-foreach(library crypto z zstd)
+foreach(library ssl crypto z zstd)
   find_library(PQBLK_LIB_${library} NAMES lib${library}.a ${library} REQUIRED)
   target_link_libraries(pqblk_libraries INTERFACE "${PQBLK_LIB_${library}}")
 endforeach()

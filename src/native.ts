@@ -56,6 +56,17 @@ export interface NativeDisk {
     onCompletions: () => void,
   ): NativeChannel;
   bench(spec: object, token?: NativeToken): Promise<unknown>;
+  serveNbd(options: object): Promise<NativeNbdServer>;
+}
+
+export interface NativeNbdServer {
+  /** TCP: the port that was chosen; 0 without. */
+  readonly port: number;
+  stats(): Record<string, number>;
+  takeReports(): string[];
+  close(): Promise<void>;
+  /** Called when there are reports to take. */
+  onReports?: () => void;
 }
 
 export interface NativeAddon {
@@ -69,6 +80,9 @@ export interface NativeAddon {
   engineInfo(): Promise<unknown>;
   freeSpace(options: { path: string }): Promise<number>;
   inSystemDirectory(options: { path: string }): boolean;
+  /** As sd_notify(3); false where nobody asked for it. */
+  notifyServiceManager(state: string): boolean;
+  noNewPrivileges(): boolean;
 }
 
 const PLACES = ['build/Release/pqblk.node', 'build/release/pqblk.node'];

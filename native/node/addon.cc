@@ -8,6 +8,7 @@
 #include "node/env.h"
 #include "node/images.h"
 #include "node/job.h"
+#include "node/service_manager.h"
 
 namespace pqblk::node {
 namespace {
@@ -29,6 +30,9 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("replaceKeyArea", Napi::Function::New(env, replace_key_area, "replaceKeyArea"));
   exports.Set("engineInfo", Napi::Function::New(env, engine_info, "engineInfo"));
   exports.Set("freeSpace", Napi::Function::New(env, free_space, "freeSpace"));
+  exports.Set("notifyServiceManager",
+              Napi::Function::New(env, notify_service_manager, "notifyServiceManager"));
+  exports.Set("noNewPrivileges", Napi::Function::New(env, no_new_privileges, "noNewPrivileges"));
   exports.Set("inSystemDirectory",
               Napi::Function::New(env, in_system_directory, "inSystemDirectory"));
   return exports;

@@ -12,6 +12,7 @@
 #include "node/convert.h"
 #include "node/job.h"
 #include "node/job_pool.h"
+#include "node/serve_nbd.h"
 
 namespace pqblk::node {
 namespace {
@@ -239,7 +240,8 @@ Napi::Function DiskHandle::define(Napi::Env env) {
       {InstanceMethod<&DiskHandle::close>("close"), InstanceMethod<&DiskHandle::resize>("resize"),
        InstanceMethod<&DiskHandle::extent>("extent"), InstanceMethod<&DiskHandle::facts>("facts"),
        InstanceMethod<&DiskHandle::stats>("stats"), InstanceMethod<&DiskHandle::channel>("channel"),
-       InstanceMethod<&DiskHandle::bench>("bench")});
+       InstanceMethod<&DiskHandle::bench>("bench"),
+       InstanceMethod<&DiskHandle::serve_nbd>("serveNbd")});
 }
 
 Napi::Value DiskHandle::make(Napi::Env env, std::shared_ptr<OpenDisk> disk) {
@@ -408,6 +410,11 @@ Napi::Value DiskHandle::bench(const Napi::CallbackInfo& info) {
   if (env.IsExceptionPending()) return env.Undefined();
   return Job::start(env, std::make_shared<BenchJob>(open_, std::move(disk), std::move(spec)),
                     info[1]);
+}
+
+Napi::Value DiskHandle::serve_nbd(const Napi::CallbackInfo& info) {
+  if (disk_or_throw(info.Env()) == nullptr) return info.Env().Undefined();
+  return node::serve_nbd(info, open_);
 }
 
 }  // namespace pqblk::node

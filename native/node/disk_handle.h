@@ -30,6 +30,7 @@ class DiskHandle : public Napi::ObjectWrap<DiskHandle> {
   Napi::Value stats(const Napi::CallbackInfo& info);
   Napi::Value channel(const Napi::CallbackInfo& info);
   Napi::Value bench(const Napi::CallbackInfo& info);
+  Napi::Value serve_nbd(const Napi::CallbackInfo& info);
   std::shared_ptr<image::Disk> disk_or_throw(Napi::Env env) const;
 
   std::shared_ptr<OpenDisk> open_;

@@ -117,6 +117,12 @@ std::shared_ptr<OpenDisk> OpenDisk::make(std::unique_ptr<image::Disk> disk) {
 Error OpenDisk::close() {
   refuse_new();
   const std::shared_ptr<image::Disk> disk = disk_;
+  std::vector<std::shared_ptr<Service>> services;
+  {
+    std::lock_guard guard(inner_);
+    services.swap(services_);
+  }
+  for (const auto& service : services) service->stop();
   {
     std::unique_lock guard(inner_);
     left_.wait(guard, [this] { return users_ == 0; });
@@ -124,6 +130,18 @@ Error OpenDisk::close() {
   Error error = disk->close();
   OpenDisks::instance().remove(shared_from_this());
   return error;
+}
+
+bool OpenDisk::add(std::shared_ptr<Service> service) {
+  std::lock_guard guard(inner_);
+  if (closing()) return false;
+  services_.push_back(std::move(service));
+  return true;
+}
+
+void OpenDisk::remove(const Service& service) {
+  std::lock_guard guard(inner_);
+  std::erase_if(services_, [&](const auto& one) { return one.get() == &service; });
 }
 
 OpenDisk::Use::Use(OpenDisk& disk) : disk_(disk) {

@@ -56,6 +56,13 @@ class Hub {
   std::vector<std::shared_ptr<Notifier>> ready_;
 };
 
+// What serves a disk to others; stopped before its disk is closed.
+class Service {
+ public:
+  virtual ~Service() = default;  // on any thread: touches nothing of JavaScript
+  virtual void stop() = 0;       // any thread but the queues'; blocking; may be called again
+};
+
 // A disk that JavaScript opened. Shared by its handle, its channels, its jobs and the list of what
 // must be closed at the end.
 class OpenDisk : public std::enable_shared_from_this<OpenDisk> {
@@ -67,8 +74,12 @@ class OpenDisk : public std::enable_shared_from_this<OpenDisk> {
   std::shared_ptr<image::Disk> disk() const { return closing() ? nullptr : disk_; }
   bool closing() const { return closing_.load(std::memory_order_acquire); }
   void refuse_new() { closing_.store(true, std::memory_order_release); }
-  // Any thread but the queues'. Blocking: waits for long jobs to stop, then for I/O in flight.
+  // Any thread but the queues'. Blocking: stops services, waits for long jobs to stop, then for I/O
+  // in flight.
   Error close();
+  // Any thread. False: the disk is closing, nothing is kept.
+  bool add(std::shared_ptr<Service> service);
+  void remove(const Service& service);
   void release() { disk_.reset(); }  // environment's thread, after close(): gives the memory back
 
   // A job that drives the queues for long; it must stop soon once closing() says so.
@@ -93,6 +104,7 @@ class OpenDisk : public std::enable_shared_from_this<OpenDisk> {
   std::mutex inner_;
   std::condition_variable left_;
   std::uint32_t users_ = 0;
+  std::vector<std::shared_ptr<Service>> services_;
 };
 
 class EnvState {

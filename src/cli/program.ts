@@ -15,6 +15,7 @@ import { addInfo } from './info.js';
 import { addKey } from './key.js';
 import { reportError } from './report-error.js';
 import { addResize } from './resize.js';
+import { addServe } from './serve.js';
 import { type Streams, Terminal } from './terminal.js';
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
@@ -27,6 +28,7 @@ const COMMANDS = [
   addExport,
   addCheck,
   addResize,
+  addServe,
   addBench,
   addExitCodes,
 ];

@@ -9,6 +9,7 @@ import { RequestFlag, RequestType } from './channel.js';
 import { type CreateDiskOptions, createWithKeys } from './create.js';
 import { DiskQueue, type DiskQueueOptions } from './queue.js';
 import { closedError, Requests } from './requests.js';
+import { type NbdOptions, type NbdServer, serveNbd } from './serve.js';
 import type {
   BenchResult,
   BenchSpec,
@@ -154,8 +155,14 @@ export class Disk {
     return (await longCall(work, (token) => this.#native.bench(spec, token))) as BenchResult;
   }
 
+  /** Serves the disk to NBD clients, each on one of its queues. See NbdOptions for the kinds. */
+  async serveNbd(options: NbdOptions): Promise<NbdServer> {
+    this.#requireOpen();
+    return await serveNbd(this.#native, this, options);
+  }
+
   /**
-   * Waits for what is in flight, writes everything home, gives the file free. Later requests are
+   * Stops its servers, waits for what is in flight, writes everything home, gives the file free. Later requests are
    * refused with kind `closed`. May be called again; every call settles alike.
    */
   close(): Promise<void> {

@@ -36,6 +36,14 @@ export {
   type SealedInfo,
 } from './info.js';
 export { type CompletionHandler, DiskQueue, type DiskQueueOptions } from './queue.js';
+export {
+  type NbdOptions,
+  NbdServer,
+  type NbdStats,
+  type NbdTls,
+  noNewPrivileges,
+  notifyServiceManager,
+} from './serve.js';
 export type {
   BackendStats,
   BenchDirection,
