@@ -150,6 +150,11 @@ Task<Error> Allocator::release_pool(io::Queue& q) {
   for (;;) {
     HostRun run;
     if (!pool_take(~std::uint64_t{0}, false, run)) break;
+    // Nothing refers to them, and nothing will before the next opener: the file system gets them
+    // back. One that cannot punch holes keeps the space; nothing is lost by that.
+    const std::uint64_t length = run.clusters * refcounts_.layout().cluster_size();
+    Error kept = co_await q.fallocate(meta_.file(), io::FallocateMode::punch, run.at.bytes, length);
+    static_cast<void>(kept.ok());
     Error error = co_await refcounts_.add(q, run.at, run.clusters, -1);
     if (error) co_return error;
   }

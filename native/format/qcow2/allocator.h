@@ -51,7 +51,8 @@ class Allocator {
   std::uint64_t pooled() const;
   // Lowers the counts of clusters that nothing durable refers to and writes the blocks, no sync.
   Task<Error> free(io::Queue& q, std::span<const HostOffset> clusters);
-  Task<Error> release_pool(io::Queue& q);  // at close: lowers what is unused, written and synced
+  // At close: what is unused goes back to the file system and is lowered, written and synced.
+  Task<Error> release_pool(io::Queue& q);
 
   // ---- plain mode: frees that wait for the L2 flush; driven by Metadata ----
   // The caller has already set the entry that no longer refers to these clusters.
