@@ -2,6 +2,9 @@
 // Room cli/: the executable. Connects the process (streams, signals, exit code) with the command line.
 import { run } from './program.js';
 
+// `ps`, and who is refused a locked disk, shall see this program and not the interpreter.
+process.title = ['pqblk', ...process.argv.slice(2)].join(' ');
+
 const stop = new AbortController();
 let asked = 0;
 
