@@ -57,6 +57,14 @@ export interface NativeDisk {
   ): NativeChannel;
   bench(spec: object, token?: NativeToken): Promise<unknown>;
   serveNbd(options: object): Promise<NativeNbdServer>;
+  serveVhostUser(options: object): Promise<NativeVhostUserServer>;
+}
+
+export interface NativeVhostUserServer {
+  serving(): boolean;
+  takeReports(): string[];
+  onReports?: () => void;
+  close(): Promise<void>;
 }
 
 export interface NativeNbdServer {

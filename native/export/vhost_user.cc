@@ -60,6 +60,7 @@ Result<UniqueFd> listen_at(const std::string& path) {
   UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!fd) return Error::from_errno(errno, "socket", path);
   const auto* generic = reinterpret_cast<const sockaddr*>(&*address);
+  ::fchmod(fd.get(), 0600);  // which bind() gives to the file; whoever connects has the disk
   if (::bind(fd.get(), generic, sizeof *address) != 0) {
     return Error::from_errno(errno, "bind socket", path);
   }

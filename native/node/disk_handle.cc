@@ -13,6 +13,7 @@
 #include "node/job.h"
 #include "node/job_pool.h"
 #include "node/serve_nbd.h"
+#include "node/serve_vhost_user.h"
 
 namespace pqblk::node {
 namespace {
@@ -241,7 +242,8 @@ Napi::Function DiskHandle::define(Napi::Env env) {
        InstanceMethod<&DiskHandle::extent>("extent"), InstanceMethod<&DiskHandle::facts>("facts"),
        InstanceMethod<&DiskHandle::stats>("stats"), InstanceMethod<&DiskHandle::channel>("channel"),
        InstanceMethod<&DiskHandle::bench>("bench"),
-       InstanceMethod<&DiskHandle::serve_nbd>("serveNbd")});
+       InstanceMethod<&DiskHandle::serve_nbd>("serveNbd"),
+       InstanceMethod<&DiskHandle::serve_vhost_user>("serveVhostUser")});
 }
 
 Napi::Value DiskHandle::make(Napi::Env env, std::shared_ptr<OpenDisk> disk) {
@@ -415,6 +417,11 @@ Napi::Value DiskHandle::bench(const Napi::CallbackInfo& info) {
 Napi::Value DiskHandle::serve_nbd(const Napi::CallbackInfo& info) {
   if (disk_or_throw(info.Env()) == nullptr) return info.Env().Undefined();
   return node::serve_nbd(info, open_);
+}
+
+Napi::Value DiskHandle::serve_vhost_user(const Napi::CallbackInfo& info) {
+  if (disk_or_throw(info.Env()) == nullptr) return info.Env().Undefined();
+  return node::serve_vhost_user(info, open_);
 }
 
 }  // namespace pqblk::node

@@ -31,6 +31,7 @@ class DiskHandle : public Napi::ObjectWrap<DiskHandle> {
   Napi::Value channel(const Napi::CallbackInfo& info);
   Napi::Value bench(const Napi::CallbackInfo& info);
   Napi::Value serve_nbd(const Napi::CallbackInfo& info);
+  Napi::Value serve_vhost_user(const Napi::CallbackInfo& info);
   std::shared_ptr<image::Disk> disk_or_throw(Napi::Env env) const;
 
   std::shared_ptr<OpenDisk> open_;

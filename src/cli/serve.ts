@@ -19,6 +19,7 @@ interface TcpAddress {
 }
 
 interface Flags extends OpenFlags, EngineFlags {
+  vhostUser?: string;
   nbd?: string;
   nbdTcp?: TcpAddress;
   tlsPsk?: string;
@@ -44,6 +45,12 @@ export function addServe(program: Command, terminal: Terminal): void {
   const command = program
     .command('serve <disk>')
     .description('Serve a disk to hypervisors and other programs, until SIGINT or SIGTERM.')
+    .addOption(
+      new Option(
+        '--vhost-user <socket>',
+        'virtio-blk for QEMU and others, a ring for each of --queues; fd:N: an inherited socket',
+      ),
+    )
     .option('--nbd <socket>', 'NBD on a Unix socket, mode 0600')
     .addOption(
       new Option('--nbd-tcp <host:port>', 'NBD over TCP; needs TLS or --insecure').argParser(
@@ -68,7 +75,8 @@ export function addServe(program: Command, terminal: Terminal): void {
     .addHelpText(
       'after',
       examples(
-        'pqblk serve vm.sealed --key alice --nbd /run/vm.sock',
+        'pqblk serve vm.sealed --key alice --vhost-user /run/vm.sock --queues 4',
+        'pqblk serve vm.sealed --key alice --nbd /run/vm-nbd.sock',
         'pqblk serve vm.sealed --key alice --nbd-tcp 0.0.0.0:10809 --tls-psk keys.psk --queues 4',
       ),
     )
@@ -83,14 +91,16 @@ function parseAddress(text: string): TcpAddress {
 }
 
 async function serve(terminal: Terminal, path: string, flags: Flags): Promise<void> {
-  if (flags.nbd === undefined && flags.nbdTcp === undefined) {
-    throw new PqblkError('usage', 'no way in was named', { hint: 'say --nbd SOCKET' });
+  if ([flags.vhostUser, flags.nbd, flags.nbdTcp].every((way) => way === undefined)) {
+    const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
+    throw new PqblkError('usage', 'no way in was named', { hint });
   }
   noNewPrivileges();
   const { cache = 'none', engine = 'auto', queues = 1, readOnly = false } = flags;
   await withDisk(path, flags, { cache, engine, queues, readOnly }, async (disk) => {
     const servers: Running[] = [];
     try {
+      servers.push(...(await startVhostUser(terminal, disk, flags)));
       servers.push(...(await startNbd(terminal, disk, flags)));
       announce(terminal, disk, servers, flags.json);
       await untilAborted(terminal.signal);
@@ -99,6 +109,19 @@ async function serve(terminal: Terminal, path: string, flags: Flags): Promise<vo
       await Promise.all(servers.map((server) => server.close()));
     }
   });
+}
+
+async function startVhostUser(terminal: Terminal, disk: Disk, flags: Flags): Promise<Running[]> {
+  const { vhostUser: place } = flags;
+  if (place === undefined) return [];
+  const inherited = /^fd:(\d+)$/.exec(place)?.[1];
+  const server = await disk.serveVhostUser({
+    ...(inherited === undefined ? { path: place } : { fd: Number(inherited) }),
+    onReport: (text) => terminal.remark(`pqblk: ${text}`),
+  });
+  const stats = () => ({ serving: server.serving });
+  const addresses = [`vhost-user-blk:${place}`];
+  return [{ protocol: 'vhost-user-blk', addresses, stats, close: () => server.close() }];
 }
 
 async function startNbd(terminal: Terminal, disk: Disk, flags: Flags): Promise<Running[]> {

@@ -10,6 +10,7 @@ import { type CreateDiskOptions, createWithKeys } from './create.js';
 import { DiskQueue, type DiskQueueOptions } from './queue.js';
 import { closedError, Requests } from './requests.js';
 import { type NbdOptions, type NbdServer, serveNbd } from './serve.js';
+import { serveVhostUser, type VhostUserOptions, type VhostUserServer } from './serve-vhost-user.js';
 import type {
   BenchResult,
   BenchSpec,
@@ -159,6 +160,12 @@ export class Disk {
   async serveNbd(options: NbdOptions): Promise<NbdServer> {
     this.#requireOpen();
     return await serveNbd(this.#native, this, options);
+  }
+
+  /** Serves the disk to a hypervisor as a virtio block device. See VhostUserOptions for the kinds. */
+  async serveVhostUser(options: VhostUserOptions): Promise<VhostUserServer> {
+    this.#requireOpen();
+    return await serveVhostUser(this.#native, this, options);
   }
 
   /**

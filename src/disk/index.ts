@@ -44,6 +44,7 @@ export {
   noNewPrivileges,
   notifyServiceManager,
 } from './serve.js';
+export { type VhostUserOptions, VhostUserServer } from './serve-vhost-user.js';
 export type {
   BackendStats,
   BenchDirection,

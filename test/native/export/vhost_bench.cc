@@ -1,0 +1,201 @@
+// Measures a disk through its vhost-user server with a front-end of our own: rings without a guest.
+// Not run by the tests.
+//
+//   bench_vhost PATH raw|qcow2|sealed randread|randwrite|read|write [bs=4096] [depth=32] [queues=1]
+//               [rings=QUEUES] [size=1073741824] [ms=3000] [direct=0|1] [create=1] [fill=1]
+//               [packed=0|1] [indirect=0|1] [event_idx=1] [wait=poll|call]
+//   bench_vhost SOCKET attach PATTERN ...        measures somebody else's server
+//
+// `create` makes the image first (sealed: with keys of zeros), `fill` writes all of it once. A ring
+// is driven by a thread of its own, which looks for answers (poll) or sleeps until called (call).
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <string>
+#include <thread>
+
+#include "export/vhost_user.h"
+#include "export/vhost_user_client.h"
+#include "image/bench.h"
+#include "image/disk.h"
+#include "image/disk_create.h"
+#include "image/latency.h"
+#include "sealed/layout.h"
+
+using namespace pqblk;  // NOLINT
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using Options = std::map<std::string, std::string>;
+
+[[noreturn]] void die(const std::string& why) {
+  std::fprintf(stderr, "bench_vhost: %s\n", why.c_str());
+  std::exit(1);
+}
+
+sealed::VolumeKeys bench_keys() {
+  const std::array<std::uint8_t, 32> zeros{};
+  sealed::VolumeKeys keys;
+  keys.integrity = std::move(*crypto::SecretKey::copy_of(zeros));
+  keys.data.push_back({1, std::move(*crypto::SecretKey::copy_of(zeros))});
+  keys.current_epoch = 1;
+  return keys;
+}
+
+image::Format format_of(const std::string& name) {
+  if (name == "raw") return image::Format::raw;
+  if (name == "qcow2") return image::Format::qcow2;
+  if (name == "sealed") return image::Format::sealed;
+  die("expected raw, qcow2 or sealed, found " + name);
+}
+
+std::unique_ptr<image::Disk> open_disk(const std::string& path, image::Format format, Options& o) {
+  const std::uint64_t size = std::stoull(o["size"]);
+  if (o.count("create") != 0) {
+    image::CreateSpec spec;
+    spec.path = path;
+    spec.format = format;
+    spec.size = size;
+    spec.overwrite = true;
+    if (format == image::Format::sealed) {
+      spec.keys = bench_keys();
+      spec.key_area.resize(sealed::kKeyAreaBytes);
+    }
+    if (Error e = image::create_disk(spec)) die(e.to_string());
+  }
+  image::OpenOptions options;
+  options.path = path;
+  options.format = format;
+  options.cache = o["direct"] == "1" ? image::Cache::none : image::Cache::writeback;
+  options.queues = static_cast<std::uint32_t>(std::stoul(o["queues"]));
+  if (format == image::Format::sealed) options.keys = bench_keys();
+  auto disk = image::Disk::open(std::move(options));
+  if (!disk) die(disk.error().to_string());
+  if (o.count("fill") != 0) {
+    image::BenchSpec fill;
+    fill.pattern = image::Pattern::write;
+    fill.block_size = kMiB;
+    fill.iodepth = 4;
+    fill.size = size;
+    if (auto filled = image::run_bench(**disk, fill); !filled) die(filled.error().to_string());
+  }
+  return std::move(*disk);
+}
+
+struct RingResult {
+  std::uint64_t ops = 0, errors = 0;
+  double seconds = 0;
+  image::LatencyHistogram latency;
+};
+
+// Keeps `depth` requests in flight until the time is up.
+void drive(exports::test::FrontEnd& guest, std::uint32_t r, Options& o, RingResult& result) {
+  const auto depth = static_cast<std::uint32_t>(std::stoul(o["depth"]));
+  const auto bytes = static_cast<std::uint32_t>(std::stoul(o["bs"]));
+  const std::uint64_t blocks = std::stoull(o["size"]) / bytes;
+  const bool random = o["pattern"].starts_with("rand"), polls = o["wait"] == "poll";
+  const std::uint32_t type = o["pattern"].ends_with("read") ? 0 : 1;
+  std::uint64_t state = 0x9E3779B97F4A7C15U * (r + 1), sequence = blocks / 7 * r;
+  std::vector<Clock::time_point> started(depth);
+  const auto submit = [&](std::uint32_t slot, Clock::time_point now) {
+    state ^= state << 13U;
+    state ^= state >> 7U;
+    state ^= state << 17U;
+    const std::uint64_t block = (random ? state : sequence++) % blocks;
+    started[slot] = now;
+    guest.add(r, slot, type, block * (bytes / 512), bytes);
+  };
+  const auto begin = Clock::now();
+  const auto end = begin + std::chrono::milliseconds(std::stoull(o["ms"]));
+  for (std::uint32_t slot = 0; slot < depth; ++slot) submit(slot, begin);
+  guest.kick(r);
+  std::uint32_t out = depth;
+  auto now = begin;
+  while (out != 0) {
+    auto answer = polls ? guest.poll(r) : guest.wait(r);
+    if (!answer) continue;
+    now = Clock::now();
+    for (; answer; answer = guest.poll(r)) {
+      ++result.ops;
+      if (answer->status != 0) ++result.errors;
+      result.latency.record(static_cast<std::uint64_t>(
+          std::chrono::duration_cast<std::chrono::nanoseconds>(now - started[answer->slot])
+              .count()));
+      --out;
+      if (now >= end) continue;
+      submit(answer->slot, now);
+      ++out;
+    }
+    guest.kick(r);
+  }
+  result.seconds = std::chrono::duration<double>(now - begin).count();
+}
+
+void measure(const std::string& socket, std::uint32_t rings, Options& o) {
+  exports::test::FrontEndOptions options;
+  options.rings = rings;
+  options.depth = static_cast<std::uint32_t>(std::stoul(o["depth"]));
+  options.slot_bytes =
+      std::max<std::uint32_t>(4096, static_cast<std::uint32_t>(std::stoul(o["bs"])));
+  options.ring.packed = o["packed"] == "1";
+  options.ring.indirect = o["indirect"] == "1";
+  options.ring.event_idx = o["event_idx"] == "1";
+  while (options.ring.size < 4 * options.depth) options.ring.size *= 2;
+  exports::test::FrontEnd guest(options);
+  if (const std::string why = guest.connect(socket); !why.empty()) die(why);
+  std::vector<RingResult> results(rings);
+  std::vector<std::thread> threads;
+  for (std::uint32_t r = 0; r < rings; ++r) {
+    threads.emplace_back([&, r] { drive(guest, r, o, results[r]); });
+  }
+  for (auto& thread : threads) thread.join();
+  double sum = 0;
+  image::LatencyHistogram latency;
+  for (const RingResult& result : results) {
+    if (result.errors != 0) die(std::to_string(result.errors) + " requests failed");
+    sum += static_cast<double>(result.ops) / result.seconds;
+    latency.merge(result.latency);
+  }
+  const double bytes = std::stod(o["bs"]);
+  std::printf("%s, %u ring(s): %.0f IOPS, %.0f MB/s; mean %.1f us, p99 %.1f us\n",
+              o["pattern"].c_str(), rings, sum, sum * bytes / 1e6, latency.mean_ns() / 1000.0,
+              static_cast<double>(latency.percentile_ns(99)) / 1000.0);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc < 4) return 2;
+  const std::string path = argv[1], what = argv[2];
+  Options o{{"bs", "4096"},   {"depth", "32"},    {"queues", "1"},     {"size", "1073741824"},
+            {"ms", "3000"},   {"direct", "0"},    {"packed", "0"},     {"indirect", "0"},
+            {"wait", "poll"}, {"event_idx", "1"}, {"pattern", argv[3]}};
+  for (int i = 4; i < argc; ++i) {
+    const std::string text = argv[i];
+    const std::size_t at = text.find('=');
+    o[text.substr(0, at)] = at == std::string::npos ? "1" : text.substr(at + 1);
+  }
+  const auto rings =
+      static_cast<std::uint32_t>(std::stoul(o.count("rings") != 0 ? o["rings"] : o["queues"]));
+  if (what == "attach") {
+    measure(path, rings, o);
+    return 0;
+  }
+  auto disk = open_disk(path, format_of(what), o);
+  exports::VhostUserOptions options;
+  options.path = "/tmp/bench-vhost-" + std::to_string(::getpid());
+  options.queues = rings;
+  options.log = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
+  const std::string socket = options.path;
+  auto server = exports::VhostUserServer::start(*disk, std::move(options));
+  if (!server) die(server.error().to_string());
+  measure(socket, rings, o);
+  (*server)->stop();
+  if (Error e = disk->close()) die(e.to_string());
+  return 0;
+}
