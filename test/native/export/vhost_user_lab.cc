@@ -30,8 +30,8 @@ void must(const Error& error) {
 
 }  // namespace
 
-Place::Place(image::Format format, std::uint64_t size) : format_(format) {
-  std::string name = "/tmp/pqblk-vhost-XXXXXX";
+Place::Place(image::Format format, std::uint64_t size, const char* where) : format_(format) {
+  std::string name = std::string(where) + "/pqblk-export-XXXXXX";
   if (::mkdtemp(name.data()) == nullptr) std::abort();
   directory_ = name;
   image::CreateSpec spec;

@@ -18,7 +18,7 @@ namespace pqblk::exports::test {
 // A directory with a new disk and room for a socket; gone at the end.
 class Place {
  public:
-  Place(image::Format format, std::uint64_t size);
+  Place(image::Format format, std::uint64_t size, const char* where = "/tmp");
   ~Place();
   Place(const Place&) = delete;
   Result<std::unique_ptr<image::Disk>> open(std::uint32_t queues, bool read_only = false) const;
