@@ -62,6 +62,7 @@ export interface NbdStats {
 /** A running NBD server. It keeps the process alive until it, or its disk, is closed. */
 export class NbdServer {
   readonly #native: NativeNbdServer;
+  readonly #onReport: ((text: string) => void) | undefined;
   /** Keeps the disk from being collected, which would close it. */
   readonly owner: object;
   readonly path: string | undefined;
@@ -77,13 +78,9 @@ export class NbdServer {
     this.path = options.path;
     this.host = options.host;
     this.port = options.host === undefined ? undefined : handle.port;
-    const { onReport } = options;
-    if (onReport) {
-      handle.onReports = () => {
-        for (const text of handle.takeReports()) onReport(text);
-      };
-      handle.onReports(); // what came before
-    }
+    this.#onReport = options.onReport;
+    handle.onReports = () => this.#passReports();
+    this.#passReports(); // what came before
   }
 
   stats(): NbdStats {
@@ -92,8 +89,12 @@ export class NbdServer {
 
   /** Takes no more clients and requests, answers what is in flight, ends. May be called again. */
   close(): Promise<void> {
-    this.#closing ??= calling(() => this.#native.close());
+    this.#closing ??= calling(() => this.#native.close()).finally(() => this.#passReports());
     return this.#closing;
+  }
+
+  #passReports(): void {
+    for (const text of this.#native.takeReports()) this.#onReport?.(text);
   }
 
   [Symbol.asyncDispose](): Promise<void> {
