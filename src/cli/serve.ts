@@ -2,6 +2,7 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { PqblkError } from '../errors.js';
 import { type Disk, noNewPrivileges, notifyServiceManager } from '../index.js';
+import { serveMetrics } from './metrics.js';
 import {
   addEngineOptions,
   addOpenOptions,
@@ -29,6 +30,7 @@ interface Flags extends OpenFlags, EngineFlags {
   maxClients?: number;
   idleTimeout?: number;
   readOnly?: boolean;
+  stats?: string;
   json?: boolean;
 }
 
@@ -37,7 +39,7 @@ interface Running {
   readonly protocol: string;
   /** How a client reaches it. */
   readonly addresses: string[];
-  stats(): object;
+  stats(): Record<string, number>;
   close(): Promise<void>;
 }
 
@@ -69,6 +71,7 @@ export function addServe(program: Command, terminal: Terminal): void {
       ).argParser(parseCount),
     )
     .option('--read-only', 'refuse to change the disk')
+    .option('--stats <socket>', 'HTTP on a Unix socket: /metrics for Prometheus, /stats as JSON')
     .addOption(keyOption());
   addOpenOptions(addEngineOptions(command))
     .addOption(jsonOption())
@@ -102,6 +105,7 @@ async function serve(terminal: Terminal, path: string, flags: Flags): Promise<vo
     try {
       servers.push(...(await startVhostUser(terminal, disk, flags)));
       servers.push(...(await startNbd(terminal, disk, flags)));
+      if (flags.stats !== undefined) servers.push(await startStats(flags.stats, disk, servers));
       announce(terminal, disk, servers, flags.json);
       await untilAborted(terminal.signal);
     } finally {
@@ -119,7 +123,7 @@ async function startVhostUser(terminal: Terminal, disk: Disk, flags: Flags): Pro
     ...(inherited === undefined ? { path: place } : { fd: Number(inherited) }),
     onReport: (text) => terminal.remark(`pqblk: ${text}`),
   });
-  const stats = () => ({ serving: server.serving });
+  const stats = () => ({ serving: Number(server.serving) });
   const addresses = [`vhost-user-blk:${place}`];
   return [{ protocol: 'vhost-user-blk', addresses, stats, close: () => server.close() }];
 }
@@ -143,7 +147,13 @@ async function startNbd(terminal: Terminal, disk: Disk, flags: Flags): Promise<R
     const host = tcp.host.includes(':') ? `[${tcp.host}]` : tcp.host;
     addresses.push(`${secure}://${host}:${server.port}/${name}`);
   }
-  return [{ protocol: 'nbd', addresses, stats: () => server.stats(), close: () => server.close() }];
+  const stats = () => ({ ...server.stats() });
+  return [{ protocol: 'nbd', addresses, stats, close: () => server.close() }];
+}
+
+async function startStats(path: string, disk: Disk, servers: Running[]): Promise<Running> {
+  const { close } = await serveMetrics(path, disk, [...servers]);
+  return { protocol: 'stats', addresses: [], stats: () => ({}), close };
 }
 
 /** The line that scripts wait for, and the word that systemd waits for. */

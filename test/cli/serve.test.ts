@@ -3,6 +3,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import { get as httpGet, type IncomingMessage } from 'node:http';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
@@ -234,6 +235,46 @@ describe('serve --nbd', () => {
     running.delete(manager);
     expect(said).toContain(`READY=1\nMAINPID=${pid};`);
     expect(said).toContain('STOPPING=1;');
+  });
+});
+
+describe('serve --stats', () => {
+  it('counts for Prometheus and as JSON', async () => {
+    const disk = await sealedDisk('stats.sealed');
+    const stats = ['--stats', at('stats.sock'), '--queues', '2'];
+    const server = await serve(disk, '--nbd', at('s.sock'), ...stats, ...store);
+    peer('nbdcopy', source, String(server.uris[0]));
+    const get = async (path: string) => {
+      const response = await new Promise<IncomingMessage>((resolve, reject) => {
+        httpGet({ socketPath: at('stats.sock'), path }, resolve).on('error', reject);
+      });
+      const chunks: Buffer[] = [];
+      for await (const chunk of response) chunks.push(chunk as Buffer);
+      return { status: response.statusCode, body: Buffer.concat(chunks).toString() };
+    };
+    const { body } = await get('/metrics');
+    for (const line of body.trimEnd().split('\n')) {
+      expect(line).toMatch(/^(# (HELP|TYPE) pqblk_\w+ .+|pqblk_\w+(\{[^}]*\})? \d+)$/);
+    }
+    const value = (pattern: RegExp) => Number(pattern.exec(body)?.[1]);
+    const writes = [0, 1].map((queue) =>
+      value(new RegExp(`^pqblk_requests_total\\{queue="${queue}",type="write"\\} (\\d+)$`, 'm')),
+    );
+    const asked = value(/^pqblk_server\{protocol="nbd",what="writes"\} (\d+)$/m);
+    expect(asked).toBeGreaterThan(0);
+    expect(writes.reduce((sum, n) => sum + n, 0)).toBe(asked);
+    expect(value(/^pqblk_sectors_sealed_total (\d+)$/m)).toBeGreaterThanOrEqual(786);
+    expect(value(/^pqblk_integrity_failures_total (\d+)$/m)).toBe(0);
+    expect(JSON.parse((await get('/stats')).body)).toMatchObject({
+      disk: { format: 'sealed', queues: 2 },
+      servers: [{ protocol: 'nbd', errors: 0, writes: asked }],
+    });
+    expect((await get('/else')).status).toBe(404);
+    expect(await server.end()).toBe(0);
+    expect(existsSync(at('stats.sock'))).toBe(false);
+    const over = await pqblk('serve', disk, '--nbd', at('s.sock'), '--stats', source, ...store);
+    expect(over.code).toBe(exitCode('exists'));
+    expect(statSync(source).size).toBe(16 * MiB);
   });
 });
 
