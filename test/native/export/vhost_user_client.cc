@@ -213,10 +213,15 @@ std::string FrontEnd::set_up(Connection made) {
       inflight_shape_ = *got->as<vu::Inflight>();
       inflight_ = std::move(got->fds[0]);
     }
+    // After a crash a front-end knows of the rings what lies in the guest's memory.
+    if (crashed_) {
+      for (Ring& ring : rings_) ring.base = ring.driver->base();
+    }
     if (c.ask(Type::set_inflight_fd, inflight_shape_, {inflight_.get()}) != 0) {
       return "in-flight region refused";
     }
   }
+  crashed_ = true;  // unless the rings are stopped in order
   return start_rings();
 }
 
@@ -248,6 +253,7 @@ std::string FrontEnd::stop_rings() {
     if (!reply || !reply->as<vu::VringState>()) return "no base";
     rings_[r].base = reply->as<vu::VringState>()->number;
   }
+  crashed_ = false;
   return "";
 }
 
@@ -289,6 +295,14 @@ void FrontEnd::add(std::uint32_t r, std::uint32_t slot, std::uint32_t type, std:
 
 void FrontEnd::kick(std::uint32_t r) {
   if (rings_[r].driver->publish()) poke(rings_[r].kick.get());
+}
+
+void FrontEnd::scribble_inflight(const std::function<void(std::uint8_t*, std::size_t)>& change) {
+  const std::size_t bytes = inflight_shape_.size;
+  void* data = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, inflight_.get(), 0);
+  if (data == MAP_FAILED) std::abort();
+  change(static_cast<std::uint8_t*>(data), bytes);
+  ::munmap(data, bytes);
 }
 
 void FrontEnd::force_kick(std::uint32_t r) { poke(rings_[r].kick.get()); }

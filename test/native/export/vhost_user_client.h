@@ -142,7 +142,8 @@ class FrontEnd {
   int call_fd(std::uint32_t r) const { return rings_[r].call.get(); }
   int kick_fd(std::uint32_t r) const { return rings_[r].kick.get(); }
   int error_fd(std::uint32_t r) const { return rings_[r].error.get(); }
-  std::uint64_t log_base = 0;
+  // Changes the region that the server will find after the next connect().
+  void scribble_inflight(const std::function<void(std::uint8_t*, std::size_t)>& change);
 
   // ---- requests; a slot is one at a time ----
   std::uint8_t* data(std::uint32_t r, std::uint32_t slot) const;
@@ -173,6 +174,7 @@ class FrontEnd {
   std::vector<Ring> rings_;
   std::optional<Connection> connection_;
   std::uint64_t features_ = 0;
+  bool crashed_ = false;
   UniqueFd inflight_;
   vu::Inflight inflight_shape_{};
 };

@@ -155,8 +155,8 @@ TEST_CASE("every kind of ring reads what was written") {
         ring.packed = packed;
         ring.indirect = indirect;
         ring.event_idx = event_idx;
-        against_model(Format::raw, ring, 1, effort(40));
-        against_model(Format::raw, ring, 2, effort(30));
+        against_model(Format::raw, ring, 1, effort(24));
+        against_model(Format::raw, ring, 2, effort(16));
       }
     }
   }
