@@ -68,7 +68,6 @@ class PackedQueue final : public Virtqueue {
   std::vector<Given> given_;
   std::vector<Descriptor> gathered_;  // of the chain being taken
   std::uint32_t unsignalled_ = 0;     // slots used since the driver was last told
-  bool signalled_once_ = false;
 };
 
 PackedQueue::PackedQueue(const GuestMemory& memory, const RingSetup& setup)

@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -43,6 +44,7 @@ class Victim {
 
  private:
   [[noreturn]] static void serve(const Place& place) {
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
     auto disk = place.open(kRings);
     if (!disk) {
       std::fprintf(stderr, "child: %s\n", disk.error().to_string().c_str());
