@@ -160,27 +160,46 @@ Task<Error> Tables::new_table(io::Queue& q, std::uint64_t l1_index, HostOffset& 
   co_return error;
 }
 
+// The table of `index` first, then those that its neighbours lack, while they share an L1 piece:
+// each costs two syncs by itself, and where one is wanted the next soon are.
+Task<Error> Tables::new_tables(io::Queue& q, std::uint64_t index, std::vector<MadeTable>& made) {
+  const std::uint64_t per_piece = meta_.piece() / 8;
+  const std::uint64_t end = std::min<std::uint64_t>(l1_size_, align_up(index + 1, per_piece));
+  for (std::uint64_t i = index; i < end && made.size() < kTablesAtOnce; ++i) {
+    if (i != index && l1_entry(i) != 0) continue;
+    MadeTable table{.index = i, .before = l1_entry(i)};
+    Error error = co_await new_table(q, i, table.at, table.old);
+    if (error && i == index) co_return error;
+    if (error) break;  // one that nobody asked for yet
+    made.push_back(table);
+  }
+  co_return Error();
+}
+
 Task<Error> Tables::ensure_table(io::Queue& q, Slot slot, HostOffset* freed) {
   if (freed != nullptr) *freed = {0};
   if (has_table(slot)) co_return Error();
   AsyncMutex::Guard guard = co_await table_lock_.lock();
   if (has_table(slot)) co_return Error();
   const std::uint64_t index = layout_.l1_index(slot);
-  const std::uint64_t before = l1_entry(index);
-  HostOffset at;
-  HostOffset old;
-  Error error = co_await new_table(q, index, at, old);
+  std::vector<MadeTable> made;
+  Error error = co_await new_tables(q, index, made);
   if (error) co_return error;
   error = co_await meta_.sync(q);
   if (!error) {
-    // Others may look through the new pointer at once: the table holds what they would see anyway.
-    l1_[index].store(at.bytes | kCopied, std::memory_order_release);
+    // Others may look through the new pointers at once: a table holds what they would see anyway.
+    for (const MadeTable& t : made) {
+      l1_[t.index].store(t.at.bytes | kCopied, std::memory_order_release);
+    }
     error = co_await write_l1_piece(q, index * 8 / meta_.piece());
     if (!error) error = co_await meta_.sync(q);
-    if (error) l1_[index].store(before, std::memory_order_release);
+    if (error) {
+      for (const MadeTable& t : made) l1_[t.index].store(t.before, std::memory_order_release);
+    }
   }
-  // On failure the pointer may be on the medium or not: the new cluster is leaked, not reused.
+  // On failure the pointers may be on the medium or not: the new clusters are leaked, not reused.
   if (error) co_return error;
+  const HostOffset old = made.front().old;
   if (old.bytes != 0) meta_.map().remove_cluster(old, Part::l2);
   if (freed != nullptr) *freed = old;
   co_return Error();

@@ -51,9 +51,9 @@ class Tables {
   // Is there an L2 table of our own (refcount one) for this slot?
   bool has_table(Slot slot) const;
   // Sealed rule I7: allocates (or copies a shared table), writes, syncs, links the 8-byte L1
-  // pointer in place, syncs. After it, store() to the slot needs no allocation. `freed` receives
-  // the old table's cluster when a shared one was copied: lower it once the link is durable
-  // (0: none).
+  // pointer in place, syncs; tables that neighbours lack come with it. After it, store() to the
+  // slot needs no allocation. `freed` receives the old table's cluster when a shared one was
+  // copied: lower it once the link is durable (0: none).
   Task<Error> ensure_table(io::Queue& q, Slot slot, HostOffset* freed = nullptr);
   // Plain: as above without syncs; the L1 pointer goes home with the next flush.
   Task<Error> ensure_table_lazy(io::Queue& q, Slot slot);
@@ -103,7 +103,13 @@ class Tables {
   HostOffset locate(std::uint64_t slice) const;
   bool suspect(std::uint64_t slice, const std::uint8_t* data) const;
   L2Entry decode(const Be64* words) const;
+  struct MadeTable {
+    std::uint64_t index = 0, before = 0;  // in L1, and what was there
+    HostOffset at, old;
+  };
+  static constexpr std::size_t kTablesAtOnce = 8;  // of ensure_table
   Task<Error> new_table(io::Queue& q, std::uint64_t l1_index, HostOffset& at, HostOffset& old);
+  Task<Error> new_tables(io::Queue& q, std::uint64_t index, std::vector<MadeTable>& made);
   Task<Error> write_l1_piece(io::Queue& q, std::uint64_t piece);
   void mark_l1_dirty(std::uint64_t piece);
   void copy_l1_piece(std::uint64_t piece, std::uint8_t* to) const;
