@@ -10,7 +10,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <memory>
 #include <string>
@@ -101,7 +104,9 @@ bool drain(int fd, int timeout_ms) {
   static std::vector<std::uint8_t> sink(1 << 20);
   for (;;) {
     pollfd event{fd, POLLIN, 0};
-    if (::poll(&event, 1, timeout_ms) <= 0) return false;
+    const int ready = ::poll(&event, 1, timeout_ms);
+    if (ready < 0 && errno == EINTR) continue;  // libFuzzer's own clock
+    if (ready <= 0) return false;
     const ssize_t n = ::recv(fd, sink.data(), sink.size(), MSG_DONTWAIT);
     if (n == 0 || (n < 0 && errno == ECONNRESET)) return true;
   }
