@@ -329,7 +329,9 @@ Task<Error> SealedBackend::resize(QueueContext& q, std::uint64_t new_size) {
   grown.size = new_size;
   const std::uint64_t slots = grown.l1_entries() * grown.table_entries();
   if (Error e = co_await meta_->grow(q.io, new_size, slots)) {
-    log_->fail(e);  // memory and medium may disagree on where L1 is
+    // Before the header is written nothing has changed; from then on memory and medium may
+    // disagree.
+    if (!meta_->writable() || meta_->header().size != geometry_.size) log_->fail(e);
     co_return e;
   }
   geometry_.size = new_size;

@@ -151,15 +151,23 @@ async function keyFor(store: KeyStore, path: string): Promise<string> {
   return (await chooseKey(store, sealed?.keyArea?.slots ?? [])).fingerprint;
 }
 
-/** Opens the disk, calls `use`, and closes it whatever happens. */
+/** Opens the disk, calls `use`, and closes it whatever happens. The first failure is thrown. */
 export async function withDisk<T>(
   path: string,
   flags: OpenFlags,
   how: EngineFlags & { readOnly?: boolean },
   use: (disk: Disk) => Promise<T>,
 ): Promise<T> {
-  await using disk = await openFor(path, flags, how);
-  return await use(disk);
+  const disk = await openFor(path, flags, how);
+  let result: T;
+  try {
+    result = await use(disk);
+  } catch (error) {
+    await disk.close().catch(() => {}); // a disk that failed fails to close for the same reason
+    throw error;
+  }
+  await disk.close();
+  return result;
 }
 
 async function openFor(

@@ -9,7 +9,8 @@ import type { Terminal } from './terminal.js';
 
 /** Prints `error` and returns the exit code. */
 export function reportError(terminal: Terminal, thrown: unknown, json: boolean): number {
-  const error = thrown instanceof CommanderError ? usageError(thrown) : thrown;
+  const first = firstOf(thrown);
+  const error = first instanceof CommanderError ? usageError(first) : first;
   const ours = error instanceof PqblkError ? error : fromSystem(error);
   if (json) {
     terminal.remark(JSON.stringify({ error: ours.toJSON() }));
@@ -19,6 +20,15 @@ export function reportError(terminal: Terminal, thrown: unknown, json: boolean):
     if (process.env.PQBLK_DEBUG && error instanceof Error) terminal.remark(error.stack ?? '');
   }
   return exitCodeOf(ours);
+}
+
+/** What failed first, when giving back what it held has failed as well. */
+function firstOf(thrown: unknown): unknown {
+  let error = thrown;
+  while (error instanceof Error && error.name === 'SuppressedError' && 'suppressed' in error) {
+    error = error.suppressed;
+  }
+  return error;
 }
 
 function usageError(error: CommanderError): PqblkError {

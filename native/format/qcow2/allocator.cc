@@ -33,18 +33,37 @@ Task<Error> Allocator::give_back(io::Queue& q, HostRun run) {
 Task<Error> Allocator::reserve(io::Queue& q, std::uint64_t clusters) {
   assert(reserve_mode_ && clusters != 0);
   AsyncMutex::Guard guard = co_await reserve_lock_.lock();
-  // Short runs first, where the file has holes; a long request is then served in one piece.
-  for (bool contiguous = false; !pool_has(clusters); contiguous = clusters > 1) {
-    const std::uint64_t want = contiguous ? clusters : std::max(clusters, batch_);
+  // Short runs first, where the file has holes; a long request is then served in one piece. When
+  // there is no room for a batch there may be some for what is asked.
+  bool contiguous = false, scarce = false;
+  while (!pool_has(clusters)) {
+    const std::uint64_t want = contiguous || scarce ? clusters : std::max(clusters, batch_);
     batch_ = std::min(batch_ * 2, kReserveBatchMax);
     Result<HostRun> run = co_await refcounts_.take(q, want, contiguous);
     if (!run) co_return run.take_error();
-    Error error = co_await claim_space(q, *run);
-    if (!error) error = co_await refcounts_.make_durable(q);
+    if (Error error = co_await claim_space(q, *run)) {
+      batch_ = kReserveBatchMin;
+      co_await unclaim(q, *run);
+      if (run->clusters <= clusters) co_return error;
+      scarce = true;
+      continue;
+    }
+    Error error = co_await refcounts_.make_durable(q);
     if (error) co_return error;  // the clusters are leaked at worst
     pool_add(run->at, run->clusters);
+    contiguous = clusters > 1;
   }
   co_return Error();
+}
+
+// As if never taken: no count was written, and what the file system gave it takes back. A failure
+// only leaks.
+Task<void> Allocator::unclaim(io::Queue& q, const HostRun& run) {
+  const std::uint64_t length = run.clusters * refcounts_.layout().cluster_size();
+  Error kept = co_await q.fallocate(meta_.file(), io::FallocateMode::punch, run.at.bytes, length);
+  static_cast<void>(kept.ok());
+  Error leaked = co_await refcounts_.add(q, run.at, run.clusters, -1);
+  static_cast<void>(leaked.ok());
 }
 
 // A full disk shows here, before anything refers to the clusters, and not in the middle of a write.

@@ -67,6 +67,7 @@ class Allocator {
   void pool_add(HostOffset at, std::uint64_t clusters);
   bool pool_contains(HostOffset cluster) const;
   Task<Error> claim_space(io::Queue& q, const HostRun& run);
+  Task<void> unclaim(io::Queue& q, const HostRun& run);
 
   MetaIo& meta_;
   Refcounts& refcounts_;

@@ -262,7 +262,10 @@ Task<Error> Metadata::grow(io::Queue& q, std::uint64_t new_size, std::uint64_t s
     if (!run) co_return run.take_error();
     Error error = co_await refcounts_.make_durable(q);
     if (!error) error = co_await tables_.move_l1(q, run->at, entries);
-    if (error) co_return error;
+    if (error) {  // nothing names the new place yet; the first error is the one to report
+      static_cast<void>((co_await allocator_.give_back(q, *run)).ok());
+      co_return error;
+    }
     header_.l1_offset = run->at;
     header_.l1_size = static_cast<std::uint32_t>(entries);
   }
