@@ -9,7 +9,7 @@ import {
   type OpenFlags,
   withDisk,
 } from './opening.js';
-import { examples, jsonOption, parseCount, sizeArgument } from './options.js';
+import { examples, jsonOption, parseCount, parsePercent, sizeArgument } from './options.js';
 import { formatSize } from './sizes.js';
 import type { Terminal } from './terminal.js';
 
@@ -58,7 +58,7 @@ export function addBench(program: Command, terminal: Terminal): void {
     )
     .addOption(
       new Option('--rwmixread <percent>', 'randrw: share of reads')
-        .argParser(parseCount)
+        .argParser(parsePercent)
         .default(50),
     )
     .addOption(new Option('--seed <n>', 'of the random offsets').argParser(parseCount))

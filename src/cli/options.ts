@@ -115,6 +115,11 @@ export function parseCount(text: string): number {
   throw new InvalidArgumentError('expected a number.');
 }
 
+export function parsePercent(text: string): number {
+  if (/^\d{1,3}$/.test(text) && Number(text) <= 100) return Number(text);
+  throw new InvalidArgumentError('expected a number from 0 to 100.');
+}
+
 /** Kind `policy`: something that cannot be undone was asked for without its confirmation. */
 export function refuse(message: string, hint: string): PqblkError {
   return new PqblkError('policy', message, { hint });

@@ -147,8 +147,25 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
       volume.lendKeys((keys) => check({ uuid: volume.uuid }, token, keys)),
     )) as CheckResult;
     await volume.record();
-    return result;
+    return await withKeyArea(path, result, repair);
   } finally {
     volume[Symbol.dispose]();
   }
+}
+
+// A damaged copy of the key area goes unnoticed until the other one fails as well. Precondition: a
+// key opened the intact one.
+async function withKeyArea(path: string, result: CheckResult, repair: boolean) {
+  const sealed = (await diskInfo(path, 'sealed')).sealed;
+  const copy = sealed?.keyAreaCopyDamaged.indexOf(true) ?? -1;
+  if (copy < 0) return result;
+  const found = `copy ${copy + 1} of the key area is damaged`;
+  if (repair) await replaceKeyArea(path, await readKeyArea(path));
+  return {
+    ...result,
+    clean: result.clean && repair,
+    corruptions: result.corruptions + (repair ? 0 : 1),
+    corruptionsFixed: result.corruptionsFixed + (repair ? 1 : 0),
+    messages: [...result.messages, repair ? `${found}; written anew from the other` : found],
+  };
 }

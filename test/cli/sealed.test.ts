@@ -146,6 +146,31 @@ describe('damage', () => {
     expect(code).toBe(exitCode('key_area_damaged'));
   });
 
+  it('of one copy of the key area is found by check, and mended when asked', async () => {
+    const disk = await sealedDisk('half-keyless.sealed', 'alice');
+    const bytes = readFileSync(disk);
+    const at = Number(bytes.readBigUInt64BE(bytes.indexOf(Buffer.from('PQB1')) + 8 + 32));
+    bytes[at + 4200] = (bytes[at + 4200] as number) ^ 1;
+    writeFileSync(disk, bytes);
+    const check = ['check', disk, '--key', 'alice', '--json', ...store];
+    const found = await pqblk(...check);
+    expect(found.code).toBe(exitCode('corrupt'));
+    expect(JSON.parse(found.stdout)).toMatchObject({ clean: false, corruptions: 1 });
+    expect((await pqblk(...check, '--repair')).code).toBe(0);
+    expect((await pqblk(...check)).code).toBe(0);
+    const info = await pqblk('info', disk, '--json');
+    expect(JSON.parse(info.stdout).sealed.keyAreaCopyDamaged).toEqual([false, false]);
+  });
+
+  it('is not what a refused resize leaves behind', async () => {
+    const disk = await sealedDisk('refused.sealed', 'alice');
+    const { code, stderr } = await pqblk('resize', disk, '8191T', '--key', 'alice', ...store);
+    expect(code).toBe(exitCode('out_of_range'));
+    expect(stderr).toContain('too large');
+    const check = await pqblk('check', disk, '--key', 'alice', '--json', ...store);
+    expect(JSON.parse(check.stdout)).toMatchObject({ clean: true, leaks: 0 });
+  });
+
   it('by truncation is refused', async () => {
     const disk = await sealedDisk('short.sealed', 'alice');
     writeFileSync(disk, readFileSync(disk).subarray(0, 1000));
