@@ -85,6 +85,9 @@ Error check(const CreateSpec& spec) {
   if (spec.format == Format::qcow2) {
     if (Error e = qcow2::check_create(qcow2_options(spec))) return e;
   }
+  if (spec.format == Format::sealed) {
+    if (Error e = sealed::check_create(sealed_options(spec))) return e;
+  }
   if (!spec.allow_system_directory && storage::in_system_directory(spec.path)) {
     return Error(Kind::permission,
                  "this directory belongs to the system; choose another or insist (force)");

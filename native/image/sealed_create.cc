@@ -187,17 +187,24 @@ Task<Error> preallocate(Creation& c) {
   co_return Error();
 }
 
-Task<Error> create_container(Creation& c) {
+// The container as qcow2/ makes it; the regions are placed in it afterwards.
+qcow2::CreateOptions container_options(const CreateOptions& options, const Extension& extension) {
+  const SealedGeometry geometry{options.cluster_bits, options.size};
   qcow2::CreateOptions plain;
-  plain.size = c.options.size;
-  plain.cluster_bits = c.options.cluster_bits;
-  if (!c.options.backing_name.empty()) {
-    plain.backing_name = c.options.backing_name;
-    plain.backing_format = c.options.backing_format;
+  plain.size = options.size;
+  plain.cluster_bits = options.cluster_bits;
+  if (!options.backing_name.empty()) {
+    plain.backing_name = options.backing_name;
+    plain.backing_format = options.backing_format;
   }
-  plain.slots = c.geometry.l1_entries() * c.geometry.table_entries();
+  plain.slots = geometry.l1_entries() * geometry.table_entries();
   plain.extra_incompatible = qcow2::bit(qcow2::kSealedBit);
-  plain.sealed_extension = payload_of(c.extension);
+  plain.sealed_extension = payload_of(extension);
+  return plain;
+}
+
+Task<Error> create_container(Creation& c) {
+  const qcow2::CreateOptions plain = container_options(c.options, c.extension);
   if (Error e = co_await qcow2::create(c.io, c.file, plain)) co_return e;
   c.file.size = align_up(qcow2::create_space(plain), c.geometry.cluster_size());
   auto meta =
@@ -209,6 +216,11 @@ Task<Error> create_container(Creation& c) {
 }
 
 }  // namespace
+
+Error check_create(const CreateOptions& options) {
+  if (Error e = check_options(options)) return e;
+  return qcow2::check_create(container_options(options, Extension{}));
+}
 
 Task<Error> create_image(io::Queue& io, const io::File& file, const CreateOptions& options,
                          const VolumeKeys& keys) {

@@ -55,6 +55,8 @@ struct PublicInfo {
   std::vector<std::uint8_t> key_area;  // the newest valid copy; empty when both are damaged
 };
 
+// What create_image would refuse, before anything is touched.
+Error check_create(const CreateOptions& options);
 // The file is new (empty) and locked by the caller. `keys` are those inside `key_area`.
 Task<Error> create_image(io::Queue& io, const io::File& file, const CreateOptions& options,
                          const VolumeKeys& keys);

@@ -162,6 +162,14 @@ describe('damage', () => {
     expect(JSON.parse(info.stdout).sealed.keyAreaCopyDamaged).toEqual([false, false]);
   });
 
+  it('does not come to a file for whose place an impossible disk is wanted', async () => {
+    const path = at('precious.sealed');
+    writeFileSync(path, 'precious');
+    const { code } = await pqblk('create', path, '8191T', '--key', 'alice', '--force', ...store);
+    expect(code).toBe(exitCode('out_of_range'));
+    expect(readFileSync(path, 'utf8')).toBe('precious');
+  });
+
   it('is not what a refused resize leaves behind', async () => {
     const disk = await sealedDisk('refused.sealed', 'alice');
     const { code, stderr } = await pqblk('resize', disk, '8191T', '--key', 'alice', ...store);
