@@ -105,7 +105,6 @@ struct VhostUserServer::Impl {
   VhostUserOptions options;
   UniqueFd listener, connected, stop_event;
   ino_t made_inode = 0;  // of the socket that this server made
-  std::unique_ptr<KickThread> kicks;
   std::atomic<bool> serving{true};
   std::thread thread;
 };
@@ -119,9 +118,6 @@ Error VhostUserServer::Impl::open() {
   }
   stop_event = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!stop_event) return Error::from_errno(errno, "eventfd");
-  auto started = KickThread::start(disk);
-  if (!started) return started.take_error();
-  kicks = std::move(*started);
   if (inherited) {
     const auto listens = inspect(inherited.get());
     if (!listens) return listens.error();
@@ -147,7 +143,7 @@ void VhostUserServer::Impl::refuse_one() {
 }
 
 void VhostUserServer::Impl::serve_one(UniqueFd socket) {
-  VhostSession session({disk, options.queues, *kicks, options.log}, std::move(socket));
+  VhostSession session({disk, options.queues, options.log}, std::move(socket));
   session.run(stop_event.get(), listener.get(), [this] { refuse_one(); });
 }
 
@@ -176,7 +172,6 @@ void VhostUserServer::Impl::stop() {
     thread.join();
   }
   serving.store(false, std::memory_order_release);
-  kicks.reset();
   listener.reset();
   struct stat status {};
   // Somebody may have put another socket in its place.

@@ -22,7 +22,7 @@ bool is_event_fd(int fd) {
   char target[64] = {};
   const std::string link = "/proc/self/fd/" + std::to_string(fd);
   const ssize_t length = ::readlink(link.c_str(), target, sizeof target - 1);
-  return length < 0 || std::string_view(target) == "anon_inode:[eventfd]";
+  return length > 0 && std::string_view(target) == "anon_inode:[eventfd]";
 }
 
 VhostSocket::Ready VhostSocket::wait(int stop_fd, int other_fd) const {

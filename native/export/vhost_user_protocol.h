@@ -155,7 +155,8 @@ struct Message {
 
 // Memory that can be handed over and never shrinks under its users.
 Result<UniqueFd> make_sealed_memory(const char* name, std::uint64_t bytes);
-// Anything else could block whoever writes to it. True where the system does not tell.
+// Anything else could block whoever writes to it, or never become readable by writing to it. False
+// where the system does not tell (/proc is not mounted).
 bool is_event_fd(int fd);
 
 // What receive() met.

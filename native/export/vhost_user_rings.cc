@@ -99,25 +99,17 @@ Error VhostSession::set_event(Type type) {
 
 Error VhostSession::set_kick(std::uint32_t index, UniqueFd fd) {
   Ring& ring = rings_[index];
-  forget_kick(ring);
-  const auto watch = device_.kicks.add(fd.get(), index % device_.disk.facts().queues);
-  if (!watch) return watch.error();
-  ring.watch = *watch;
+  halt(ring, true);  // it listens to the old one
   ring.kick = std::move(fd);
   ring.kick_set = true;
   return refresh(index);
 }
 
-void VhostSession::forget_kick(Ring& ring) {
-  if (ring.watch != 0) device_.kicks.remove(std::exchange(ring.watch, 0));
-  ring.kick.reset();
-  ring.kick_set = false;
-}
-
 Error VhostSession::get_base(std::uint32_t index) {
   Ring& ring = rings_[index];
   halt(ring, true);
-  forget_kick(ring);
+  ring.kick.reset();
+  ring.kick_set = false;
   message_.set(vu::VringState{index, ring.base});
   replied_ = true;
   lost_ = !socket_.reply(message_);
@@ -167,9 +159,10 @@ Error VhostSession::refresh(std::uint32_t index) {
   if (ring.vring->running()) return {};
   auto setup = setup_of(index);
   if (!setup) return setup.take_error();
-  return ring.vring->start(memory_, *setup, active_log(), [this, index](const char* why) {
-    say("ring " + std::to_string(index) + " is stopped for good: " + why);
-  });
+  return ring.vring->start(memory_, *setup, active_log(), ring.kick.get(),
+                           [this, index](const char* why) {
+                             say("ring " + std::to_string(index) + " is stopped for good: " + why);
+                           });
 }
 
 }  // namespace pqblk::exports

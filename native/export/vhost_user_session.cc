@@ -38,10 +38,7 @@ void VhostSession::say(const std::string& what) const {
 }
 
 void VhostSession::end() {
-  for (Ring& ring : rings_) {
-    forget_kick(ring);
-    halt(ring, false);
-  }
+  for (Ring& ring : rings_) halt(ring, false);
   memory_.clear();
 }
 
@@ -148,7 +145,6 @@ Error VhostSession::set_config() {
 
 Error VhostSession::reset_device() {
   for (Ring& ring : rings_) {
-    forget_kick(ring);
     halt(ring, true);
     ring.vring->set_call({});
     ring.vring->set_error({});

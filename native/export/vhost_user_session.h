@@ -12,7 +12,6 @@
 #include <string>
 #include <vector>
 
-#include "export/vhost_user_kicks.h"
 #include "export/vhost_user_protocol.h"
 #include "export/vhost_user_vring.h"
 #include "export/virtio_blk.h"
@@ -23,7 +22,6 @@ namespace pqblk::exports {
 struct VhostDevice {
   image::Disk& disk;
   std::uint32_t queues;  // rings
-  KickThread& kicks;
   std::function<void(const std::string&)> log;
 };
 
@@ -53,7 +51,6 @@ class VhostSession {
     std::uint32_t base = 0;
     bool kick_set = false;
     UniqueFd kick;
-    std::uint64_t watch = 0;
     bool enabled = false;
   };
 
@@ -82,7 +79,6 @@ class VhostSession {
   Error reset_device();
   Error refresh(std::uint32_t index);
   void halt(Ring& ring, bool orderly);
-  void forget_kick(Ring& ring);
   std::optional<std::uint64_t> inflight_offset(std::uint32_t index) const;
   Result<RingSetup> setup_of(std::uint32_t index);
   std::optional<std::uint64_t> log_address(const Ring& ring) const;

@@ -1,12 +1,22 @@
 #include "export/vhost_user_vring.h"
 
+#include <poll.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <cassert>
+#include <cerrno>
 #include <utility>
 
 #include "io/queue_thread.h"
 
 namespace pqblk::exports {
+namespace {
+
+constexpr std::uint64_t kEndListeningNs = 50'000;
+
+}  // namespace
 
 Vring::~Vring() { assert(ring_ == nullptr); }
 
@@ -21,7 +31,7 @@ void Vring::on_queue(F f) {
 // ---- the session's thread ----
 
 Error Vring::start(const GuestMemory& memory, const RingSetup& setup, std::shared_ptr<DirtyLog> log,
-                   std::function<void(const char*)> broken) {
+                   int kick, std::function<void(const char*)> broken) {
   assert(ring_ == nullptr);
   auto opened = Virtqueue::open(memory, setup);
   if (!opened) return opened.take_error();
@@ -41,6 +51,7 @@ Error Vring::start(const GuestMemory& memory, const RingSetup& setup, std::share
   on_queue([&] {
     ring_ = std::move(*opened);
     broken_ = std::move(broken);
+    kick_ = kick;
     stopping_ = silent_ = failed_ = asked_ = false;
     spin_ns_ = kSpinMaxNs;
     busy_ns_ = disk_.ring(queue_).now_ns();
@@ -50,8 +61,10 @@ Error Vring::start(const GuestMemory& memory, const RingSetup& setup, std::share
     flush_later_.run = [](image::Deferred& d) { static_cast<Vring*>(d.context)->flush(); };
     flush_later_.context = this;
     disk_.add_poller(queue_, poller_);
+    listening_ = true;
+    spawn(listen());
     // Whatever an earlier life gave back without telling is seen now.
-    if (ring_->tracked()) tell(call_);
+    if (ring_->tracked()) tell(call_.get());
   });
   return {};
 }
@@ -86,6 +99,9 @@ Task<bool> Vring::drain(bool orderly) {
   silent_ = !orderly && !ring_->tracked();
   disk_.remove_poller(queue_, poller_);
   co_await Drained(*this);
+  for (; listening_; co_await disk_.ring(queue_).sleep(kEndListeningNs)) {
+    if (kick_ >= 0) tell(kick_);  // again, should somebody else have read it
+  }
   flush();
   while (flush_later_.pending) co_await yield();
   // Kicks are welcome again, whoever serves the ring next.
@@ -101,7 +117,7 @@ void Vring::set_call(UniqueFd fd) {
   on_queue([&] {
     call_ = std::move(fd);
     // The old one may have swallowed an answer that nobody waits for any more.
-    tell(call_);
+    tell(call_.get());
   });
 }
 
@@ -122,6 +138,30 @@ void Vring::set_log(std::shared_ptr<DirtyLog> log,
 }
 
 // ---- the queue's thread ----
+
+// Ends the thread's sleep when the driver kicks; the turn that follows finds what there is.
+Task<void> Vring::listen() {
+  io::Queue& ring = disk_.ring(queue_);
+  bool by_time = kick_ < 0;
+  while (!stopping_) {
+    if (by_time) {
+      co_await ring.sleep(kLookEveryNs);
+    } else if (Error e = co_await ring.poll(kick_, POLLIN)) {
+      by_time = true;
+    } else {
+      take_kicks();
+    }
+  }
+  listening_ = false;
+}
+
+// The descriptor is shared with the front-end, which may read it too: this must not wait for it.
+void Vring::take_kicks() const {
+  std::uint64_t count = 0;
+  const iovec v{&count, sizeof count};
+  if (::preadv2(kick_, &v, 1, -1, RWF_NOWAIT) >= 0 || errno == EAGAIN) return;
+  [[maybe_unused]] const ssize_t r = ::read(kick_, &count, sizeof count);  // an older kernel
+}
 
 bool Vring::turn() {
   if (failed_) return false;
@@ -190,17 +230,17 @@ void Vring::completed(BlkRequest& blk, std::uint32_t written) {
 
 void Vring::flush() {
   if (silent_) return;
-  if (ring_->publish()) tell(call_);
+  if (ring_->publish()) tell(call_.get());
   if (ring_->trouble() != nullptr && !failed_) fail();
   // Whoever is answered asks for more soon.
   if (!asked_ && !stopping_) busy_ns_ = disk_.ring(queue_).now_ns();
 }
 
-void Vring::tell(const UniqueFd& fd) const {
-  if (!fd) return;
+void Vring::tell(int fd) const {
+  if (fd < 0) return;
   const std::uint64_t one = 1;
   // It fails when the counter is full: the other side has not looked since, and will.
-  [[maybe_unused]] const ssize_t r = ::write(fd.get(), &one, sizeof one);
+  [[maybe_unused]] const ssize_t r = ::write(fd, &one, sizeof one);
 }
 
 void Vring::log_data(const Chain& chain) const {
@@ -213,7 +253,7 @@ void Vring::log_data(const Chain& chain) const {
 
 void Vring::fail() {
   failed_ = true;
-  tell(error_);
+  tell(error_.get());
   if (broken_) broken_(ring_->trouble());
 }
 

@@ -23,6 +23,8 @@ namespace pqblk::exports {
 inline constexpr std::uint64_t kSpinMaxNs = 100'000;  // looking at an idle ring before sleeping
 inline constexpr std::uint64_t kSpinSteps = 8;        // it grows by this fraction of the maximum
 inline constexpr std::uint32_t kTakeAtOnce = 128;     // requests of one turn of the thread
+inline constexpr std::uint64_t kLookEveryNs =
+    1'000'000;  // where the front-end has no kick descriptor
 
 class Vring {
  public:
@@ -33,10 +35,11 @@ class Vring {
   Vring& operator=(const Vring&) = delete;
 
   // ---- the session's thread; each waits for the queue's thread ----
-  // Not running before. `broken` is called once, on the queue's thread, when the ring contradicts
-  // itself. Errors: those of Virtqueue::open().
+  // Not running before. `kick`: an eventfd that stays open until stop(), or -1. `broken` is called
+  // once, on the queue's thread, when the ring contradicts itself. Errors: those of
+  // Virtqueue::open().
   Error start(const GuestMemory& memory, const RingSetup& setup, std::shared_ptr<DirtyLog> log,
-              std::function<void(const char*)> broken);
+              int kick, std::function<void(const char*)> broken);
   // Waits for the requests in flight. `orderly`: the front-end is there and takes the answers. It
   // is not when it vanished: then answers are left to the next life if the region of requests in
   // flight keeps them. Returns the base.
@@ -50,13 +53,15 @@ class Vring {
   template <class F>
   void on_queue(F f);
   Task<bool> drain(bool orderly);
+  Task<void> listen();
+  void take_kicks() const;
   bool turn();
   std::uint32_t take_some();
   bool go_idle(std::uint64_t now);
   void woke(std::uint64_t now);
   void completed(BlkRequest& blk, std::uint32_t written);
   void flush();
-  void tell(const UniqueFd& fd) const;
+  void tell(int fd) const;
   void log_data(const Chain& chain) const;
   void fail();
 
@@ -69,6 +74,8 @@ class Vring {
   std::vector<std::unique_ptr<BlkRequest>> requests_;
   BlkRequest* free_ = nullptr;
   std::uint32_t in_flight_ = 0;
+  int kick_ = -1;
+  bool listening_ = false;
   bool stopping_ = false;
   bool silent_ = false;  // answers stay unpublished
   bool failed_ = false;

@@ -316,6 +316,24 @@ TEST_CASE("a guest that sleeps is woken once for what happened, and an idle serv
   CHECK(cpu_ms() - before <= 50);  // a thread that spins would take hundreds
 }
 
+TEST_CASE("a front-end without kick descriptors, and one that changes its own") {
+  const Place place(Format::raw, kDiskBytes);
+  Served served(place, 1);
+  FrontEnd guest({});
+  REQUIRE(guest.connect(place.socket()) == "");
+  Connection& c = guest.connection();
+  CHECK(c.ask(vu::Type::set_vring_kick, std::uint64_t{0} | vu::kNoFd) == 0);
+  for (int i = 0; i < 5; ++i) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    CHECK(guest.run(0, kIn, 0, kBlock) == 0);
+  }
+  for (int i = 0; i < 5; ++i) {
+    CHECK(c.ask(vu::Type::set_vring_kick, std::uint64_t{0}, {guest.kick_fd(0)}) == 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    CHECK(guest.run(0, kIn, 0, kBlock) == 0);
+  }
+}
+
 TEST_CASE("the dirty log has the pages that were written, and no others") {
   const Place place(Format::raw, kDiskBytes);
   Served served(place, 1);
