@@ -357,8 +357,8 @@ TEST_CASE("nbd: clients that vanish at any moment leave nothing behind") {
       continue;
     }
     REQUIRE(client.go(i % 2 == 0));
-    std::thread sender(
-        [&] { client.send(stream.data(), dice.below(static_cast<std::uint32_t>(stream.size()))); });
+    const std::size_t length = dice.below(static_cast<std::uint32_t>(stream.size()));
+    std::thread sender([&] { client.send(stream.data(), length); });
     Bytes some(1 + dice.below(200'000));
     if (i % 2 == 0) ::recv(client.fd(), some.data(), some.size(), MSG_DONTWAIT);
     if (i % 3 == 0) ::shutdown(client.fd(), SHUT_RDWR);
