@@ -28,6 +28,7 @@ struct Disk::Impl {
   std::unique_ptr<RequestQueue> service;  // background work of the backend, open, close
   std::unique_ptr<Backend> backend;
   std::unique_ptr<RequestServer> server;
+  Geometry shape;  // as opened: all but its size stays, and that the server knows
 
   std::mutex control;  // one of close, resize, extent at a time
   bool closed = false;
@@ -91,6 +92,7 @@ Error Disk::Impl::open_image(OpenOptions& options) {
                              [&] { return open_backend(service->context(), file, options); });
   if (!opened) return opened.take_error();
   backend = std::move(*opened);
+  shape = backend->geometry();
   id = make_id();
   server = std::make_unique<RequestServer>(*backend, RequestServer::Settings{read_only, cache, id});
   for (auto& queue : queues) queue->set_handler(*server);
@@ -212,7 +214,7 @@ Result<Extent> Disk::extent(std::uint64_t offset, std::uint64_t length) {
   if (length == 0 || offset > size || length > size - offset) {
     return Error(Kind::out_of_range, "no such range on the disk").at("extent", offset);
   }
-  const std::uint64_t align = impl.backend->geometry().request_align;
+  const std::uint64_t align = impl.shape.request_align;
   const std::uint64_t begin = align_down(offset, align);
   const std::uint64_t end = align_up(offset + length, align);
   auto found = io::run_sync(impl.service->ring(), [&] {
@@ -225,7 +227,6 @@ Result<Extent> Disk::extent(std::uint64_t offset, std::uint64_t length) {
 
 DiskFacts Disk::facts() const {
   const Impl& impl = *impl_;
-  const Geometry geometry = impl.backend->geometry();
   BackendFacts more = impl.backend->facts();
   DiskFacts facts;
   facts.path = impl.file.path;
@@ -235,7 +236,7 @@ DiskFacts Disk::facts() const {
   facts.durability_class = storage::durability_class(impl.file);
   facts.id = impl.id;
   facts.size = size();
-  facts.cluster_size = geometry.cluster_size;
+  facts.cluster_size = impl.shape.cluster_size;
   facts.queues = static_cast<std::uint32_t>(impl.queues.size());
   facts.read_only = impl.read_only;
   facts.direct = impl.file.direct;
