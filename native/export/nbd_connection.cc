@@ -27,14 +27,14 @@ bool changes(Command command) {
 }  // namespace
 
 Connection::Connection(ConnectionOwner& owner, image::Disk& disk, std::uint32_t queue,
-                       std::unique_ptr<Stream> stream, const Agreement& agreement,
+                       std::unique_ptr<Stream> stream, const Agreement& agreement, bool fast_zero,
                        std::span<const std::uint8_t> early)
     : owner_(owner),
       disk_(disk),
       queue_(queue),
       stream_(std::move(stream)),
       agreement_(agreement),
-      fast_zero_(disk.facts().cluster_size != 0),
+      fast_zero_(fast_zero),
       received_(new std::uint8_t[kReceiveBytes]),
       progress_ns_(disk.ring(queue).now_ns()) {
   assert(early.size() <= kReceiveBytes);

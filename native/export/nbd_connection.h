@@ -52,9 +52,10 @@ class ConnectionOwner {
 
 class Connection {
  public:
-  // `early`: what the client sent after its last option.
+  // `fast_zero`: zeroing costs the disk metadata only. `early`: what the client sent after its last
+  // option.
   Connection(ConnectionOwner& owner, image::Disk& disk, std::uint32_t queue,
-             std::unique_ptr<Stream> stream, const Agreement& agreement,
+             std::unique_ptr<Stream> stream, const Agreement& agreement, bool fast_zero,
              std::span<const std::uint8_t> early);
   ~Connection();
   Connection(const Connection&) = delete;

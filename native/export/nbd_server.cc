@@ -65,7 +65,7 @@ void add(ServerStats& sum, const ConnectionCounters& counters) {
 }  // namespace
 
 struct Server::Impl final : ConnectionOwner {
-  Impl(image::Disk& d, ServerOptions o) : disk(d), options(std::move(o)) {}
+  Impl(image::Disk& d, ServerOptions o) : disk(d), facts(d.facts()), options(std::move(o)) {}
 
   // ---- ConnectionOwner, any thread ----
   io::Queue& service() override { return thread->queue(); }
@@ -74,7 +74,7 @@ struct Server::Impl final : ConnectionOwner {
 
   // ---- the server's own thread ----
   ExportInfo export_info() const {
-    return {options.export_name, options.description, disk.size(), disk.facts().read_only};
+    return {options.export_name, options.description, disk.size(), facts.read_only};
   }
   struct Handshake {
     std::unique_ptr<Stream> stream;
@@ -95,6 +95,8 @@ struct Server::Impl final : ConnectionOwner {
   void leave();  // one coroutine less
 
   image::Disk& disk;
+  // Asked once: while the disk grows, asking would race. Its size is asked each time, of the disk.
+  const image::DiskFacts facts;
   const ServerOptions options;
   std::shared_ptr<TlsContext> tls;
   std::vector<Listener> listeners;
@@ -290,9 +292,9 @@ Task<Error> Server::Impl::wait_for(Stream& stream, Stream::State state) {
 
 void Server::Impl::hand_over(Handshake& handshake, const Agreement& agreement,
                              std::span<const std::uint8_t> early) {
-  const std::uint32_t queue = next_queue++ % disk.facts().queues;
+  const std::uint32_t queue = next_queue++ % facts.queues;
   auto made = std::make_unique<Connection>(*this, disk, queue, std::move(handshake.stream),
-                                           agreement, early);
+                                           agreement, facts.cluster_size != 0, early);
   Connection& connection = *made;
   std::lock_guard guard(inner);
   --negotiating;
@@ -381,7 +383,7 @@ Result<std::unique_ptr<Server>> Server::start(image::Disk& disk, ServerOptions o
   if (impl.clock < 0) return Error::from_errno(errno, "serve NBD");
   io::QueueOptions ring;
   ring.engine = io::EngineType::threads;  // it only waits for sockets
-  auto thread = io::QueueThread::start(ring, disk.facts().queues + 1);
+  auto thread = io::QueueThread::start(ring, impl.facts.queues + 1);
   if (!thread) return thread.take_error();
   impl.thread = std::move(*thread);
   impl.coroutines = 1 + static_cast<std::uint32_t>(impl.listeners.size());
