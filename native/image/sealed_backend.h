@@ -123,6 +123,8 @@ class SealedBackend final : public Backend {
   Task<Error> mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale);
 
   // sealed_write.cc
+  Task<Error> write_once(QueueContext& q, Sector first, std::uint32_t count,
+                         const GuestBuffers& data);
   Task<Error> write_piece(QueueContext& q, Sector first, std::uint32_t count,
                           const GuestBuffers& data, std::uint64_t& last_sequence);
   Task<Error> plan(QueueContext& q, WritePlan& plan);

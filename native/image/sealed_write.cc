@@ -396,14 +396,25 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint3
   co_return Error();
 }
 
-Task<Error> SealedBackend::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {
-  const Sector first{at.bytes >> kSectorShift};
-  const auto count = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(data.size, kSectorSize));
+// A full file system may get space back from a checkpoint: clusters that were discarded or
+// relocated are free only after it (I3). Nothing of the piece that failed was logged.
+Task<Error> SealedBackend::write_once(QueueContext& q, Sector first, std::uint32_t count,
+                                      const GuestBuffers& data) {
   if (Error e = co_await enter_writer(q, count)) co_return e;
   std::uint64_t last = 0;
   Error e = co_await write_piece(q, first, count, data, last);
   if (!e) e = co_await log_->wait_written(last);  // I6
   writers_.leave();
+  co_return e;
+}
+
+Task<Error> SealedBackend::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {
+  const Sector first{at.bytes >> kSectorShift};
+  const auto count = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(data.size, kSectorSize));
+  Error e = co_await write_once(q, first, count, data);
+  if (e.kind() == Kind::no_space && !(e = co_await checkpoint(q))) {
+    e = co_await write_once(q, first, count, data);
+  }
   if (e) co_return e;
   if (overlay_.sectors(false) > options_.overlay_sectors_max / 2) ask_checkpoint();
   if (fua && !file_.non_volatile) co_return co_await log_->flush(q.io);
