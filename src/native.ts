@@ -48,7 +48,8 @@ export interface NativeChannel {
 export interface NativeDisk {
   close(): Promise<void>;
   resize(options: { size: number }): Promise<void>;
-  extent(options: { offset: number; length: number }): Promise<{ length: number; kind: string }>;
+  /** From the beginning of the range on; the next call goes on where these end. */
+  extents(options: { offset: number; length: number }): Promise<{ length: number; kind: string }[]>;
   facts(): Record<string, unknown>;
   stats(): Record<string, unknown>;
   channel(

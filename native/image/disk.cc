@@ -44,6 +44,8 @@ struct Disk::Impl {
   Error start_queues(const OpenOptions& options);
   Error open_image(OpenOptions& options);
   std::string make_id() const;
+  Task<Error> find_extents(std::uint64_t begin, std::uint64_t end, std::size_t max,
+                           std::vector<Extent>& out);
   void stop_threads();
   Error closed_error() const { return Error(Kind::closed, "the disk is closed").in(file.path); }
 };
@@ -207,21 +209,51 @@ Error Disk::resize(std::uint64_t new_size) {
 }
 
 Result<Extent> Disk::extent(std::uint64_t offset, std::uint64_t length) {
+  auto found = extents(offset, length, 1);
+  if (!found) return found.take_error();
+  return found->front();
+}
+
+// On the service queue; [begin, end) is aligned for the backend.
+Task<Error> Disk::Impl::find_extents(std::uint64_t begin, std::uint64_t end, std::size_t max,
+                                     std::vector<Extent>& out) {
+  while (begin < end) {
+    Result<Extent> found = co_await backend->extent(service->context(), {begin}, end - begin);
+    if (!found) co_return found.take_error();
+    begin += found->length;
+    if (!out.empty() && out.back().kind == found->kind) {
+      out.back().length += found->length;
+    } else if (out.size() == max) {
+      break;
+    } else {
+      out.push_back(*found);
+    }
+    if (max == 1) break;  // whoever wants one piece does not wait for all that joins it
+  }
+  co_return Error();
+}
+
+Result<std::vector<Extent>> Disk::extents(std::uint64_t offset, std::uint64_t length,
+                                          std::size_t max) {
   std::lock_guard guard(impl_->control);
   Impl& impl = *impl_;
   if (impl.closed) return impl.closed_error();
   const std::uint64_t size = impl.server->size();
-  if (length == 0 || offset > size || length > size - offset) {
+  if (max == 0 || length == 0 || offset > size || length > size - offset) {
     return Error(Kind::out_of_range, "no such range on the disk").at("extent", offset);
   }
   const std::uint64_t align = impl.shape.request_align;
   const std::uint64_t begin = align_down(offset, align);
   const std::uint64_t end = align_up(offset + length, align);
-  auto found = io::run_sync(impl.service->ring(), [&] {
-    return impl.backend->extent(impl.service->context(), {begin}, end - begin);
-  });
-  if (!found) return found;
-  found->length = std::min(found->length - (offset - begin), length);
+  std::vector<Extent> found;
+  Error e =
+      io::run_sync(impl.service->ring(), [&] { return impl.find_extents(begin, end, max, found); });
+  if (e) return e;
+  // Back from the backend's alignment to what was asked for.
+  found.front().length -= offset - begin;
+  std::uint64_t covered = 0;
+  for (const Extent& extent : found) covered += extent.length;
+  if (covered > length) found.back().length -= covered - length;
   return found;
 }
 

@@ -136,6 +136,9 @@ class Disk {
   Error close();
   Error resize(std::uint64_t new_size);                               // grow only; blocking
   Result<Extent> extent(std::uint64_t offset, std::uint64_t length);  // blocking
+  // What the range holds from its beginning on, neighbours of one kind joined, at most `max`
+  // pieces. Blocking.
+  Result<std::vector<Extent>> extents(std::uint64_t offset, std::uint64_t length, std::size_t max);
 
   DiskFacts facts() const;
   std::uint64_t size() const;

@@ -88,6 +88,11 @@ Error check(const CreateSpec& spec) {
   if (spec.format == Format::sealed) {
     if (Error e = sealed::check_create(sealed_options(spec))) return e;
   }
+  struct stat status {};
+  if (::stat(spec.path.c_str(), &status) == 0 && S_ISBLK(status.st_mode)) {
+    return Error(Kind::unsupported,
+                 "a new disk is made in a file; a block device is opened as the raw disk it is");
+  }
   if (!spec.allow_system_directory && storage::in_system_directory(spec.path)) {
     return Error(Kind::permission,
                  "this directory belongs to the system; choose another or insist (force)");
@@ -96,8 +101,6 @@ Error check(const CreateSpec& spec) {
 }
 
 Error check_space(const CreateSpec& spec) {
-  struct stat status {};
-  if (::stat(spec.path.c_str(), &status) == 0 && S_ISBLK(status.st_mode)) return {};
   const std::filesystem::path parent = std::filesystem::path(spec.path).parent_path();
   auto free = storage::free_space(parent.empty() ? "." : parent.string());
   if (!free) return free.take_error();
@@ -161,7 +164,7 @@ Error create_disk(const CreateSpec& spec) {
   if (!file) return file.take_error();
   Error e = write_image(spec, *file);
   // Half an image is of no use, and its path would be taken. Removed under the lock.
-  if (e && !file->block_device) ::unlink(spec.path.c_str());
+  if (e) ::unlink(spec.path.c_str());
   storage::close_file(*file);
   if (e && e.path().empty()) return std::move(e).in(spec.path);
   return e;

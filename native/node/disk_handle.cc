@@ -100,6 +100,8 @@ image::OpenOptions read_open_options(const Napi::CallbackInfo& info) {
   return out;
 }
 
+constexpr std::size_t kExtentsAtOnce = 1024;
+
 Napi::Value extent_to_js(Napi::Env env, const image::Extent& extent) {
   static constexpr const char* kNames[] = {"data", "zero", "hole"};
   const Napi::Object out = Napi::Object::New(env);
@@ -239,7 +241,7 @@ Napi::Function DiskHandle::define(Napi::Env env) {
   return DefineClass(
       env, "Disk",
       {InstanceMethod<&DiskHandle::close>("close"), InstanceMethod<&DiskHandle::resize>("resize"),
-       InstanceMethod<&DiskHandle::extent>("extent"), InstanceMethod<&DiskHandle::facts>("facts"),
+       InstanceMethod<&DiskHandle::extents>("extents"), InstanceMethod<&DiskHandle::facts>("facts"),
        InstanceMethod<&DiskHandle::stats>("stats"), InstanceMethod<&DiskHandle::channel>("channel"),
        InstanceMethod<&DiskHandle::bench>("bench"),
        InstanceMethod<&DiskHandle::serve_nbd>("serveNbd"),
@@ -311,7 +313,7 @@ Napi::Value DiskHandle::resize(const Napi::CallbackInfo& info) {
       [](Napi::Env e) { return e.Undefined(); });
 }
 
-Napi::Value DiskHandle::extent(const Napi::CallbackInfo& info) {
+Napi::Value DiskHandle::extents(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::shared_ptr<image::Disk> disk = disk_or_throw(env);
   std::uint64_t offset = 0, length = 0;
@@ -319,16 +321,21 @@ Napi::Value DiskHandle::extent(const Napi::CallbackInfo& info) {
   options.read("offset", offset);
   options.read("length", length);
   if (env.IsExceptionPending()) return env.Undefined();
-  const auto found = std::make_shared<image::Extent>();
+  const auto found = std::make_shared<std::vector<image::Extent>>();
   return start_job(
       env, env.Undefined(),
       [disk, offset, length, found]() -> Error {
-        auto extent = disk->extent(offset, length);
-        if (!extent) return extent.take_error();
-        *found = *extent;
+        auto extents = disk->extents(offset, length, kExtentsAtOnce);
+        if (!extents) return extents.take_error();
+        *found = std::move(*extents);
         return {};
       },
-      [found](Napi::Env e) { return extent_to_js(e, *found); });
+      [found](Napi::Env e) -> Napi::Value {
+        const Napi::Array out = Napi::Array::New(e, found->size());
+        std::uint32_t i = 0;
+        for (const image::Extent& extent : *found) out.Set(i++, extent_to_js(e, extent));
+        return out;
+      });
 }
 
 Napi::Value DiskHandle::facts(const Napi::CallbackInfo& info) {

@@ -25,7 +25,7 @@ class DiskHandle : public Napi::ObjectWrap<DiskHandle> {
  private:
   Napi::Value close(const Napi::CallbackInfo& info);
   Napi::Value resize(const Napi::CallbackInfo& info);
-  Napi::Value extent(const Napi::CallbackInfo& info);
+  Napi::Value extents(const Napi::CallbackInfo& info);
   Napi::Value facts(const Napi::CallbackInfo& info);
   Napi::Value stats(const Napi::CallbackInfo& info);
   Napi::Value channel(const Napi::CallbackInfo& info);

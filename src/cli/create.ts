@@ -1,5 +1,8 @@
 // Room cli/: `pqblk create`: a new, empty disk.
+import { existsSync } from 'node:fs';
+import { dirname, resolve } from 'node:path';
 import { type Command, Option } from 'commander';
+import { PqblkError } from '../errors.js';
 import { type CreateDiskOptions, createDisk, type DiskFormat, diskInfo } from '../index.js';
 import { showInfo } from './info.js';
 import { addMakeOptions, type MakeFlags, makeOptions } from './making.js';
@@ -50,6 +53,7 @@ export function addCreate(program: Command, terminal: Terminal): void {
       ),
     )
     .action(async (path: string, size: string, flags: Flags) => {
+      requireBacking(path, flags);
       const options = await makeOptions(flags.format, sizeArgument(size), flags);
       const bar = terminal.progress('preallocate');
       try {
@@ -64,6 +68,21 @@ export function addCreate(program: Command, terminal: Terminal): void {
       }
       await showInfo(terminal, await diskInfo(path, flags.format), flags.json);
     });
+}
+
+/** A relative name is looked for beside the new image, as it will be when that is opened. */
+function requireBacking(path: string, flags: Flags): void {
+  const { backing, backingFormat } = flags;
+  if (backing === undefined) {
+    if (backingFormat === undefined) return;
+    throw new PqblkError('usage', '--backing-format means nothing without --backing');
+  }
+  const file = resolve(dirname(path), backing);
+  if (existsSync(file)) return;
+  throw new PqblkError('not_found', 'there is no such file to lie below', {
+    path: file,
+    hint: 'a relative --backing is taken from the directory of the new disk',
+  });
 }
 
 function qcow2Options(flags: Flags): Partial<CreateDiskOptions> {

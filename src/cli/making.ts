@@ -10,6 +10,19 @@ const SUITES = {
   'chacha20-poly1305': 'ChaCha20-Poly1305',
 } as const;
 
+/** Options of `create` and `import` that mean something for these formats only. */
+const ONLY_FOR: Readonly<Record<string, readonly DiskFormat[]>> = {
+  key: ['sealed'],
+  suite: ['sealed'],
+  logSize: ['sealed'],
+  clusterSize: ['qcow2', 'sealed'],
+  backing: ['qcow2', 'sealed'],
+  backingFormat: ['qcow2', 'sealed'],
+  refcountBits: ['qcow2'],
+  extendedL2: ['qcow2'],
+  compat: ['qcow2'],
+};
+
 export interface MakeFlags extends StoreFlags {
   key?: string[];
   suite?: keyof typeof SUITES;
@@ -83,10 +96,10 @@ function requireFitting(format: DiskFormat, flags: MakeFlags): void {
       hint: 'name one with --key (`pqblk key gen` makes one), or say --format qcow2 or raw',
     });
   }
-  const wrong = [
-    ...(format !== 'sealed' ? (['key', 'suite', 'logSize'] as const) : []),
-    ...(format === 'raw' ? (['clusterSize'] as const) : []),
-  ].find((name) => flags[name] !== undefined);
+  const given: Readonly<Record<string, unknown>> = { ...flags };
+  const wrong = Object.keys(ONLY_FOR).find(
+    (name) => given[name] !== undefined && !ONLY_FOR[name]?.includes(format),
+  );
   if (wrong) {
     const option = wrong.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`);
     throw new PqblkError('usage', `--${option} means nothing for a ${format} disk`);

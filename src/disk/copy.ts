@@ -2,11 +2,12 @@
 //
 // Import and export are a copy between an open disk and a raw or qcow2 file. Several requests are in
 // flight; what the source says is a hole, and what turns out to be zeros, is not written as data.
-import { rm } from 'node:fs/promises';
+import { lstat, rename, rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
 import { type LongWork, throwIfAborted } from '../native.js';
 import type { CreateDiskOptions } from './create.js';
 import { createAndOpenDisk, type Disk, openDisk } from './disk.js';
+import { diskInfo } from './info.js';
 import type { OpenDiskOptions } from './types.js';
 
 const CHUNK_BYTES = 1024 * 1024;
@@ -165,7 +166,10 @@ export async function importFile(
   return await copyDisk(source, disk, options);
 }
 
-/** Copies an open disk into a new one, which is removed again when that was not finished. */
+/**
+ * Copies an open disk into a new one, which is removed again when that was not finished. A file that
+ * it replaces (`overwrite`) is there until then. Kinds `locked` (somebody has that file open), …
+ */
 export async function copyToNewDisk(
   source: Disk,
   path: string,
@@ -173,16 +177,31 @@ export async function copyToNewDisk(
   work: LongWork = {},
 ): Promise<CopyResult> {
   throwIfAborted(work.signal);
-  const target = await createAndOpenDisk(path, create, { cache: 'writeback' });
+  const replaced = create.overwrite === true && (await isRegularFile(path));
+  const made = replaced ? `${path}.new-${process.pid}` : path;
+  if (replaced) await requireUnlocked(path);
+  const target = await createAndOpenDisk(made, create, { cache: 'writeback' });
   try {
     const result = await copyDisk(source, target, { ...work, targetIsZero: true });
     await target.close();
+    if (replaced) await rename(made, path);
     return result;
   } catch (error) {
     await target.close().catch(() => undefined); // the first failure is the one to tell
-    await rm(path, { force: true });
+    await rm(made, { force: true });
     throw error;
   }
+}
+
+async function isRegularFile(path: string): Promise<boolean> {
+  return (await lstat(path).catch(() => undefined))?.isFile() ?? false;
+}
+
+async function requireUnlocked(path: string): Promise<void> {
+  const { lockHolder } = await diskInfo(path, 'raw');
+  if (!lockHolder) return;
+  const { pid, command } = lockHolder;
+  throw new PqblkError('locked', `the file is in use by process ${pid} (${command})`, { path });
 }
 
 export interface ExportOptions

@@ -1,4 +1,5 @@
 // Room disk/: making disks.
+import { rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
 import { createKeyArea, type Pins, type Recipient, type VolumeKeys } from '../keys/index.js';
 import { randomBytes } from '../keys/secret.js';
@@ -85,7 +86,11 @@ export async function createWithKeys(
     await longCall(work, (token) =>
       lendKeys(keys, (lent) => native().createDisk(sealed, lent, token)),
     );
-    await pins?.record(keys);
+    // Unpinned, the new volume could be exchanged unnoticed before its first use.
+    await pins?.record(keys).catch(async (error: unknown) => {
+      await rm(path, { force: true });
+      throw error;
+    });
     return keys;
   } catch (error) {
     keys[Symbol.dispose]();

@@ -124,15 +124,18 @@ export class Disk {
     for (let offset = from; offset < to; ) {
       this.#requireOpen();
       const at = offset;
-      const found = await calling(() => this.#native.extent({ offset: at, length: to - at }));
-      const kind = found.kind as ExtentKind;
-      if (open?.kind === kind) {
-        open = { ...open, length: open.length + found.length };
-      } else {
-        if (open) yield open;
-        open = { offset, length: found.length, kind };
+      for (const found of await calling(() =>
+        this.#native.extents({ offset: at, length: to - at }),
+      )) {
+        const kind = found.kind as ExtentKind;
+        if (open?.kind === kind) {
+          open = { ...open, length: open.length + found.length };
+        } else {
+          if (open) yield open;
+          open = { offset, length: found.length, kind };
+        }
+        offset += found.length;
       }
-      offset += found.length;
     }
     if (open) yield open;
   }

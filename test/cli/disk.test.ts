@@ -1,8 +1,21 @@
 // create, info, import, export, check, resize, bench on raw and qcow2 disks. The oracle is qemu-img.
-import { existsSync, readFileSync, statSync, truncateSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  readdirSync,
+  readFileSync,
+  statSync,
+  truncateSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import type { BenchResult, CheckResult, DiskInfo } from '../../src/index.js';
+import {
+  type BenchResult,
+  type CheckResult,
+  type DiskInfo,
+  exportFile,
+  openDisk,
+} from '../../src/index.js';
 import { exitCode, peer, pqblk, pqblkJson, pqblkWith, scratch } from './helpers.js';
 
 const dir = scratch();
@@ -72,6 +85,17 @@ describe('create', () => {
       'usage',
     ],
     [
+      'a compatibility level for a raw disk',
+      ['x.raw', '1M', '--format=raw', '--compat=3'],
+      'usage',
+    ],
+    ['a backing format without a backing', ['x.qcow2', '1M', '--backing-format=raw'], 'usage'],
+    [
+      'a backing file that is not there',
+      ['x.qcow2', '1M', '--format=qcow2', '--backing=no.raw', '--backing-format=raw'],
+      'not_found',
+    ],
+    [
       'more space than there is',
       ['x.raw', '4096T', '--format', 'raw', '--preallocation', 'falloc'],
       'no_space',
@@ -97,6 +121,31 @@ describe('create', () => {
 });
 
 describe('import and export', () => {
+  it('keeps the file that it would replace until it is done', async () => {
+    const path = at('replaced.raw');
+    writeFileSync(path, 'precious');
+    const stop = new AbortController();
+    await using disk = await openDisk(source, { format: 'raw', readOnly: true });
+    const options = { format: 'raw', overwrite: true } as const;
+    const stopped = exportFile(disk, path, {
+      ...options,
+      signal: stop.signal,
+      onProgress: () => stop.abort(),
+    });
+    await expect(stopped).rejects.toMatchObject({ kind: 'canceled' });
+    expect(readFileSync(path, 'utf8')).toBe('precious');
+    truncateSync(path, MiB);
+    {
+      await using _held = await openDisk(path, { format: 'raw' });
+      await expect(exportFile(disk, path, options)).rejects.toMatchObject({ kind: 'locked' });
+    }
+    await exportFile(disk, path, options);
+    peer('cmp', source, path);
+    expect(readdirSync(dir).filter((name) => name.startsWith('replaced'))).toEqual([
+      'replaced.raw',
+    ]);
+  });
+
   it('keeps content and holes from raw to qcow2 and back', async () => {
     const disk = at('moved.qcow2');
     const result = await pqblkJson<{ copiedBytes: number; zeroBytes: number }>(
