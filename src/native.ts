@@ -61,21 +61,22 @@ export interface NativeDisk {
   serveVhostUser(options: object): Promise<NativeVhostUserServer>;
 }
 
-export interface NativeVhostUserServer {
-  serving(): boolean;
+/** A running server of a disk. */
+export interface NativeServer {
   takeReports(): string[];
+  /** Called when there are reports to take. */
   onReports?: () => void;
   close(): Promise<void>;
 }
 
-export interface NativeNbdServer {
+export interface NativeVhostUserServer extends NativeServer {
+  serving(): boolean;
+}
+
+export interface NativeNbdServer extends NativeServer {
   /** TCP: the port that was chosen; 0 without. */
   readonly port: number;
   stats(): Record<string, number>;
-  takeReports(): string[];
-  close(): Promise<void>;
-  /** Called when there are reports to take. */
-  onReports?: () => void;
 }
 
 export interface NativeAddon {

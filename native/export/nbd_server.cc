@@ -13,7 +13,6 @@
 #include <cerrno>
 #include <chrono>
 #include <condition_variable>
-#include <deque>
 #include <list>
 #include <mutex>
 #include <optional>
@@ -69,7 +68,9 @@ struct Server::Impl final : ConnectionOwner {
 
   // ---- ConnectionOwner, any thread ----
   io::Queue& service() override { return thread->queue(); }
-  void report(std::string text) override;
+  void report(const std::string& text) override {
+    if (options.log) options.log(text);
+  }
   void ended(Connection& connection) override;
 
   // ---- the server's own thread ----
@@ -113,27 +114,10 @@ struct Server::Impl final : ConnectionOwner {
   bool ticking = false;
   ServerStats totals;  // of connections that ended; clients and negotiating are not kept here
   std::uint32_t negotiating = 0;
-  std::deque<std::string> reports;
-  std::uint64_t lost_reports = 0;
-  std::function<void()> reported;
   bool closed = false;
 };
 
 // ---- any thread ----
-
-void Server::Impl::report(std::string text) {
-  std::function<void()> call;
-  {
-    std::lock_guard guard(inner);
-    if (reports.size() == kReportsMax) {
-      ++lost_reports;
-      return;
-    }
-    reports.push_back(std::move(text));
-    call = reported;
-  }
-  if (call) call();
-}
 
 void Server::Impl::ended(Connection& connection) {
   std::unique_ptr<Connection> gone;  // closes its socket, outside of the lock
@@ -408,20 +392,6 @@ ServerStats Server::stats() const {
   sum.negotiating = impl_->negotiating;
   for (const auto& connection : impl_->connections) add(sum, connection->counters());
   return sum;
-}
-
-std::vector<std::string> Server::take_reports(std::uint64_t& lost) {
-  std::lock_guard guard(impl_->inner);
-  lost = std::exchange(impl_->lost_reports, 0);
-  std::vector<std::string> taken(std::make_move_iterator(impl_->reports.begin()),
-                                 std::make_move_iterator(impl_->reports.end()));
-  impl_->reports.clear();
-  return taken;
-}
-
-void Server::on_report(std::function<void()> callback) {
-  std::lock_guard guard(impl_->inner);
-  impl_->reported = std::move(callback);
 }
 
 void Server::close() {

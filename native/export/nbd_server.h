@@ -10,7 +10,6 @@
 #include <functional>
 #include <memory>
 #include <string>
-#include <vector>
 
 #include "export/nbd_connection.h"
 #include "export/nbd_stream.h"
@@ -20,7 +19,6 @@ namespace pqblk::exports::nbd {
 
 inline constexpr std::uint32_t kClientsMax = 1024;    // upper bound of the option
 inline constexpr std::uint32_t kNegotiatingMax = 64;  // clients in their handshake at once
-inline constexpr std::size_t kReportsMax = 256;       // kept until somebody takes them
 inline constexpr std::uint32_t kCloseGraceMs = 5000;  // for clients to take their last replies
 
 struct ServerOptions {
@@ -36,6 +34,9 @@ struct ServerOptions {
   std::uint32_t handshake_ms = 10'000;  // from accept to transmission
   std::uint32_t stall_ms = 30'000;      // silence in the middle of a message
   std::uint32_t idle_ms = 0;            // silence between messages; 0: a guest may sleep for days
+  // Lines for people: what a client did wrong, why a request failed. From any thread, until close()
+  // has returned.
+  std::function<void(const std::string&)> log;
 };
 
 struct ServerStats {
@@ -57,10 +58,6 @@ class Server {
   // TCP: the port that was chosen; 0 without.
   std::uint16_t tcp_port() const;
   ServerStats stats() const;
-  // What went wrong since the last call, oldest first; `lost`: how many more there were.
-  std::vector<std::string> take_reports(std::uint64_t& lost);
-  // Called on any thread when there is something to take. Set it before the first client.
-  void on_report(std::function<void()> callback);
 
   // Blocking, any thread but the queues'. Takes no more clients and requests; answers what is in
   // flight; waits for clients that do not take their replies at most kCloseGraceMs, and for I/O as

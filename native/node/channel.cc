@@ -160,12 +160,9 @@ bool ChannelCore::kick() {
 
 void ChannelCore::notified(Napi::Env env) {
   if (wrap_ == nullptr) return;
-  // Plain Node-API: in a worker that was told to end each of these may fail, and nothing is to be
-  // done about it.
-  napi_value self = nullptr, callback = nullptr;
-  if (napi_get_reference_value(env, *wrap_, &self) != napi_ok || self == nullptr ||
-      napi_get_named_property(env, self, kOnCompletions, &callback) != napi_ok ||
-      napi_call_function(env, self, callback, 0, nullptr, nullptr) == napi_cannot_run_js) {
+  napi_value self = nullptr;
+  if (napi_get_reference_value(env, *wrap_, &self) != napi_ok ||
+      !call_method(env, self, kOnCompletions, {})) {
     return;
   }
   if (held_ && announced_.load(std::memory_order_acquire) == submitted_) {

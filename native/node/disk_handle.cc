@@ -294,7 +294,7 @@ Napi::Value DiskHandle::close(const Napi::CallbackInfo& info) {
       },
       [open = open_, error](Napi::Env e) -> Napi::Value {
         EnvState::of(e).remove(open);  // whether it closed well or not
-        open->release();
+        open->release(e);
         if (*error) Napi::Error(e, error_to_js(e, *error)).ThrowAsJavaScriptException();
         return e.Undefined();
       });

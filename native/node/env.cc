@@ -92,10 +92,27 @@ void Hub::run(Napi::Env env) {
     const Napi::HandleScope scope(env);
     notifier->queued_.store(false, std::memory_order_release);
     notifier->notified(env);
-    if (env.IsExceptionPending()) {  // a callback threw: as uncaught as in any other callback
-      napi_fatal_exception(env, env.GetAndClearPendingException().Value());
+    bool threw = false;
+    napi_value error = nullptr;
+    // A callback threw: as uncaught as in any other callback.
+    if (napi_is_exception_pending(env, &threw) == napi_ok && threw &&
+        napi_get_and_clear_last_exception(env, &error) == napi_ok) {
+      napi_fatal_exception(env, error);
     }
   }
+}
+
+bool call_method(Napi::Env env, napi_value self, const char* name,
+                 std::initializer_list<napi_value> arguments) {
+  napi_value callback = nullptr;
+  napi_valuetype type = napi_undefined;
+  if (self == nullptr || napi_get_named_property(env, self, name, &callback) != napi_ok ||
+      napi_typeof(env, callback, &type) != napi_ok) {
+    return false;
+  }
+  return type != napi_function ||
+         napi_call_function(env, self, callback, arguments.size(), arguments.begin(), nullptr) !=
+             napi_cannot_run_js;
 }
 
 void Hub::hold() {
@@ -120,7 +137,7 @@ Error OpenDisk::close() {
   std::vector<std::shared_ptr<Service>> services;
   {
     std::lock_guard guard(inner_);
-    services.swap(services_);
+    services = services_;
   }
   for (const auto& service : services) service->stop();
   {
@@ -142,6 +159,11 @@ bool OpenDisk::add(std::shared_ptr<Service> service) {
 void OpenDisk::remove(const Service& service) {
   std::lock_guard guard(inner_);
   std::erase_if(services_, [&](const auto& one) { return one.get() == &service; });
+}
+
+void OpenDisk::release(Napi::Env env) {
+  for (const auto& service : std::exchange(services_, {})) service->unbind(env);
+  disk_.reset();
 }
 
 OpenDisk::Use::Use(OpenDisk& disk) : disk_(disk) {

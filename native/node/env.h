@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <initializer_list>
 #include <memory>
 #include <mutex>
 #include <set>
@@ -61,6 +62,8 @@ class Service {
  public:
   virtual ~Service() = default;  // on any thread: touches nothing of JavaScript
   virtual void stop() = 0;       // any thread but the queues'; blocking; may be called again
+  // After stop(), on the environment's thread: lets go of JavaScript. May be called again.
+  virtual void unbind(Napi::Env env) = 0;
 };
 
 // A disk that JavaScript opened. Shared by its handle, its channels, its jobs and the list of what
@@ -80,7 +83,7 @@ class OpenDisk : public std::enable_shared_from_this<OpenDisk> {
   // Any thread. False: the disk is closing, nothing is kept.
   bool add(std::shared_ptr<Service> service);
   void remove(const Service& service);
-  void release() { disk_.reset(); }  // environment's thread, after close(): gives the memory back
+  void release(Napi::Env env);  // environment's thread, after close(): gives the memory back
 
   // A job that drives the queues for long; it must stop soon once closing() says so.
   class Use {
@@ -106,6 +109,12 @@ class OpenDisk : public std::enable_shared_from_this<OpenDisk> {
   std::uint32_t users_ = 0;
   std::vector<std::shared_ptr<Service>> services_;
 };
+
+// Calls self[name](...arguments) where that is a function. In plain Node-API: in a worker that was
+// told to end each step may fail, which a wrapper takes for a reason to end the process. False:
+// JavaScript cannot run any more. An exception stays pending.
+bool call_method(Napi::Env env, napi_value self, const char* name,
+                 std::initializer_list<napi_value> arguments);
 
 class EnvState {
  public:

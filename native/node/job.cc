@@ -38,10 +38,11 @@ bool TokenCore::report(std::uint64_t done, std::uint64_t total) {
 
 void TokenCore::notified(Napi::Env env) {
   if (token_ == nullptr) return;
-  const Napi::Value callback = token_->Value().Get(kCallback);
-  if (!callback.IsFunction()) return;
-  callback.As<Napi::Function>().Call({number_to_js(env, done_.load(std::memory_order_relaxed)),
-                                      number_to_js(env, total_.load(std::memory_order_relaxed))});
+  napi_value token = nullptr;
+  if (napi_get_reference_value(env, *token_, &token) != napi_ok) return;
+  call_method(env, token, kCallback,
+              {number_to_js(env, done_.load(std::memory_order_relaxed)),
+               number_to_js(env, total_.load(std::memory_order_relaxed))});
 }
 
 Napi::Function JobToken::define(Napi::Env env) {

@@ -3,6 +3,7 @@
 // Translates options and answers; the server is native/export/vhost_user.h.
 import { PqblkError } from '../errors.js';
 import { calling, type NativeDisk, type NativeVhostUserServer } from '../native.js';
+import { DiskServer, given, type OnReport } from './server.js';
 
 export interface VhostUserOptions {
   /** Unix socket to make, mode 0600. A stale one is replaced; kind `exists` when one is in use. */
@@ -15,44 +16,22 @@ export interface VhostUserOptions {
   /** Rings of the device, 1 to 64. Default: as many as the disk has queues. */
   queues?: number | undefined;
   /** What a front-end did wrong, why a request failed. The server serves on. */
-  onReport?: ((text: string) => void) | undefined;
+  onReport?: OnReport | undefined;
 }
 
 /** A running server. It keeps the process alive until it, or its disk, is closed. */
-export class VhostUserServer {
-  readonly #native: NativeVhostUserServer;
-  /** Keeps the disk from being collected, which would close it. */
-  readonly owner: object;
+export class VhostUserServer extends DiskServer<NativeVhostUserServer> {
   readonly path: string | undefined;
-  #closing: Promise<void> | undefined;
 
   /** Use `disk.serveVhostUser`. */
   constructor(handle: NativeVhostUserServer, options: VhostUserOptions, owner: object) {
-    this.#native = handle;
-    this.owner = owner;
+    super(handle, owner, options.onReport);
     this.path = options.path;
-    const { onReport } = options;
-    if (onReport) {
-      handle.onReports = () => {
-        for (const text of handle.takeReports()) onReport(text);
-      };
-      handle.onReports(); // what came before
-    }
   }
 
   /** False once it was closed, or the inherited connection has ended. */
   get serving(): boolean {
-    return this.#native.serving();
-  }
-
-  /** Answers what is in flight, leaves the front-end, removes the socket. May be called again. */
-  close(): Promise<void> {
-    this.#closing ??= calling(() => this.#native.close());
-    return this.#closing;
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close();
+    return this.native.serving();
   }
 }
 
@@ -66,7 +45,6 @@ export async function serveVhostUser(
   if ((path === undefined) === (fd === undefined)) {
     throw new PqblkError('invalid_argument', 'vhost-user: expected either a path or a descriptor');
   }
-  const entries = Object.entries({ path, fd, queues }).filter(([, value]) => value !== undefined);
-  const handle = await calling(() => disk.serveVhostUser(Object.fromEntries(entries)));
+  const handle = await calling(() => disk.serveVhostUser(given({ path, fd, queues })));
   return new VhostUserServer(handle, options, owner);
 }

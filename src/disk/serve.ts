@@ -3,6 +3,7 @@
 // Translates options and answers; the server is native/export/nbd_server.h.
 import { PqblkError } from '../errors.js';
 import { calling, type NativeDisk, type NativeNbdServer, native } from '../native.js';
+import { DiskServer, given, type OnReport } from './server.js';
 
 export interface NbdTls {
   /** Lines `name:hex` as GnuTLS's psktool writes them, readable by the owner only. */
@@ -34,7 +35,7 @@ export interface NbdOptions {
   /** Silence between messages. Default: no limit, a guest may sleep. */
   idleSeconds?: number | undefined;
   /** What went wrong for a client: failed requests, refused handshakes. The server serves on. */
-  onReport?: ((text: string) => void) | undefined;
+  onReport?: OnReport | undefined;
 }
 
 export interface NbdStats {
@@ -60,45 +61,22 @@ export interface NbdStats {
 }
 
 /** A running NBD server. It keeps the process alive until it, or its disk, is closed. */
-export class NbdServer {
-  readonly #native: NativeNbdServer;
-  readonly #onReport: ((text: string) => void) | undefined;
-  /** Keeps the disk from being collected, which would close it. */
-  readonly owner: object;
+export class NbdServer extends DiskServer<NativeNbdServer> {
   readonly path: string | undefined;
   readonly host: string | undefined;
   /** TCP: the port that was chosen. */
   readonly port: number | undefined;
-  #closing: Promise<void> | undefined;
 
   /** Use `disk.serveNbd`. */
   constructor(handle: NativeNbdServer, options: NbdOptions, owner: object) {
-    this.#native = handle;
-    this.owner = owner;
+    super(handle, owner, options.onReport);
     this.path = options.path;
     this.host = options.host;
     this.port = options.host === undefined ? undefined : handle.port;
-    this.#onReport = options.onReport;
-    handle.onReports = () => this.#passReports();
-    this.#passReports(); // what came before
   }
 
   stats(): NbdStats {
-    return this.#native.stats() as unknown as NbdStats;
-  }
-
-  /** Takes no more clients and requests, answers what is in flight, ends. May be called again. */
-  close(): Promise<void> {
-    this.#closing ??= calling(() => this.#native.close()).finally(() => this.#passReports());
-    return this.#closing;
-  }
-
-  #passReports(): void {
-    for (const text of this.#native.takeReports()) this.#onReport?.(text);
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close();
+    return this.native.stats() as unknown as NbdStats;
   }
 }
 
@@ -117,15 +95,14 @@ export async function serveNbd(
     if (seconds >= 0 && seconds <= 2 ** 21) return Math.round(seconds * MS);
     throw new PqblkError('invalid_argument', `${name}: expected seconds, not ${seconds}`);
   };
-  const given = {
+  const wanted = {
     ...{ path, host, port, insecure, exportName, description, clientsMax: maxClients },
     ...{ pskFile: tls?.pskFile, certificates: tls?.certificates },
     handshakeMs: ms('handshakeSeconds'),
     stallMs: ms('stallSeconds'),
     idleMs: ms('idleSeconds'),
   };
-  const entries = Object.entries(given).filter(([, value]) => value !== undefined);
-  const handle = await calling(() => disk.serveNbd(Object.fromEntries(entries)));
+  const handle = await calling(() => disk.serveNbd(given(wanted)));
   return new NbdServer(handle, options, owner);
 }
 

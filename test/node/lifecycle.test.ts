@@ -10,8 +10,9 @@ import { CHILD, DIST, OPENS, openRaw, rawFile, scratch } from './support.js';
 const MIB = 1024 * 1024;
 const directory = scratch();
 const STEPS = ['loaded', 'opening', 'open', 'reading', 'writing', 'busy', 'batched', 'bench'];
+const SERVER_STEPS = ['serving', 'served'];
 const MORE_STEPS = ['resizing', 'closing', 'closed'];
-const ALL_STEPS = [...STEPS, ...MORE_STEPS];
+const ALL_STEPS = [...STEPS, ...SERVER_STEPS, ...MORE_STEPS];
 
 if (!existsSync(DIST)) throw new Error(`${DIST} is missing; run scripts/setup`);
 
@@ -52,7 +53,7 @@ describe('processes', () => {
     await expectFree(path);
   });
 
-  test.each(['open', 'reading', 'writing', 'batched', 'closing', 'closed'])(
+  test.each(['open', 'reading', 'writing', 'batched', 'served', 'closing', 'closed'])(
     'the process ends by itself when %s and nothing else is to do',
     async (step) => {
       const path = rawFile(directory, 16 * MIB);
@@ -66,7 +67,7 @@ describe('workers', () => {
   const start = (path: string, step: string, end: string) =>
     new Worker(CHILD, { workerData: [DIST, path, step, end] });
 
-  test.each(ALL_STEPS)('terminated when %s', async (step) => {
+  test.each([...ALL_STEPS, 'reporting'])('terminated when %s', async (step) => {
     const path = rawFile(directory, 16 * MIB);
     const worker = start(path, step, 'wait');
     await new Promise((resolve, reject) => {
@@ -75,14 +76,18 @@ describe('workers', () => {
     });
     await worker.terminate();
     await expectFree(path);
+    expect([`${path}.nbd`, `${path}.vhost`].filter(existsSync)).toEqual([]);
   });
 
-  test.each(['open', 'busy', 'bench', 'closing'])('exits by itself when %s', async (step) => {
-    const path = rawFile(directory, 16 * MIB);
-    const worker = start(path, step, 'exit');
-    expect(await new Promise((resolve) => worker.once('exit', resolve))).toBe(7);
-    await expectFree(path);
-  });
+  test.each(['open', 'busy', 'bench', 'serving', 'closing'])(
+    'exits by itself when %s',
+    async (step) => {
+      const path = rawFile(directory, 16 * MIB);
+      const worker = start(path, step, 'exit');
+      expect(await new Promise((resolve) => worker.once('exit', resolve))).toBe(7);
+      await expectFree(path);
+    },
+  );
 
   test('several work at once, each with a disk of its own', async () => {
     const paths = Array.from({ length: 4 }, () => rawFile(directory, 16 * MIB));

@@ -1,5 +1,6 @@
 // A disk's life up to a named step, in a child process or a worker; what then ends it is the test's
 // business. argv (or workerData): dist/index.js, the disk's path, the step.
+import { connect } from 'node:net';
 import { isMainThread, parentPort, workerData } from 'node:worker_threads';
 
 const [dist, path, step, end] = isMainThread ? process.argv.slice(2) : workerData;
@@ -16,6 +17,12 @@ function inFlight(kind, count = 64) {
   for (let i = 0; i < count; i++) {
     disk[kind](Buffer.alloc(64 * 1024, i), i * 64 * 1024).catch(() => {});
   }
+}
+
+async function serving() {
+  await open();
+  await disk.serveNbd({ path: `${path}.nbd` });
+  await disk.serveVhostUser({ path: `${path}.vhost` });
 }
 
 const steps = {
@@ -52,6 +59,27 @@ const steps = {
     await open();
     disk.bench({ rw: 'randread', runtimeMs: 60_000 }).catch(() => {});
     await new Promise((resolve) => setTimeout(resolve, 30));
+  },
+  serving,
+  // The disk's end is its servers' end too.
+  served: async () => {
+    await serving();
+    await disk.close();
+  },
+  // The environment's thread is inside of a report when the worker ends, and the next one waits.
+  reporting: async () => {
+    await open();
+    const onReport = () => {
+      parentPort.postMessage('there');
+      for (;;);
+    };
+    const sockets = [`${path}.nbd`, `${path}.vhost`];
+    for (const socket of sockets) await disk.serveVhostUser({ path: socket, onReport });
+    // A second front-end is turned away, with a report.
+    for (const socket of [...sockets, ...sockets]) connect(socket);
+    // Both servers have reported before this thread looks.
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 200);
+    await never;
   },
   resizing: async () => {
     await open();
