@@ -45,6 +45,8 @@ export const ERROR_TABLE = {
   no_random: { code: 'PQBLK_NO_RANDOM', exitCode: 32 },
   gate_refused: { code: 'PQBLK_GATE_REFUSED', exitCode: 33 },
   no_memory: { code: 'PQBLK_NO_MEMORY', exitCode: 34 },
+  hypervisor: { code: 'PQBLK_HYPERVISOR', exitCode: 35 },
+  timed_out: { code: 'PQBLK_TIMED_OUT', exitCode: 36 },
 } as const;
 
 export type ErrorKind = keyof typeof ERROR_TABLE;

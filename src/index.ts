@@ -14,3 +14,4 @@ export {
   PqblkError,
 } from './errors.js';
 export * from './keys/index.js';
+export * from './qmp/index.js';

@@ -71,6 +71,7 @@ export interface NativeServer {
 
 export interface NativeVhostUserServer extends NativeServer {
   serving(): boolean;
+  connected(): boolean;
 }
 
 export interface NativeNbdServer extends NativeServer {

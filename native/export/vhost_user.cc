@@ -105,7 +105,7 @@ struct VhostUserServer::Impl {
   VhostUserOptions options;
   UniqueFd listener, connected, stop_event;
   ino_t made_inode = 0;  // of the socket that this server made
-  std::atomic<bool> serving{true};
+  std::atomic<bool> serving{true}, in_session{false};
   std::thread thread;
 };
 
@@ -143,8 +143,10 @@ void VhostUserServer::Impl::refuse_one() {
 }
 
 void VhostUserServer::Impl::serve_one(UniqueFd socket) {
+  in_session.store(true, std::memory_order_release);
   VhostSession session({disk, options.queues, options.log}, std::move(socket));
   session.run(stop_event.get(), listener.get(), [this] { refuse_one(); });
+  in_session.store(false, std::memory_order_release);
 }
 
 void VhostUserServer::Impl::serve() {
@@ -189,6 +191,10 @@ VhostUserServer::~VhostUserServer() { stop(); }
 void VhostUserServer::stop() { impl_->stop(); }
 
 bool VhostUserServer::serving() const { return impl_->serving.load(std::memory_order_acquire); }
+
+bool VhostUserServer::connected() const {
+  return impl_->in_session.load(std::memory_order_acquire);
+}
 
 Result<std::unique_ptr<VhostUserServer>> VhostUserServer::start(image::Disk& disk,
                                                                 VhostUserOptions options) {

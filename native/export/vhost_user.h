@@ -39,6 +39,8 @@ class VhostUserServer {
   void stop();
   // False once it serves nobody any more: stop() was called, or the inherited connection ended.
   bool serving() const;
+  // Whether a front-end is connected now.
+  bool connected() const;
 
  private:
   struct Impl;

@@ -11,9 +11,9 @@
 
 namespace pqblk::node {
 
-// disk.serveVhostUser(options) -> Promise<server>; a server has serving(), takeReports() and
-// close(), and calls its property onReports, if it is a function, when there are reports to take.
-// It keeps the event loop alive until it is closed.
+// disk.serveVhostUser(options) -> Promise<server>; a server has serving(), connected(),
+// takeReports() and close(), and calls its property onReports, if it is a function, when there are
+// reports to take. It keeps the event loop alive until it is closed.
 Napi::Value serve_vhost_user(const Napi::CallbackInfo& info, const std::shared_ptr<OpenDisk>& open);
 
 }  // namespace pqblk::node

@@ -5,9 +5,11 @@
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { ERROR_TABLE } from '../errors.js';
+import { addAttach } from './attach.js';
 import { addBench } from './bench.js';
 import { addCheck } from './check.js';
 import { addCreate } from './create.js';
+import { addDetach } from './detach.js';
 import { addExitCodes } from './exit-codes.js';
 import { addExport } from './export.js';
 import { addImport } from './import.js';
@@ -29,6 +31,8 @@ const COMMANDS = [
   addCheck,
   addResize,
   addServe,
+  addAttach,
+  addDetach,
   addBench,
   addExitCodes,
 ];

@@ -33,6 +33,11 @@ export class VhostUserServer extends DiskServer<NativeVhostUserServer> {
   get serving(): boolean {
     return this.native.serving();
   }
+
+  /** Whether a front-end is connected now. */
+  get connected(): boolean {
+    return this.native.connected();
+  }
 }
 
 /** Kinds `invalid_argument`, `exists` (the path is taken), `permission`, `not_found`. */
