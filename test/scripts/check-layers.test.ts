@@ -48,6 +48,7 @@ it.each([
   ['native/io/a.cc', '#include "queue.h"', 'does not begin with a room'],
   ['native/misc/a.h', '', "'misc' is not a room"],
   ['src/errors.ts', "import './native.js';", 'room errors may not import room native'],
+  ['src/qmp/a.ts', "import '../native.js';", 'room qmp may not import room native'],
   ['src/keys/a.ts', "export * from '../disk/b.js';", 'room keys may not import room disk'],
   ['src/disk/a.ts', "const x = await import('../cli/b.js');", 'may not import room cli'],
   ['src/disk/a.ts', "import type { A } from '../index.js';", 'may not import room index'],
