@@ -87,7 +87,13 @@ export interface NativeAddon {
   createDisk(options: object, keys?: NativeKeys, token?: NativeToken): Promise<void>;
   diskInfo(options: { path: string; format?: DiskFormat }): Promise<Record<string, unknown>>;
   checkDisk(options: object, keys?: NativeKeys, token?: NativeToken): Promise<unknown>;
-  replaceKeyArea(options: { path: string; keyArea: Uint8Array; wipeOld?: boolean }): Promise<void>;
+  /** native/sealed/backend_api.h, KeyAreaChange. */
+  replaceKeyArea(options: {
+    path: string;
+    keyArea?: Uint8Array;
+    expectedGeneration?: number;
+    level?: boolean;
+  }): Promise<void>;
   engineInfo(): Promise<unknown>;
   freeSpace(options: { path: string }): Promise<number>;
   inSystemDirectory(options: { path: string }): boolean;

@@ -112,15 +112,14 @@ Result<DiskInfo> read_disk_info(const std::string& path, std::optional<Format> f
   return info;
 }
 
-Error replace_key_area(const std::string& path, const std::vector<std::uint8_t>& blob,
-                       bool wipe_old) {
+Error replace_key_area(const std::string& path, const sealed::KeyAreaChange& change) {
   auto file = storage::open_file(path, storage::OpenOptions{});
   if (!file) return file.take_error();
   auto thread = io::QueueThread::start(io::QueueOptions{});
   Error e;
   if (thread) {
     e = (*thread)->run_sync(
-        [&] { return sealed::replace_key_area((*thread)->queue(), *file, blob, wipe_old); });
+        [&] { return sealed::replace_key_area((*thread)->queue(), *file, change); });
     (*thread)->stop();
   } else {
     e = thread.take_error();

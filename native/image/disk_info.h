@@ -43,7 +43,6 @@ Result<DiskInfo> read_disk_info(const std::string& path, std::optional<Format> f
 
 // Blocking. Replaces the key area of a sealed disk that nobody has open (exclusive lock), see
 // sealed::replace_key_area.
-Error replace_key_area(const std::string& path, const std::vector<std::uint8_t>& blob,
-                       bool wipe_old);
+Error replace_key_area(const std::string& path, const sealed::KeyAreaChange& change);
 
 }  // namespace pqblk::image

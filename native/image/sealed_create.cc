@@ -309,29 +309,35 @@ Task<Result<PublicInfo>> read_public_info(io::Queue& io, const io::File& file) {
   info.key_area_generation = area->generation;
   info.key_area_copy_damaged[0] = area->damaged[0];
   info.key_area_copy_damaged[1] = area->damaged[1];
+  info.key_area_copies_differ = area->differ;
   info.key_area = std::move(area->blob);
   co_return std::move(info);
 }
 
-Task<Error> replace_key_area(io::Queue& io, const io::File& file,
-                             const std::vector<std::uint8_t>& blob, bool wipe_old) {
+Task<Error> replace_key_area(io::Queue& io, const io::File& file, const KeyAreaChange& change) {
   auto found = co_await read_public_header(io, file);
   if (!found) co_return found.take_error();
-  auto area = co_await read_key_area(io, file, found->extension);
+  const Extension& x = found->extension;
+  auto area = co_await read_key_area(io, file, x);
   if (!area) co_return area.take_error();
-  const int other = area->newest == 0 ? 1 : 0;
-  if (area->generation == ~std::uint64_t{0}) {
-    co_return Error(Kind::corrupt, "the key area's generation cannot grow any more");
+  if (change.expected_generation != 0 && area->generation != change.expected_generation) {
+    co_return Error(Kind::locked, "the key area was replaced meanwhile: generation " +
+                                      std::to_string(area->generation) + ", expected " +
+                                      std::to_string(change.expected_generation));
   }
-  const std::uint64_t generation = area->generation + 1;
-  for (const int copy : {other, 1 - other}) {
-    if (Error e =
-            co_await write_key_area_copy(io, file, found->extension, copy, generation, blob)) {
-      co_return e;
+  if (!change.blob.empty()) {
+    if (area->generation == ~std::uint64_t{0}) {
+      co_return Error(Kind::corrupt, "the key area's generation cannot grow any more");
     }
+    const int older = area->newest == 0 ? 1 : 0;
+    const std::uint64_t next = area->generation + 1;
+    if (Error e = co_await write_key_area_copy(io, file, x, older, next, change.blob)) co_return e;
     if (Error e = co_await io.fdatasync(file)) co_return e;
-    if (!wipe_old) break;
+    area->newest = older;
+    area->generation = next;
+    area->blob = change.blob;
   }
+  if (change.level) co_return co_await level_key_area(io, file, x, *area);
   co_return Error();
 }
 

@@ -111,6 +111,7 @@ Napi::Value sealed_to_js(Napi::Env env, const sealed::PublicInfo& info) {
     damaged.Set(i, Napi::Boolean::New(env, info.key_area_copy_damaged[i]));
   }
   out.Set("keyAreaCopyDamaged", damaged);
+  out.Set("keyAreaCopiesDiffer", info.key_area_copies_differ);
   out.Set("keyArea", bytes_to_js(env, info.key_area));
   return out;
 }
@@ -234,18 +235,17 @@ Napi::Value replace_key_area(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Options options(env, info[0]);
   std::string path;
-  std::vector<std::uint8_t> blob;
-  bool wipe_old = false;
+  auto change = std::make_shared<sealed::KeyAreaChange>();
   options.read("path", path);
-  options.read("keyArea", blob);
-  options.read("wipeOld", wipe_old);
-  if (blob.size() != sealed::kKeyAreaBytes) throw_type_error(env, "keyArea: expected 65536 bytes");
+  options.read("keyArea", change->blob);
+  options.read("expectedGeneration", change->expected_generation);
+  options.read("level", change->level);
+  if (!change->blob.empty() && change->blob.size() != sealed::kKeyAreaBytes) {
+    throw_type_error(env, "keyArea: expected 65536 bytes");
+  }
   if (env.IsExceptionPending()) return env.Undefined();
   return start_job(
-      env, env.Undefined(),
-      [path, blob = std::move(blob), wipe_old] {
-        return image::replace_key_area(path, blob, wipe_old);
-      },
+      env, env.Undefined(), [path, change] { return image::replace_key_area(path, *change); },
       [](Napi::Env e) { return e.Undefined(); });
 }
 

@@ -13,7 +13,7 @@ Napi::Value create_disk(const Napi::CallbackInfo& info);
 Napi::Value disk_info(const Napi::CallbackInfo& info);
 // checkDisk({ path, format, repair?, uuid? }, keys?, token?) -> Promise<object>
 Napi::Value check_disk(const Napi::CallbackInfo& info);
-// replaceKeyArea({ path, keyArea, wipeOld? }) -> Promise<void>
+// replaceKeyArea({ path, keyArea?, expectedGeneration?, level? }) -> Promise<void>
 Napi::Value replace_key_area(const Napi::CallbackInfo& info);
 // engineInfo() -> Promise<{ engine, fallbackCause? }>: what this machine allows
 Napi::Value engine_info(const Napi::CallbackInfo& info);

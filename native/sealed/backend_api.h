@@ -52,7 +52,8 @@ struct PublicInfo {
   Uuid backing_uuid{};
   std::uint64_t key_area_generation = 0;
   bool key_area_copy_damaged[2] = {false, false};
-  std::vector<std::uint8_t> key_area;  // the newest valid copy; empty when both are damaged
+  bool key_area_copies_differ = false;  // both are valid: a replacement was cut short
+  std::vector<std::uint8_t> key_area;   // the newest valid copy; empty when both are damaged
 };
 
 // What create_image would refuse, before anything is touched.
@@ -61,8 +62,16 @@ Error check_create(const CreateOptions& options);
 Task<Error> create_image(io::Queue& io, const io::File& file, const CreateOptions& options,
                          const VolumeKeys& keys);
 Task<Result<PublicInfo>> read_public_info(io::Queue& io, const io::File& file);
-// Writes the other copy, flushes; then (when `wipe_old`) overwrites the old copy too and flushes.
-Task<Error> replace_key_area(io::Queue& io, const io::File& file,
-                             const std::vector<std::uint8_t>& blob, bool wipe_old);
+
+// How the key area is to be replaced. First the older copy becomes `blob` of the next generation,
+// durably; then, with `level`, the other copy becomes the same. Without a blob the newest copy
+// stays what it is and only the levelling is done: what is left of a replacement that was cut
+// short.
+struct KeyAreaChange {
+  std::vector<std::uint8_t> blob;         // kKeyAreaBytes, or empty
+  std::uint64_t expected_generation = 0;  // of the newest copy now, else error locked; 0: any
+  bool level = false;
+};
+Task<Error> replace_key_area(io::Queue& io, const io::File& file, const KeyAreaChange& change);
 
 }  // namespace pqblk::sealed

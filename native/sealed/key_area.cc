@@ -30,6 +30,9 @@ Task<Result<KeyArea>> read_key_area(io::Queue& io, const io::File& file,
                        checksum_of(head, bytes.data() + kPage) ==
                            *reinterpret_cast<const crypto::Digest*>(head.checksum);
     area.damaged[copy] = !valid;
+    if (valid && area.newest >= 0) {
+      area.differ = std::memcmp(area.blob.data(), bytes.data() + kPage, kKeyAreaBytes) != 0;
+    }
     if (!valid || head.generation <= area.generation) continue;
     area.generation = head.generation;
     area.newest = copy;
@@ -57,6 +60,18 @@ Task<Error> write_key_area_copy(io::Queue& io, const io::File& file, const Exten
   std::copy(sum.begin(), sum.end(), head.checksum);
   std::memcpy(bytes.data(), &head, sizeof head);
   co_return co_await io.write(file, extension.key_area[copy], bytes.data(), bytes.size());
+}
+
+Task<Error> level_key_area(io::Queue& io, const io::File& file, const Extension& extension,
+                           const KeyArea& area) {
+  if (area.newest < 0) {
+    co_return Error(Kind::corrupt, "both copies of the key area are damaged");
+  }
+  if (Error e = co_await write_key_area_copy(io, file, extension, 1 - area.newest, area.generation,
+                                             area.blob)) {
+    co_return e;
+  }
+  co_return co_await io.fdatasync(file);
 }
 
 }  // namespace pqblk::sealed

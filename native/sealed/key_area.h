@@ -17,11 +17,16 @@ struct KeyArea {
   std::uint64_t generation = 0;  // of the newest valid copy; 0: none is valid
   int newest = -1;               // 0 or 1
   bool damaged[2] = {false, false};
+  bool differ =
+      false;  // both copies are valid and hold different blobs: a replacement was cut short
   std::vector<std::uint8_t> blob;  // kKeyAreaBytes, of the newest valid copy
 };
 
 Task<Result<KeyArea>> read_key_area(io::Queue& io, const io::File& file,
                                     const Extension& extension);
+// The newest valid copy over the other one, same generation, and a flush. Harmless when repeated.
+Task<Error> level_key_area(io::Queue& io, const io::File& file, const Extension& extension,
+                           const KeyArea& area);
 // Writes `blob` as generation `generation` into copy 0 or 1. No flush.
 Task<Error> write_key_area_copy(io::Queue& io, const io::File& file, const Extension& extension,
                                 int copy, std::uint64_t generation,

@@ -140,7 +140,12 @@ export async function unlocking(
   return { options, [Symbol.dispose]: () => identity[Symbol.dispose]() };
 }
 
-async function unlockKey(store: KeyStore, path: string, flags: OpenFlags): Promise<Identity> {
+/** The key that opens the disk: the one that was named, else one of the store. */
+export async function unlockKey(
+  store: KeyStore,
+  path: string,
+  flags: OpenFlags,
+): Promise<Identity> {
   const reference = [flags.key ?? []].flat()[0] ?? (await keyFor(store, path));
   using passphrase = await passphraseOf(store, reference, flags);
   return await store.unlock(reference, passphrase);

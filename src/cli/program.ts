@@ -17,7 +17,10 @@ import { addInfo } from './info.js';
 import { addKey } from './key.js';
 import { reportError } from './report-error.js';
 import { addResize } from './resize.js';
+import { addRewrap } from './rewrap.js';
+import { addRotate } from './rotate.js';
 import { addServe } from './serve.js';
+import { addSlot } from './slot.js';
 import { type Streams, Terminal } from './terminal.js';
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
@@ -30,6 +33,9 @@ const COMMANDS = [
   addExport,
   addCheck,
   addResize,
+  addSlot,
+  addRewrap,
+  addRotate,
   addServe,
   addAttach,
   addDetach,

@@ -31,10 +31,9 @@ export {
   type EngineInfo,
   engineInfo,
   type Qcow2Info,
-  readKeyArea,
-  replaceKeyArea,
   type SealedInfo,
 } from './info.js';
+export { keyAreaOf, readKeyArea } from './key-area-file.js';
 export { type CompletionHandler, DiskQueue, type DiskQueueOptions } from './queue.js';
 export {
   type NbdOptions,

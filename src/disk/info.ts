@@ -1,5 +1,4 @@
 // Room disk/: what a disk's file says of itself without a key, and checking it.
-import { PqblkError } from '../errors.js';
 import { describeKeyArea, formatUuid, type KeyAreaDescription } from '../keys/index.js';
 import {
   calling,
@@ -9,6 +8,7 @@ import {
   type NativeToken,
   native,
 } from '../native.js';
+import { keyAreaOf } from './key-area-file.js';
 import type { DiskFormat, KeyOptions } from './types.js';
 import { unlock } from './unlock.js';
 
@@ -39,6 +39,8 @@ export interface SealedInfo {
   readonly keyAreaGeneration: number;
   /** Of copy A and B. */
   readonly keyAreaCopyDamaged: readonly [boolean, boolean];
+  /** Both are intact and not the same: a change of keys was cut short, and wants to be run again. */
+  readonly keyAreaCopiesDiffer: boolean;
   /** Slots and epochs; undefined when both copies are damaged. Not authenticated without a key. */
   readonly keyArea: KeyAreaDescription | undefined;
 }
@@ -84,26 +86,6 @@ export interface EngineInfo {
 /** The I/O engine that this machine allows. */
 export async function engineInfo(): Promise<EngineInfo> {
   return (await calling(() => native().engineInfo())) as EngineInfo;
-}
-
-/** The newest intact copy of a sealed disk's key area, 64 KiB. Kind `key_area_damaged`. */
-export async function readKeyArea(path: string): Promise<Uint8Array> {
-  const raw = await calling(() => native().diskInfo({ path, format: 'sealed' }));
-  const { keyArea } = raw.sealed as RawSealed;
-  if (keyArea.length > 0) return keyArea;
-  throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', { path });
-}
-
-/**
- * Replaces the key area of a disk that nobody has open, atomically. `wipeOld` overwrites the other
- * copy too, once the new one is durable: after a slot was revoked.
- */
-export async function replaceKeyArea(
-  path: string,
-  keyArea: Uint8Array,
-  options: { wipeOld?: boolean } = {},
-): Promise<void> {
-  await calling(() => native().replaceKeyArea({ path, keyArea, ...options }));
 }
 
 export interface CheckDiskOptions extends KeyOptions, LongWork {
@@ -153,14 +135,18 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
   }
 }
 
-// A damaged copy of the key area goes unnoticed until the other one fails as well. Precondition: a
-// key opened the intact one.
+// A damaged copy of the key area goes unnoticed until the other one fails as well; one that is left
+// of a change that was cut short may open to keys that were revoked. Precondition: a key opened the
+// newest one.
 async function withKeyArea(path: string, result: CheckResult, repair: boolean) {
-  const sealed = (await diskInfo(path, 'sealed')).sealed;
-  const copy = sealed?.keyAreaCopyDamaged.indexOf(true) ?? -1;
-  if (copy < 0) return result;
-  const found = `copy ${copy + 1} of the key area is damaged`;
-  if (repair) await replaceKeyArea(path, await readKeyArea(path));
+  const place = keyAreaOf(path);
+  const { damaged, differ, generation } = await place.read();
+  const copy = damaged.indexOf(true);
+  if (copy < 0 && !differ) return result;
+  const found = differ
+    ? 'a change of the key area was cut short: its copies differ'
+    : `copy ${copy + 1} of the key area is damaged`;
+  if (repair) await place.level(generation);
   return {
     ...result,
     clean: result.clean && repair,

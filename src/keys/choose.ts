@@ -1,6 +1,6 @@
 // Room keys/: which key of the store opens a disk, when the user names none.
 import { PqblkError } from '../errors.js';
-import type { SlotDescription } from './key-area.js';
+import type { SlotDescription } from './key-area-describe.js';
 import type { KeyInfo, KeyStore } from './store.js';
 
 /**

@@ -6,19 +6,34 @@
 export { formatUuid, parseUuid, toHex } from './bytes.js';
 export { chooseKey } from './choose.js';
 export {
-  addSlot,
   type CreatedKeyArea,
   type CreateKeyAreaOptions,
   createKeyArea,
-  describeKeyArea,
-  type KeyAreaDescription,
   type OpenedKeyArea,
   type OpenKeyAreaOptions,
   openKeyArea,
-  type SlotDescription,
   type VolumeKeys,
 } from './key-area.js';
+export {
+  type AuditLine,
+  type AuditSubject,
+  type AuditTrail,
+  CHANGE_STEPS,
+  type ChangedKeyArea,
+  type ChangeKeyAreaOptions,
+  type ChangeStep,
+  changeKeyArea,
+  type KeyAreaCopies,
+  type KeyAreaPlace,
+  type KeyAreaState,
+} from './key-area-change.js';
 export { KEY_AREA_BYTES, SLOTS_MAX } from './key-area-codec.js';
+export {
+  describeKeyArea,
+  type KeyAreaDescription,
+  type SlotDescription,
+} from './key-area-describe.js';
+export { addSlot, KeyAreaEditor, type RewrapOptions } from './key-area-editor.js';
 export { SCRYPT_COST, type ScryptCost } from './key-file.js';
 export { liboqs, prepareKeys, softwareIdentity } from './liboqs.js';
 export {
@@ -30,7 +45,7 @@ export {
   kemParameters,
 } from './ml-kem.js';
 export { PASSPHRASE_BYTES_MAX, type PassphraseSource, readPassphrase } from './passphrase.js';
-export type { Observed, Pin, PinOptions, Pins, PinVerdict } from './pins.js';
+export type { Observed, Pin, PinnedState, PinOptions, Pins, PinVerdict } from './pins.js';
 export {
   type Encapsulation,
   type Identity,

@@ -3,9 +3,9 @@
 //   slot --(private key)--> VMK --HKDF--> wrap key --AES-256-GCM--> integrity key, data keys
 //                                \-HKDF--> MAC key: HMAC-SHA3-256 over head and slots
 //
-// Bytes are key-area-codec.ts, one slot is slot.ts. The VMK never leaves this file. Where the blob
-// is kept, and that it is replaced atomically in both copies, is the engine's business; whether it
-// is older than what this host saw before is pins.ts.
+// Bytes are key-area-codec.ts, one slot is slot.ts. Making a successor is key-area-editor.ts: the VMK
+// never leaves these two files. Where the blob is kept, and that it is replaced atomically in both
+// copies, is the engine's business; whether it is older than what this host saw before is pins.ts.
 import { PqblkError } from '../errors.js';
 import { concat, equalConstantTime, formatUuid, toHex } from './bytes.js';
 import {
@@ -33,11 +33,11 @@ import {
   setMac,
   tableAad,
 } from './key-area-codec.js';
-import { fingerprintOf, kemParameters } from './ml-kem.js';
-import { type Identity, ProviderKind } from './provider.js';
+import { fingerprintOf } from './ml-kem.js';
+import type { Identity } from './provider.js';
 import { randomBytes, Secret } from './secret.js';
 import { requirePrimitives } from './self-test.js';
-import { openSlot, type Recipient, type Slot, SlotRole, SlotState, sealSlot } from './slot.js';
+import { draftSlot, openSlot, type Recipient, type Slot, SlotState, sealSlot } from './slot.js';
 
 const FIRST_EPOCH = 1;
 
@@ -96,7 +96,7 @@ export async function createKeyArea(options: CreateKeyAreaOptions): Promise<Crea
   using vmk = Secret.random(KEY_BYTES);
   const slots: Slot[] = [];
   for (const recipient of recipients) {
-    slots.push(await sealSlot(vmk, volumeUuid, recipient, created));
+    slots.push(await sealSlot(vmk, volumeUuid, draftSlot(recipient, created), recipient.provider));
   }
   const table: KeyTable = {
     integrityKey: Secret.random(KEY_BYTES),
@@ -131,105 +131,19 @@ export async function openKeyArea(
   identity: Identity,
   options: OpenKeyAreaOptions = {},
 ): Promise<OpenedKeyArea> {
-  const opened = await unlock(blob, identity, options);
+  const opened = await unlockKeyArea(blob, identity, options);
   opened.vmk.wipe();
   using master = opened.master;
   const { area, table, slotIndex } = opened;
   return { ...volumeKeys(area.head, table, master), slotIndex };
 }
 
-/**
- * A new blob in which one more key opens the disk: same VMK, generation + 1. Kinds as openKeyArea,
- * and `exists` (the key has a slot), `no_space` (15 slots), `bad_key`.
- */
-export async function addSlot(
-  blob: Uint8Array,
-  identity: Identity,
-  recipient: Recipient,
-  created = nowSeconds(),
-): Promise<Uint8Array> {
-  const { area, table, vmk: opened, master: derived } = await unlock(blob, identity, {});
-  using vmk = opened;
-  using master = derived;
-  using _keys = volumeKeys(area.head, table, master);
-  requireWritable(area.head);
-  requireDistinct([
-    ...area.slots.filter(isLive).map((slot) => slot.encapsulationKey),
-    recipient.encapsulationKey,
-  ]);
-  const position = freePosition(area.slots);
-  const slots = [...area.slots];
-  slots[position] = await sealSlot(vmk, area.head.volumeUuid, recipient, created);
-  return sealKeyArea(master, nextGeneration(area.head), slots, table);
-}
-
-/** One line of `describeKeyArea`; plain values, ready for JSON. */
-export interface SlotDescription {
-  readonly index: number;
-  readonly id: string;
-  readonly state: 'active' | 'decrypt-only' | 'revoked';
-  readonly role: 'primary' | 'recovery' | 'escrow';
-  readonly provider: 'software' | 'pkcs11';
-  readonly kem: string;
-  readonly label: string;
-  /** SHA3-256 of the encapsulation key, hex. */
-  readonly fingerprint: string;
-  readonly created: string;
-  readonly notAfter: string | undefined;
-  readonly tokenReference: string | undefined;
-}
-
-export interface KeyAreaDescription {
-  readonly version: number;
-  readonly generation: number;
-  readonly volumeUuid: string;
-  readonly currentEpoch: number;
-  readonly nextEpoch: number | undefined;
-  /** Always false: without a key nothing in here is authenticated. */
-  readonly authenticated: false;
-  readonly slots: readonly SlotDescription[];
-}
-
-const nameIn = <T extends Record<string, number>>(table: T, value: T[keyof T]) =>
-  Object.keys(table).find((key) => table[key] === value) as keyof T & string;
-
-const isoTime = (seconds: number) => new Date(seconds * 1000).toISOString();
-
-/** What the blob says of itself, without a key. Kinds `key_area_damaged`, `newer_version`. */
-export function describeKeyArea(blob: Uint8Array): KeyAreaDescription {
-  const { head, slots } = parseKeyArea(blob);
-  const describe = (slot: Slot, index: number): SlotDescription => {
-    const state = nameIn(SlotState, slot.state);
-    return {
-      index,
-      id: toHex(slot.id),
-      state: state === 'decryptOnly' ? 'decrypt-only' : state,
-      role: nameIn(SlotRole, slot.role),
-      provider: nameIn(ProviderKind, slot.provider),
-      kem: kemParameters(slot.kem).name,
-      label: slot.label,
-      fingerprint: toHex(fingerprintOf(slot.encapsulationKey)),
-      created: isoTime(slot.created),
-      notAfter: slot.notAfter === 0 ? undefined : isoTime(slot.notAfter),
-      tokenReference: slot.tokenReference || undefined,
-    };
-  };
-  return {
-    version: head.version,
-    generation: head.generation,
-    volumeUuid: formatUuid(head.volumeUuid),
-    currentEpoch: head.currentEpoch,
-    nextEpoch: head.nextEpoch || undefined,
-    authenticated: false,
-    slots: slots.flatMap((slot, index) => (slot ? [describe(slot, index)] : [])),
-  };
-}
-
 // ---- inside: between the VMK and the blob ------------------------------------------------------
 
-type HeadFields = Omit<Head, 'version' | 'tableNonce' | 'tableTag' | 'wrappedTable' | 'mac'>;
+export type HeadFields = Omit<Head, 'version' | 'tableNonce' | 'tableTag' | 'wrappedTable' | 'mac'>;
 
-interface Unlocked {
+/** Everything of an opened key area. `unlockKeyArea` makes it; its receiver wipes it. */
+export interface Unlocked {
   area: KeyArea;
   table: KeyTable;
   slotIndex: number;
@@ -237,7 +151,8 @@ interface Unlocked {
   master: MasterKeys;
 }
 
-async function unlock(
+/** As openKeyArea, with what a successor is made of. */
+export async function unlockKeyArea(
   blob: Uint8Array,
   identity: Identity,
   options: OpenKeyAreaOptions,
@@ -332,7 +247,7 @@ export function sealKeyArea(
   return blob;
 }
 
-function volumeKeys(head: HeadFields, table: KeyTable, master: MasterKeys): VolumeKeys {
+export function volumeKeys(head: HeadFields, table: KeyTable, master: MasterKeys): VolumeKeys {
   return {
     volumeUuid: Uint8Array.from(head.volumeUuid),
     integrityKey: table.integrityKey,
@@ -348,36 +263,19 @@ function volumeKeys(head: HeadFields, table: KeyTable, master: MasterKeys): Volu
   };
 }
 
-const nowSeconds = () => Math.floor(Date.now() / 1000);
+export const nowSeconds = () => Math.floor(Date.now() / 1000);
 
-const isLive = (slot: Slot | undefined): slot is Slot =>
+export const isLive = (slot: Slot | undefined): slot is Slot =>
   slot !== undefined && slot.state !== SlotState.revoked;
 
-function nextGeneration(head: Head): HeadFields {
-  if (head.generation >= Number.MAX_SAFE_INTEGER) {
-    throw new PqblkError('out_of_range', 'the key area was replaced too often');
-  }
-  return { ...head, generation: head.generation + 1 };
-}
-
-/** The first empty position, else the first revoked one: a slot keeps its index for its life. */
-function freePosition(slots: readonly (Slot | undefined)[]): number {
-  const empty = slots.indexOf(undefined);
-  if (empty >= 0) return empty;
-  if (slots.length < SLOTS_MAX) return slots.length;
-  const revoked = slots.findIndex((slot) => slot?.state === SlotState.revoked);
-  if (revoked >= 0) return revoked;
-  return requireRoom(SLOTS_MAX + 1);
-}
-
-function requireRoom(count: number): number {
+export function requireRoom(count: number): number {
   if (count <= SLOTS_MAX) return count;
   throw new PqblkError('no_space', `a key area has ${SLOTS_MAX} slots and all would be in use`, {
     hint: 'revoke a slot first',
   });
 }
 
-function requireDistinct(keys: readonly Uint8Array[]): void {
+export function requireDistinct(keys: readonly Uint8Array[]): void {
   const seen = new Set<string>();
   for (const key of keys) {
     const fingerprint = toHex(fingerprintOf(key));
@@ -394,15 +292,5 @@ function requireVolume(actual: Uint8Array, expected: Uint8Array | undefined): vo
     'uuid_mismatch',
     `the key area belongs to volume ${formatUuid(actual)}, expected ${formatUuid(expected)}`,
     { operation: 'open key area' },
-  );
-}
-
-/** An older writer must not replace what a newer one wrote: it would drop what it does not know. */
-function requireWritable(head: Head): void {
-  if (head.version === KEY_AREA_VERSION) return;
-  throw new PqblkError(
-    'newer_version',
-    `the key area has version ${head.version}; this pqblk can read but not change it`,
-    { hint: 'use a newer pqblk' },
   );
 }

@@ -2,6 +2,8 @@
 // noticed.
 //
 // A pin is {generation, check value of the VMK, epoch}, one file per volume UUID beside the keys.
+// Before this host replaces a key area it announces the new one in the pin, so that the disk opens
+// without a question wherever the replacement is cut short.
 // The same VMK and nothing older opens; something older is a rollback; another VMK must be
 // confirmed by its fingerprint, because whoever once knew an old VMK can forge any generation under
 // it. A volume seen for the first time is trusted and pinned. Copies of a disk share their UUID and
@@ -19,11 +21,16 @@ export interface Observed {
   readonly vmkCheck: Uint8Array;
 }
 
-export interface Pin {
+export interface PinnedState {
   readonly generation: number;
   readonly epoch: number;
   /** Check value of the VMK, 64 hex digits. */
   readonly vmkCheck: string;
+}
+
+export interface Pin extends PinnedState {
+  /** What this host was about to write when it was last heard of: as good as what it has seen. */
+  readonly announced?: PinnedState | undefined;
 }
 
 export interface PinOptions {
@@ -48,7 +55,9 @@ const CONFIRM_DIGITS_MIN = 16;
 export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions): PinVerdict {
   if (!pin) return 'new';
   const check = toHex(seen.vmkCheck);
-  const changed = check !== pin.vmkCheck;
+  const isAnnounced = check !== pin.vmkCheck && check === pin.announced?.vmkCheck;
+  const expected = isAnnounced && pin.announced ? pin.announced : pin;
+  const changed = check !== expected.vmkCheck;
   if (changed && !confirms(check, options.confirmVmk)) {
     throw new PqblkError(
       'vmk_changed',
@@ -60,13 +69,13 @@ export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions)
       },
     );
   }
-  const older = seen.generation < pin.generation || seen.currentEpoch < pin.epoch;
+  const older = seen.generation < expected.generation || seen.currentEpoch < expected.epoch;
   if (older && options.allowRollback !== true) {
     throw new PqblkError(
       'rollback',
       `volume ${formatUuid(seen.volumeUuid)} shows an older key area than this host has seen: ` +
         `generation ${seen.generation} and epoch ${seen.currentEpoch}, ` +
-        `expected at least ${pin.generation} and ${pin.epoch}`,
+        `expected at least ${expected.generation} and ${expected.epoch}`,
       {
         operation: 'check pin',
         hint: 'a restored backup may still open to revoked keys; --allow-rollback accepts it',
@@ -76,7 +85,7 @@ export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions)
   if (changed) return 'confirmed';
   if (older) return 'rolled-back';
   const same = seen.generation === pin.generation && seen.currentEpoch === pin.epoch;
-  return same ? 'same' : 'newer';
+  return same && !isAnnounced ? 'same' : 'newer';
 }
 
 function confirms(check: string, given: string | undefined): boolean {
@@ -121,20 +130,39 @@ export class Pins {
   async record(seen: Observed, options: PinOptions = {}): Promise<PinVerdict> {
     const verdict = await this.check(seen, options);
     if (verdict === 'same') return verdict;
+    await this.#write(seen.volumeUuid, stateOf(seen));
+    return verdict;
+  }
+
+  /**
+   * Remembers, durably, what is about to be written over `seen`, which was checked. Both open from now
+   * on, until `record` sees either the new one or anything newer.
+   */
+  async announce(seen: Observed, next: Observed): Promise<void> {
+    const pin = (await this.get(seen.volumeUuid)) ?? stateOf(seen);
+    await this.#write(seen.volumeUuid, { ...pin, announced: stateOf(next) });
+  }
+
+  async #write(volumeUuid: Uint8Array, pin: Pin): Promise<void> {
     await ensurePrivateDirectory(this.#directory);
+    const { announced, ...state } = pin;
     const document = {
       format: PIN_FORMAT,
       version: PIN_VERSION,
-      volumeUuid: formatUuid(seen.volumeUuid),
-      generation: seen.generation,
-      epoch: seen.currentEpoch,
-      vmkCheck: toHex(seen.vmkCheck),
+      volumeUuid: formatUuid(volumeUuid),
+      ...state,
+      ...(announced && { announced }),
     };
     const text = `${JSON.stringify(document, null, 2)}\n`;
-    await writePrivateFile(this.#path(seen.volumeUuid), text, 'replace');
-    return verdict;
+    await writePrivateFile(this.#path(volumeUuid), text, 'replace');
   }
 }
+
+const stateOf = (seen: Observed): PinnedState => ({
+  generation: seen.generation,
+  epoch: seen.currentEpoch,
+  vmkCheck: toHex(seen.vmkCheck),
+});
 
 function parsePin(text: string, path: string, volumeUuid: string): Pin {
   const damaged = (what: string) =>
@@ -153,9 +181,15 @@ function parsePin(text: string, path: string, volumeUuid: string): Pin {
     Number.isSafeInteger(candidate) && (candidate as number) >= 1;
   if (value?.format !== PIN_FORMAT || value.version !== PIN_VERSION)
     throw damaged('unknown format');
-  const { generation, epoch, vmkCheck } = value;
   if (value.volumeUuid !== volumeUuid) throw damaged('of another volume');
-  if (!natural(generation) || !natural(epoch)) throw damaged('generation or epoch');
-  if (typeof vmkCheck !== 'string' || !/^[0-9a-f]{64}$/.test(vmkCheck)) throw damaged('vmkCheck');
-  return { generation, epoch, vmkCheck };
+  const state = (from: Record<string, unknown>): PinnedState => {
+    const { generation, epoch, vmkCheck } = from;
+    if (!natural(generation) || !natural(epoch)) throw damaged('generation or epoch');
+    if (typeof vmkCheck !== 'string' || !/^[0-9a-f]{64}$/.test(vmkCheck)) throw damaged('vmkCheck');
+    return { generation, epoch, vmkCheck };
+  };
+  const { announced } = value;
+  if (announced === undefined) return state(value);
+  if (typeof announced !== 'object' || announced === null) throw damaged('announced');
+  return { ...state(value), announced: state(announced as Record<string, unknown>) };
 }

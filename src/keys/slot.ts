@@ -28,7 +28,10 @@ export const TOKEN_REFERENCE_BYTES_MAX = 320;
 const SLOT_MAGIC = ascii('PQSL');
 const SLOT_VERSION = 1;
 
-/** active: opens, and rotations keep it; decrypt-only: opens only; revoked: wiped, opens nothing. */
+/**
+ * active: opens, and rotations keep it; decrypt-only: opens until the next rotation of the master
+ * key revokes it; revoked: wiped, opens nothing.
+ */
 export const SlotState = { active: 1, decryptOnly: 2, revoked: 3 } as const;
 export type SlotStateId = (typeof SlotState)[keyof typeof SlotState];
 
@@ -295,28 +298,13 @@ function decodeUtf8(bytes: Uint8Array): string | undefined {
 const isTime = (value: number) =>
   Number.isInteger(value) && value >= 0 && value <= Number(TIME_MAX);
 
-/**
- * A new active slot that lets the owner of the recipient's key reach `vmk`. `created` is in seconds
- * since 1970. Kinds `bad_key` (FIPS 203 checks), `invalid_argument`, `unsupported`.
- */
-export async function sealSlot(
-  vmk: Secret,
-  volumeUuid: Uint8Array,
-  recipient: Recipient,
-  created: number,
-): Promise<Slot> {
-  const { provider, kem, encapsulationKey } = recipient;
-  if (!isTime(created) || !isTime(recipient.notAfter ?? 0)) {
-    throw new PqblkError('invalid_argument', 'slot times are whole seconds since 1970');
-  }
-  checkEncapsulationKey(kem, encapsulationKey); // whatever the provider does or leaves out
-  const { ciphertext, sharedSecret } = await provider.encapsulate(kem, encapsulationKey);
-  using shared = sharedSecret;
-  const open = {
+/** A new active slot, with everything but what sealing makes. */
+export function draftSlot(recipient: Recipient, created: number): Slot {
+  return {
     state: SlotState.active,
     role: recipient.role ?? SlotRole.primary,
     provider: recipient.home ?? ProviderKind.software,
-    kem,
+    kem: recipient.kem,
     kdf: Kdf.hkdfSha3_256,
     aead: Aead.aes256Gcm,
     id: randomBytes(SLOT_ID_BYTES),
@@ -324,12 +312,42 @@ export async function sealSlot(
     notAfter: recipient.notAfter ?? 0,
     label: recipient.label,
     tokenReference: recipient.tokenReference ?? '',
-    encapsulationKey: Uint8Array.from(encapsulationKey),
-    ciphertext,
-    nonce: randomBytes(GCM_NONCE_BYTES),
-    wrappedVmk: new Uint8Array(KEY_BYTES),
-    tag: new Uint8Array(GCM_TAG_BYTES),
+    encapsulationKey: Uint8Array.from(recipient.encapsulationKey),
+    ...unsealed(),
   };
+}
+
+const unsealed = () => ({
+  ciphertext: new Uint8Array(0),
+  commitment: new Uint8Array(32),
+  nonce: new Uint8Array(GCM_NONCE_BYTES),
+  wrappedVmk: new Uint8Array(KEY_BYTES),
+  tag: new Uint8Array(GCM_TAG_BYTES),
+});
+
+/** A slot nobody can open any more. Whom it was for stays readable. */
+export function revokedSlot(slot: Slot): Slot {
+  return { ...slot, state: SlotState.revoked, ...unsealed() };
+}
+
+/**
+ * Lets the owner of a slot's encapsulation key reach `vmk`: a draft, or a slot to be sealed anew, which
+ * keeps its id. Kinds `bad_key` (FIPS 203 checks), `invalid_argument`, `unsupported`.
+ */
+export async function sealSlot(
+  vmk: Secret,
+  volumeUuid: Uint8Array,
+  draft: Slot,
+  provider: KemProvider,
+): Promise<Slot> {
+  const { kem, encapsulationKey } = draft;
+  if (!isTime(draft.created) || !isTime(draft.notAfter)) {
+    throw new PqblkError('invalid_argument', 'slot times are whole seconds since 1970');
+  }
+  checkEncapsulationKey(kem, encapsulationKey); // whatever the provider does or leaves out
+  const { ciphertext, sharedSecret } = await provider.encapsulate(kem, encapsulationKey);
+  using shared = sharedSecret;
+  const open = { ...draft, ...unsealed(), ciphertext, nonce: randomBytes(GCM_NONCE_BYTES) };
   const keys = deriveSlotKeys(shared, { ...open, volumeUuid, slotId: open.id });
   using kek = keys.kek;
   using commitmentSecret = keys.commitment;

@@ -20,7 +20,15 @@ import { deriveMasterKeys, deriveSlotKeys, gcmSeal } from '../../src/keys/kdf.js
 import { sealKeyArea } from '../../src/keys/key-area.js';
 import { parseKeyArea } from '../../src/keys/key-area-codec.js';
 import type { KemProvider } from '../../src/keys/provider.js';
-import { encodeSlot, openSlot, parseSlot, type Slot, sealSlot } from '../../src/keys/slot.js';
+import {
+  draftSlot,
+  encodeSlot,
+  openSlot,
+  parseSlot,
+  type Recipient,
+  type Slot,
+  sealSlot,
+} from '../../src/keys/slot.js';
 import { errorOf, type Person, person } from './support.js';
 
 const UUID = parseUuid('00112233-4455-6677-8899-aabbccddeeff');
@@ -31,6 +39,9 @@ async function areaFor(...people: Person[]) {
     recipients: people.map(({ recipient }) => recipient),
   });
 }
+
+const sealFor = (vmk: Secret, recipient: Recipient, created: number) =>
+  sealSlot(vmk, UUID, draftSlot(recipient, created), recipient.provider);
 
 const hexOf = (secret: Secret | undefined) => secret?.use(toHex);
 
@@ -164,7 +175,7 @@ test('a revoked slot, a broken twin, and decrypt-only', async () => {
   const [alice, bob] = [await person('alice'), await person('bob')];
   using vmk = Secret.random(32);
   using master = deriveMasterKeys(vmk, UUID);
-  const slotFor = (who: Person) => sealSlot(vmk, UUID, who.recipient, 1_700_000_000);
+  const slotFor = (who: Person) => sealFor(vmk, who.recipient, 1_700_000_000);
   const revoke = (slot: Slot): Slot => ({
     ...slot,
     state: SlotState.revoked,
@@ -305,7 +316,7 @@ test('describing needs no key and shows who can open', async () => {
 test('a slot has one encoding, and text that could fool a terminal is refused', async () => {
   const alice = await person('alice');
   using vmk = Secret.random(32);
-  const slot = await sealSlot(vmk, UUID, alice.recipient, 1);
+  const slot = await sealFor(vmk, alice.recipient, 1);
   const bytes = encodeSlot(slot);
   expect(parseSlot(bytes, 0)).toEqual(slot);
   const evil = Uint8Array.from(bytes);
@@ -313,7 +324,7 @@ test('a slot has one encoding, and text that could fool a terminal is refused', 
   expect((await errorOf(() => parseSlot(evil, 4))).message).toMatch(/slot 4: field "label"/);
   for (const label of ['a\nb', '\u202eevil', 'x'.repeat(129), '\ud800']) {
     const recipient = { ...alice.recipient, label };
-    const error = await errorOf(() => sealSlot(vmk, UUID, recipient, 1));
+    const error = await errorOf(() => sealFor(vmk, recipient, 1));
     expect(error.kind).toBe('invalid_argument');
   }
 });
@@ -321,7 +332,7 @@ test('a slot has one encoding, and text that could fool a terminal is refused', 
 test('unused bytes of a slot are zero, or the slot is damaged', async () => {
   const alice = await person('alice');
   using vmk = Secret.random(32);
-  const slot = await sealSlot(vmk, UUID, alice.recipient, 1);
+  const slot = await sealFor(vmk, alice.recipient, 1);
   const bytes = encodeSlot(slot);
   const gaps = [9, 60, 64 + 120, 192, 512 + 1184, 2111, 2112 + 1088, 3711, 3712, 4003];
   for (const at of gaps) {
@@ -339,7 +350,7 @@ test('the commitment stands by itself: a valid tag over a wrong one opens nothin
   const alice = await person('alice');
   const { provider, privateKey } = alice.identity;
   using vmk = Secret.random(32);
-  const slot = await sealSlot(vmk, UUID, alice.recipient, 1);
+  const slot = await sealFor(vmk, alice.recipient, 1);
   using shared = await provider.decapsulate(privateKey, slot.ciphertext);
   const { kek } = deriveSlotKeys(shared, { ...slot, volumeUuid: UUID, slotId: slot.id });
   const resealed = (commitment: Uint8Array): Slot => {

@@ -1,0 +1,240 @@
+// Room cli/: what the commands that change who may open a disk have in common.
+//
+// Each opens the key area with a key, hands a change to changeKeyArea, and reports before and after.
+// What is trusted is what the operator's key store and options say, never what the image says.
+import { readFile } from 'node:fs/promises';
+import { type Command, Option } from 'commander';
+import { fromSystem, PqblkError } from '../errors.js';
+import {
+  type ChangedKeyArea,
+  changeKeyArea,
+  fingerprintOf,
+  type Identity,
+  type KeyAreaEditor,
+  type KeyStore,
+  keyAreaOf,
+  parseRecipient,
+  type SlotDescription,
+  toHex,
+} from '../index.js';
+import { keyOption, type OpenFlags, unlockKey } from './opening.js';
+import { addPassphraseOptions, collect, jsonOption, openStore, storeOption } from './options.js';
+import type { Terminal } from './terminal.js';
+
+export interface RekeyFlags extends OpenFlags {
+  trust?: string[];
+  dryRun?: boolean;
+  json?: boolean;
+}
+
+const SHORT_FINGERPRINT = 16;
+/** 128 bits of a hash that nobody can find another key for. */
+const TRUST_DIGITS_MIN = 32;
+
+export function addRekeyOptions(command: Command): Command {
+  command.addOption(keyOption()).addOption(storeOption());
+  return addPassphraseOptions(command)
+    .option('--allow-rollback', 'change a key area older than this host has seen')
+    .option('--confirm-vmk <hex>', 'accept a master key that was changed elsewhere')
+    .addOption(
+      new Option(
+        '--trust <fingerprint|file>',
+        `key that may be sealed to though the store does not know it (at least ${TRUST_DIGITS_MIN} ` +
+          'digits, or a file of `pqblk key export`, with a slash in its name); may be repeated',
+      ).argParser(collect),
+    )
+    .option('--dry-run', 'show what would change, and change nothing')
+    .addOption(jsonOption());
+}
+
+export interface Rekeying {
+  readonly operation: string;
+  edit(editor: KeyAreaEditor): void | Promise<void>;
+  /** Must open the result; the caller disposes of them. */
+  readonly testers?: readonly Identity[];
+}
+
+/** Unlocks, changes, and returns what became of it. */
+export async function rekey(
+  path: string,
+  flags: RekeyFlags,
+  { operation, edit, testers }: Rekeying,
+): Promise<ChangedKeyArea> {
+  const store = openStore(flags);
+  const trust = await trustOf(store, flags);
+  using identity = await unlockKey(store, path, flags);
+  try {
+    return await changeKeyArea({
+      place: keyAreaOf(path),
+      identity,
+      operation,
+      pins: store.pins,
+      allowRollback: flags.allowRollback,
+      confirmVmk: flags.confirmVmk,
+      dryRun: flags.dryRun,
+      testers,
+      edit: async (editor) => {
+        await edit(editor);
+        trust.extend(editor.sealedFromImage);
+      },
+      trusted: trust.fingerprints,
+    });
+  } catch (error) {
+    throw inPath(error, path);
+  }
+}
+
+/** The same error with the disk's path, where it has none. */
+function inPath(error: unknown, path: string): unknown {
+  if (!(error instanceof PqblkError) || error.path) return error;
+  const { kind, message, operation, hint, cause } = error;
+  return new PqblkError(kind, message, { path, operation, hint, cause });
+}
+
+interface Trust {
+  readonly fingerprints: Set<string>;
+  /** Adds those of the slots' keys whose first digits the operator gave. */
+  extend(slots: readonly SlotDescription[]): void;
+}
+
+async function trustOf(store: KeyStore, flags: RekeyFlags): Promise<Trust> {
+  const { keys } = await store.list();
+  const fingerprints = new Set(keys.map((key) => key.fingerprint));
+  const prefixes: string[] = [];
+  for (const given of flags.trust ?? []) {
+    if (given.includes('/')) fingerprints.add(await fingerprintIn(given));
+    else prefixes.push(requireDigits(given));
+  }
+  return {
+    fingerprints,
+    extend(slots) {
+      for (const { fingerprint } of slots) {
+        if (prefixes.some((prefix) => fingerprint.startsWith(prefix)))
+          fingerprints.add(fingerprint);
+      }
+    },
+  };
+}
+
+async function fingerprintIn(path: string): Promise<string> {
+  try {
+    return toHex(fingerprintOf(parseRecipient(await readFile(path, 'utf8')).encapsulationKey));
+  } catch (error) {
+    throw fromSystem(error, { path, operation: 'read key' });
+  }
+}
+
+function requireDigits(given: string): string {
+  if (/^[0-9a-f]{32,64}$/i.test(given)) return given.toLowerCase();
+  throw new PqblkError(
+    'usage',
+    `--trust: expected ${TRUST_DIGITS_MIN} to 64 hex digits of a fingerprint, or a file`,
+  );
+}
+
+/**
+ * The slot meant by its number, its label, or at least 8 digits of its fingerprint or id. A slot that
+ * is live goes before one that was revoked. Kinds `no_slot`, `invalid_argument` (several).
+ */
+export function findSlot(slots: readonly SlotDescription[], reference: string): SlotDescription {
+  const fits = (slot: SlotDescription) =>
+    /^\d{1,2}$/.test(reference)
+      ? slot.index === Number(reference)
+      : slot.label === reference || hasDigits(slot, reference.toLowerCase());
+  const matches = slots.filter(fits);
+  const live = matches.filter((slot) => slot.state !== 'revoked');
+  const [match, another] = live.length > 0 ? live : matches;
+  if (match && !another) return match;
+  const known = slots.map((slot) => `${slot.index} "${slot.label}"`).join(', ');
+  if (!match) {
+    throw new PqblkError('no_slot', `no slot ${JSON.stringify(reference)}`, {
+      hint: `the disk has ${known || 'none'}`,
+    });
+  }
+  throw new PqblkError('invalid_argument', `several slots fit ${JSON.stringify(reference)}`, {
+    hint: `name one by its number: ${known}`,
+  });
+}
+
+const hasDigits = (slot: SlotDescription, digits: string) =>
+  /^[0-9a-f]{8,64}$/.test(digits) &&
+  (slot.fingerprint.startsWith(digits) || slot.id.startsWith(digits));
+
+/** `2027-01-31`, or a full ISO time: seconds since 1970. */
+export function parseTime(text: string): number {
+  const valid = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?Z)?$/.test(text);
+  const milliseconds = valid ? Date.parse(text) : Number.NaN;
+  if (milliseconds > 0) return milliseconds / 1000;
+  throw new PqblkError('usage', `${JSON.stringify(text)} is no date like 2027-01-31 (UTC)`);
+}
+
+export const isPast = (slot: SlotDescription, now = Date.now()) =>
+  slot.notAfter !== undefined && Date.parse(slot.notAfter) <= now;
+
+export const shortFingerprint = (slot: SlotDescription) =>
+  slot.fingerprint.slice(0, SHORT_FINGERPRINT);
+
+export function showSlots(terminal: Terminal, slots: readonly SlotDescription[]): void {
+  terminal.table(
+    ['SLOT', 'LABEL', 'ROLE', 'STATE', 'KEM', 'FINGERPRINT', 'CREATED', 'NOT AFTER'],
+    slots.map((slot) => [
+      String(slot.index),
+      slot.label,
+      slot.role,
+      slot.state,
+      slot.kem,
+      shortFingerprint(slot),
+      slot.created.slice(0, 10),
+      slot.notAfter === undefined
+        ? ''
+        : `${slot.notAfter.slice(0, 10)}${isPast(slot) ? ' PAST' : ''}`,
+    ]),
+  );
+}
+
+/** What is left to think about after a change: few ways back, keys that are out of date. */
+export function warningsFor({ before, after }: ChangedKeyArea): string[] {
+  const active = after.slots.filter((slot) => slot.state === 'active');
+  const recovery = active.filter((slot) => slot.role === 'recovery');
+  const hadRecovery = before.slots.some(
+    (slot) => slot.state === 'active' && slot.role === 'recovery',
+  );
+  const warnings: string[] = [];
+  if (active.length === 0) warnings.push('no active slot is left: nobody can open this disk');
+  else if (recovery.length === 0 && hadRecovery) warnings.push('no recovery slot is left');
+  else if (recovery.length === 1) warnings.push('only one recovery slot is left');
+  for (const slot of active.filter((one) => isPast(one))) {
+    warnings.push(`slot ${slot.index} ("${slot.label}") is past its date, ${slot.notAfter}`);
+  }
+  return warnings;
+}
+
+/** One line for people, or the whole result as JSON; remarks go to stderr. */
+export function reportChange(
+  terminal: Terminal,
+  changed: ChangedKeyArea,
+  { json }: { json?: boolean | undefined },
+  advice: readonly string[] = [],
+): void {
+  const warnings = warningsFor(changed);
+  if (json) {
+    terminal.json({ ...changed, warnings, advice });
+    return;
+  }
+  const { before, after, dryRun, completed } = changed;
+  if (completed) terminal.line('an earlier change was cut short; it is complete now');
+  if (!changed.changed) {
+    terminal.line('nothing to change');
+  } else {
+    const say = (state: typeof before) =>
+      `generation ${state.generation}, master key ${state.vmkCheck?.slice(0, SHORT_FINGERPRINT) ?? '(new)'}`;
+    terminal.fields([
+      ['before', say(before)],
+      [dryRun ? 'would be' : 'now', say(after)],
+    ]);
+    terminal.line();
+    showSlots(terminal, after.slots);
+  }
+  for (const warning of warnings) terminal.remark(`warning: ${warning}`);
+  if (changed.changed && !dryRun) for (const text of advice) terminal.remark(text);
+}

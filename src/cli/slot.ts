@@ -1,0 +1,267 @@
+// Room cli/: `pqblk slot list|add|test|retire|revoke`: who may open a sealed disk.
+import { type Command, Option } from 'commander';
+import {
+  diskInfo,
+  fingerprintOf,
+  type Identity,
+  openKeyArea,
+  type Recipient,
+  readKeyArea,
+  SlotRole,
+  SlotState,
+  toHex,
+} from '../index.js';
+import { keyOption, type OpenFlags, unlockKey } from './opening.js';
+import {
+  addPassphraseOptions,
+  examples,
+  jsonOption,
+  openStore,
+  type PassphraseFlags,
+  passphraseOf,
+  recipientOf,
+  storeOption,
+} from './options.js';
+import {
+  addRekeyOptions,
+  findSlot,
+  isPast,
+  parseTime,
+  type RekeyFlags,
+  rekey,
+  reportChange,
+  showSlots,
+} from './rekeying.js';
+import type { Terminal } from './terminal.js';
+
+const ROLES = Object.keys(SlotRole) as (keyof typeof SlotRole)[];
+
+const AFTER_REVOKING = [
+  'an old copy of this disk (a backup, a snapshot of its storage) still opens to the revoked key',
+  'if that key leaked, rotate the data key as well: `pqblk rotate-data-key`',
+];
+
+export function addSlot(program: Command, terminal: Terminal): void {
+  const slot = program
+    .command('slot')
+    .description('Say who may open a sealed disk.')
+    .addHelpText(
+      'after',
+      `
+A slot lets one key open the disk. It is named by its number, its label, or at least 8 digits of its
+fingerprint or id. A changed key area is tested before it is written, written to both copies, and
+read back; a command that was killed is completed by running it again.`,
+    );
+  addList(slot, terminal);
+  addAdd(slot, terminal);
+  addTest(slot, terminal);
+  addRetire(slot, terminal);
+  addRevoke(slot, terminal);
+}
+
+function addList(slot: Command, terminal: Terminal): void {
+  slot
+    .command('list <disk>')
+    .description('List the slots of a disk. Needs no key, and so believes what the file says.')
+    .addOption(jsonOption())
+    .addHelpText('after', examples('pqblk slot list vm.sealed'))
+    .action(async (path: string, flags: { json?: boolean }) => {
+      const { sealed } = await diskInfo(path, 'sealed');
+      await readKeyArea(path); // complains where both copies are damaged
+      const slots = sealed?.keyArea?.slots ?? [];
+      if (flags.json) {
+        const { uuid, keyAreaGeneration, keyAreaCopyDamaged, keyAreaCopiesDiffer } = sealed ?? {};
+        const copies = { keyAreaGeneration, keyAreaCopyDamaged, keyAreaCopiesDiffer };
+        terminal.json({ path, uuid, ...copies, authenticated: false, slots });
+        return;
+      }
+      showSlots(terminal, slots);
+      if (sealed?.keyAreaCopyDamaged.includes(true)) {
+        terminal.remark(
+          'warning: one copy of the key area is DAMAGED; `pqblk check --repair` mends it',
+        );
+      }
+      if (sealed?.keyAreaCopiesDiffer) {
+        terminal.remark('warning: a change of the slots was cut short; run it again');
+      }
+    });
+}
+
+// ---- add -------------------------------------------------------------------------------------------
+
+interface AddFlags extends RekeyFlags, NewPassphraseFlags {
+  role: keyof typeof SlotRole;
+  label?: string;
+  notAfter?: number;
+}
+
+interface NewPassphraseFlags {
+  newPassphraseFile?: string;
+  newPassphraseFd?: number;
+  newPassphraseEnv?: string;
+}
+
+/** Options of a slot to be, and of the key that it is for. */
+export function addSlotOptions(command: Command): Command {
+  return addPassphraseOptions(command, 'new-', 'passphrase of the new key, to test its slot')
+    .option('--label <text>', 'name of the slot (default: that of the key)')
+    .addOption(
+      new Option(
+        '--not-after <date>',
+        'date after which opening with it warns, 2027-01-31',
+      ).argParser(parseTime),
+    );
+}
+
+function addAdd(slot: Command, terminal: Terminal): void {
+  const command = slot
+    .command('add <disk> <recipient>')
+    .description('Let one more key open the disk: a key of the store, or a file of `key export`.')
+    .addOption(
+      new Option('--role <role>', 'what the key is for').choices(ROLES).default('primary'),
+    );
+  addSlotOptions(addRekeyOptions(command))
+    .addHelpText(
+      'after',
+      `
+When the private half of the new key is in the store without a passphrase, or a --new-passphrase
+option is given, the new slot is opened with it before anything is written.
+${examples(
+  'pqblk slot add vm.sealed bob --key alice',
+  'pqblk slot add vm.sealed ./safe.pub --role recovery --label "safe, building 2"',
+)}`,
+    )
+    .action(async (path: string, reference: string, flags: AddFlags) => {
+      const recipient = await newRecipient(reference, flags, SlotRole[flags.role]);
+      using tester = await testerOf(reference, flags);
+      const changed = await rekey(path, flags, {
+        operation: 'slot add',
+        testers: tester.identities,
+        edit: (editor) => {
+          if (!hasSlot(editor.slots, recipient)) editor.add(recipient);
+        },
+      });
+      reportChange(terminal, changed, flags, tester.advice);
+    });
+}
+
+export function hasSlot(
+  slots: readonly { fingerprint: string; state: string }[],
+  { encapsulationKey }: Recipient,
+): boolean {
+  const fingerprint = toHex(fingerprintOf(encapsulationKey));
+  return slots.some((slot) => slot.fingerprint === fingerprint && slot.state === 'active');
+}
+
+export async function newRecipient(
+  reference: string,
+  flags: { store?: string; label?: string; notAfter?: number },
+  role?: Recipient['role'],
+): Promise<Recipient> {
+  const recipient = await recipientOf(openStore(flags), reference);
+  const { label = recipient.label, notAfter } = flags;
+  return { ...recipient, label, notAfter, ...(role !== undefined && { role }) };
+}
+
+/** The new key, unlocked to test its slot, where that needs no question. */
+export async function testerOf(
+  reference: string,
+  flags: NewPassphraseFlags & { store?: string },
+): Promise<{ identities: Identity[]; advice: string[] } & Disposable> {
+  const passphrase: PassphraseFlags = {
+    ...(flags.newPassphraseFile !== undefined && { passphraseFile: flags.newPassphraseFile }),
+    ...(flags.newPassphraseFd !== undefined && { passphraseFd: flags.newPassphraseFd }),
+    ...(flags.newPassphraseEnv !== undefined && { passphraseEnv: flags.newPassphraseEnv }),
+  };
+  const store = openStore(flags);
+  const info = reference.includes('/') ? undefined : await store.show(reference);
+  const given = Object.keys(passphrase).length > 0;
+  if (info?.protection !== 'none' && !(info?.protection === 'scrypt' && given)) {
+    const advice = [`the new slot was not tested: have its owner run \`pqblk slot test\``];
+    return { identities: [], advice, [Symbol.dispose]: () => {} };
+  }
+  using secret = await passphraseOf(store, info.name, passphrase);
+  const identity = await store.unlock(info.name, secret);
+  return {
+    identities: [identity],
+    advice: [],
+    [Symbol.dispose]: () => identity[Symbol.dispose](),
+  };
+}
+
+// ---- test ------------------------------------------------------------------------------------------
+
+function addTest(slot: Command, terminal: Terminal): void {
+  const command = slot
+    .command('test <disk>')
+    .description('Open a slot with its private key, and change nothing.')
+    .addOption(keyOption())
+    .addOption(storeOption());
+  addPassphraseOptions(command)
+    .option('--allow-rollback', 'open a key area older than this host has seen')
+    .option('--confirm-vmk <hex>', 'accept a master key that was changed elsewhere')
+    .addOption(jsonOption())
+    .addHelpText('after', examples('pqblk slot test vm.sealed --key bob'))
+    .action(async (path: string, flags: OpenFlags & { json?: boolean }) => {
+      const store = openStore(flags);
+      using identity = await unlockKey(store, path, flags);
+      using opened = await openKeyArea(await readKeyArea(path), identity);
+      await store.pins.check(opened, flags);
+      const { sealed } = await diskInfo(path, 'sealed');
+      const found = findSlot(sealed?.keyArea?.slots ?? [], String(opened.slotIndex));
+      const vmkCheck = toHex(opened.vmkCheck);
+      if (flags.json) terminal.json({ path, opens: true, slot: found, vmkCheck });
+      else {
+        terminal.line(`slot ${found.index} ("${found.label}") opens with key ${found.fingerprint}`);
+      }
+      if (isPast(found)) terminal.remark(`warning: the slot is past its date, ${found.notAfter}`);
+    });
+}
+
+// ---- retire, revoke --------------------------------------------------------------------------------
+
+function addRetire(slot: Command, terminal: Terminal): void {
+  const command = slot
+    .command('retire <disk> <slot>')
+    .description('Make a slot decrypt-only: it opens until the next rotation of the master key.')
+    .option('--undo', 'make it active again');
+  addRekeyOptions(command)
+    .addHelpText('after', examples('pqblk slot retire vm.sealed old-token --key alice'))
+    .action(async (path: string, reference: string, flags: RekeyFlags & { undo?: boolean }) => {
+      const changed = await rekey(path, flags, {
+        operation: flags.undo ? 'slot activate' : 'slot retire',
+        edit: (editor) => {
+          const state = flags.undo ? SlotState.active : SlotState.decryptOnly;
+          editor.setState(findSlot(editor.slots, reference).index, state);
+        },
+      });
+      reportChange(terminal, changed, flags);
+    });
+}
+
+function addRevoke(slot: Command, terminal: Terminal): void {
+  const command = slot
+    .command('revoke <disk> <slots...>')
+    .description('Wipe slots and change the master key: their keys open this disk no more.')
+    .option('--force', 'revoke the last active slot as well: nobody can open the disk again');
+  addRekeyOptions(command)
+    .addHelpText(
+      'after',
+      `
+Every other active slot is sealed anew, to keys that the store or --trust knows. Decrypt-only slots end
+with the revoked ones. Old copies of the disk are out of reach: they open to whoever could open them.
+${examples('pqblk slot revoke vm.sealed bob --key alice')}`,
+    )
+    .action(async (path: string, slots: string[], flags: RekeyFlags & { force?: boolean }) => {
+      const { force = false } = flags;
+      const changed = await rekey(path, flags, {
+        operation: 'slot revoke',
+        edit: (editor) => {
+          for (const { index } of slots.map((slot) => findSlot(editor.slots, slot))) {
+            editor.revoke(index, { force });
+          }
+        },
+      });
+      reportChange(terminal, changed, flags, AFTER_REVOKING);
+    });
+}

@@ -1,0 +1,283 @@
+// Room keys/: replacing a key area, from opening the old one to having read back the new one.
+//
+// The order is what makes every moment safe: the pin announces the new key area before it is written,
+// the older copy is written first and the newer one after it is durable, both are read back, and only
+// then the pin forgets the former state. Killed anywhere, the disk opens with keys that it should open
+// with, and running the same change again completes it. Where the copies are kept is a KeyAreaPlace: a
+// file that nobody serves, or somebody who serves it.
+import { PqblkError } from '../errors.js';
+import { equalConstantTime, formatUuid, toHex } from './bytes.js';
+import { openKeyArea } from './key-area.js';
+import type { SlotDescription } from './key-area-describe.js';
+import { KeyAreaEditor, type SealedKeyArea } from './key-area-editor.js';
+import type { Observed, PinOptions, Pins } from './pins.js';
+import type { Identity } from './provider.js';
+
+/** Both copies of a key area. */
+export interface KeyAreaCopies {
+  readonly volumeUuid: Uint8Array;
+  /** The newest intact copy, 64 KiB; empty when both are damaged. */
+  readonly blob: Uint8Array;
+  /** Counts replacements; the blob has a generation of its own. */
+  readonly generation: number;
+  /** Of copy A and B. */
+  readonly damaged: readonly [boolean, boolean];
+  /** Both are intact and not the same: a replacement was cut short. */
+  readonly differ: boolean;
+}
+
+/** Where a key area lies and who may replace it. */
+export interface KeyAreaPlace {
+  read(): Promise<KeyAreaCopies>;
+  /** Throws what replacing it now would throw, and changes nothing. */
+  probe(expectedGeneration: number): Promise<void>;
+  /**
+   * Makes the older copy `blob`, durably, and leaves the newest one alone. Kind `locked` when somebody
+   * else has the disk, or replaced its key area since `expectedGeneration` was read.
+   */
+  replaceOlder(blob: Uint8Array, expectedGeneration: number): Promise<void>;
+  /** Makes the other copy like the newest one, durably. Harmless when they are alike. */
+  level(expectedGeneration: number): Promise<void>;
+}
+
+/** The steps of a change, in order; `onStep` hears of each when it is done. */
+export const CHANGE_STEPS = [
+  'opened', // with the key, under the pin
+  'planned', // the changes are collected, and allowed
+  'composed', // the new blob exists in memory, and opens
+  'logged', // the audit log has its line
+  'announced', // the pin knows what is coming
+  'one-copy', // the older copy is the new key area, durably
+  'both-copies', // nothing of the former one is left
+  'verified', // both were read back
+  'pinned', // the pin has forgotten the former one
+] as const;
+export type ChangeStep = (typeof CHANGE_STEPS)[number];
+
+/** The record of who did what. */
+export interface AuditTrail {
+  /** Composes the line; throws when it could not be written. Nothing is written yet. */
+  prepare(subject: AuditSubject): Promise<AuditLine>;
+}
+
+/** A line to be: the new key area holds its number and hash. */
+export interface AuditLine {
+  readonly length: bigint;
+  readonly head: Uint8Array;
+  /** Appends it, durably. */
+  append(): Promise<void>;
+  /** What it says did not come about. Never throws. */
+  failed(error: unknown): Promise<void>;
+  /** Gives the log free. */
+  close(): Promise<void>;
+}
+
+/** What a line is about. */
+export interface AuditSubject {
+  readonly operation: string;
+  readonly volumeUuid: Uint8Array;
+  readonly generation: number;
+  /** What the key area that was opened says of the log. */
+  readonly known: { length: bigint; head: Uint8Array };
+  /** Key that unlocked the disk, hex. */
+  readonly unlockedBy: string;
+  readonly approvedBy: readonly string[];
+  readonly before: readonly SlotDescription[];
+  readonly after: readonly SlotDescription[];
+}
+
+export interface ChangeKeyAreaOptions extends PinOptions {
+  readonly place: KeyAreaPlace;
+  readonly identity: Identity;
+  /** For the audit log: "revoke slot". */
+  readonly operation: string;
+  /** Makes the changes; what it throws stops everything before anything is written. */
+  readonly edit: (editor: KeyAreaEditor, blob: Uint8Array) => void | Promise<void>;
+  readonly pins?: Pins | undefined;
+  /** Fingerprints (hex) of keys known from elsewhere than the image. */
+  readonly trusted?: ReadonlySet<string> | undefined;
+  /** Must open the new key area before it is written, besides `identity` if it still has a slot. */
+  readonly testers?: readonly Identity[] | undefined;
+  /** Second keys that open the disk as well: their fingerprints go into the audit log. */
+  readonly approvers?: readonly Identity[] | undefined;
+  readonly audit?: AuditTrail | undefined;
+  readonly dryRun?: boolean | undefined;
+  readonly onStep?: ((step: ChangeStep) => void | Promise<void>) | undefined;
+}
+
+export interface KeyAreaState {
+  readonly generation: number;
+  /** Check value of the VMK, hex; undefined when it is not made yet (dry run). */
+  readonly vmkCheck: string | undefined;
+  readonly slots: readonly SlotDescription[];
+}
+
+export interface ChangedKeyArea {
+  readonly volumeUuid: string;
+  /** False: it was so already. */
+  readonly changed: boolean;
+  /** An earlier change that was cut short was completed. */
+  readonly completed: boolean;
+  readonly dryRun: boolean;
+  readonly before: KeyAreaState;
+  readonly after: KeyAreaState;
+}
+
+/**
+ * Changes a key area. Kinds: those of opening (`wrong_key`, `rollback`, …), what `edit` throws,
+ * `policy` (a key that only the image vouches for), `locked` (served, or changed meanwhile),
+ * `integrity` (what was read back is not what was written).
+ */
+export async function changeKeyArea(options: ChangeKeyAreaOptions): Promise<ChangedKeyArea> {
+  const { place, identity, pins, edit, dryRun = false } = options;
+  const step = async (name: ChangeStep) => await options.onStep?.(name);
+  const copies = await place.read();
+  requireReadable(copies);
+  const expectedVolumeUuid = copies.volumeUuid;
+  using editor = await KeyAreaEditor.open(copies.blob, identity, { expectedVolumeUuid });
+  await pins?.check(editor.observed, options);
+  const approvedBy = await approve(editor, copies.blob, options);
+  await step('opened');
+
+  const before = stateOf(editor.observed, editor.slots);
+  await edit(editor, copies.blob);
+  requireTrusted(editor.sealedFromImage, options.trusted);
+  await step('planned');
+  const result = { volumeUuid: formatUuid(copies.volumeUuid), dryRun, before };
+  if (!editor.changed) {
+    const completed = isCutShort(copies);
+    if (!dryRun) await completeEarlier(copies, editor.observed, options);
+    return { ...result, changed: false, completed, after: before };
+  }
+  if (dryRun) return { ...result, changed: true, completed: false, after: plannedState(editor) };
+
+  await place.probe(copies.generation);
+  const line = await options.audit?.prepare({
+    operation: options.operation,
+    volumeUuid: copies.volumeUuid,
+    generation: editor.observed.generation + 1,
+    known: editor.audit,
+    unlockedBy: toHex(identity.fingerprint),
+    approvedBy,
+    before: before.slots,
+    after: editor.slots,
+  });
+  try {
+    const sealed = await editor.seal(line);
+    await requireOpens(sealed, editor, options);
+    await step('composed');
+    await line?.append();
+    await step('logged');
+    await write(sealed, copies, editor, options).catch(async (error: unknown) => {
+      await line?.failed(error);
+      throw error;
+    });
+    const after = stateOf(sealed.observed, editor.slots);
+    return { ...result, changed: true, completed: isCutShort(copies), after };
+  } finally {
+    await line?.close();
+  }
+}
+
+async function write(
+  sealed: SealedKeyArea,
+  copies: KeyAreaCopies,
+  editor: KeyAreaEditor,
+  options: ChangeKeyAreaOptions,
+): Promise<void> {
+  const { place, pins } = options;
+  const step = async (name: ChangeStep) => await options.onStep?.(name);
+  await pins?.announce(editor.observed, sealed.observed);
+  await step('announced');
+  await place.replaceOlder(sealed.blob, copies.generation);
+  await step('one-copy');
+  await place.level(copies.generation + 1);
+  await step('both-copies');
+  const written = await place.read();
+  if (!equalConstantTime(written.blob, sealed.blob) || isCutShort(written)) {
+    throw new PqblkError('integrity', 'the key area that was read back is not what was written', {
+      operation: 'verify key area',
+      hint: 'the storage may be failing: keep a header backup, then look at it with `pqblk check`',
+    });
+  }
+  await step('verified');
+  await pins?.record(sealed.observed, options);
+  await step('pinned');
+}
+
+/** An earlier change reached one copy only, or a copy is damaged: the newest one counts. */
+const isCutShort = ({ damaged, differ }: KeyAreaCopies) => damaged[0] || damaged[1] || differ;
+
+async function completeEarlier(
+  copies: KeyAreaCopies,
+  seen: Observed,
+  options: ChangeKeyAreaOptions,
+): Promise<void> {
+  if (isCutShort(copies)) await options.place.level(copies.generation);
+  await options.pins?.record(seen, options);
+}
+
+function requireReadable({ blob }: KeyAreaCopies): void {
+  if (blob.length > 0) return;
+  throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', {
+    hint: 'restore them from a header backup',
+  });
+}
+
+/** Second keys prove themselves by opening the same master key through slots of their own. */
+async function approve(
+  editor: KeyAreaEditor,
+  blob: Uint8Array,
+  { identity, approvers = [] }: ChangeKeyAreaOptions,
+): Promise<string[]> {
+  const approved = new Set<string>();
+  for (const approver of approvers) {
+    await editor.opensFor(blob, approver);
+    approved.add(toHex(approver.fingerprint));
+  }
+  approved.delete(toHex(identity.fingerprint)); // nobody approves his own request
+  return [...approved];
+}
+
+function requireTrusted(slots: readonly SlotDescription[], trusted?: ReadonlySet<string>): void {
+  const unknown = slots.filter(({ fingerprint }) => !trusted?.has(fingerprint));
+  if (unknown.length === 0) return;
+  const names = unknown.map((slot) => `"${slot.label}" ${slot.fingerprint}`).join(', ');
+  throw new PqblkError(
+    'policy',
+    `only the image says that ${unknown.length === 1 ? 'this key belongs' : 'these keys belong'} ` +
+      `to who may open the disk: ${names}`,
+    {
+      operation: 'check keys',
+      hint: 'compare the fingerprint with its owner, then --trust it or import the public key',
+    },
+  );
+}
+
+/** The new key area opens, for whoever changes it and for the keys that are to be tested. */
+async function requireOpens(
+  { blob, observed }: SealedKeyArea,
+  editor: KeyAreaEditor,
+  { identity, testers = [] }: ChangeKeyAreaOptions,
+): Promise<void> {
+  const own = toHex(identity.fingerprint);
+  const remains = editor.slots.some((slot) => slot.fingerprint === own && slot.state !== 'revoked');
+  for (const tester of remains ? [identity, ...testers] : testers) {
+    using opened = await openKeyArea(blob, tester, { expectedVolumeUuid: observed.volumeUuid });
+    if (equalConstantTime(opened.vmkCheck, observed.vmkCheck)) continue;
+    throw new PqblkError('integrity', 'the new key area opens another master key');
+  }
+}
+
+function stateOf(seen: Observed, slots: readonly SlotDescription[]): KeyAreaState {
+  return { generation: seen.generation, vmkCheck: toHex(seen.vmkCheck), slots };
+}
+
+function plannedState(editor: KeyAreaEditor): KeyAreaState {
+  const { generation, vmkCheck } = editor.observed;
+  return {
+    generation: generation + 1,
+    vmkCheck: editor.rotatesMasterKey ? undefined : toHex(vmkCheck),
+    slots: editor.slots,
+  };
+}
