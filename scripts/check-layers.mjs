@@ -23,7 +23,7 @@ export const nativeRooms = new Map([
   ['export', upTo('base', 'io', 'storage', 'crypto', 'format', 'sealed', 'image')],
   ['cabi', upTo(...below, 'include')],
   ['node', upTo(...below)],
-  ['pkcs11', upTo(...below)],
+  ['pkcs11', upTo('base')],
   ['include', upTo()],
 ]);
 

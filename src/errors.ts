@@ -47,6 +47,19 @@ export const ERROR_TABLE = {
   no_memory: { code: 'PQBLK_NO_MEMORY', exitCode: 34 },
   hypervisor: { code: 'PQBLK_HYPERVISOR', exitCode: 35 },
   timed_out: { code: 'PQBLK_TIMED_OUT', exitCode: 36 },
+  // Tokens. token_unavailable (4): there is none to ask; the others say what became of asking.
+  wrong_pin: { code: 'PQBLK_WRONG_PIN', exitCode: 40 },
+  pin_locked: { code: 'PQBLK_PIN_LOCKED', exitCode: 41 },
+  token_crashed: { code: 'PQBLK_TOKEN_CRASHED', exitCode: 42 },
+  token_timeout: { code: 'PQBLK_TOKEN_TIMEOUT', exitCode: 43 },
+  token_removed: { code: 'PQBLK_TOKEN_REMOVED', exitCode: 44 },
+  token_session_lost: { code: 'PQBLK_TOKEN_SESSION_LOST', exitCode: 45 },
+  token_refused: { code: 'PQBLK_TOKEN_REFUSED', exitCode: 46 },
+  token_mistrusted: { code: 'PQBLK_TOKEN_MISTRUSTED', exitCode: 47 },
+  bad_module: { code: 'PQBLK_BAD_MODULE', exitCode: 48 },
+  bad_profile: { code: 'PQBLK_BAD_PROFILE', exitCode: 49 },
+  bad_uri: { code: 'PQBLK_BAD_URI', exitCode: 50 },
+  ambiguous: { code: 'PQBLK_AMBIGUOUS', exitCode: 51 },
 } as const;
 
 export type ErrorKind = keyof typeof ERROR_TABLE;

@@ -2,7 +2,7 @@
 import { readFile, writeFile } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
 import { type Command, Option } from 'commander';
-import { fromSystem } from '../errors.js';
+import { fromSystem, PqblkError } from '../errors.js';
 import {
   Kem,
   type KeyInfo,
@@ -26,6 +26,13 @@ import {
   storeOption,
 } from './options.js';
 import type { Terminal } from './terminal.js';
+import {
+  addTokenOptions,
+  generateOnToken,
+  importFromToken,
+  requireTokenFlags,
+  type TokenFlags,
+} from './token-key.js';
 
 interface Flags extends StoreFlags, PassphraseFlags {
   json?: boolean;
@@ -56,7 +63,7 @@ environment variable. A key is named by its name or by the first 8 digits of its
 
 // ---- gen -------------------------------------------------------------------------------------------
 
-interface GenFlags extends Flags {
+interface GenFlags extends Flags, TokenFlags {
   kem: string;
   name?: string;
   passphrase: boolean;
@@ -78,11 +85,23 @@ function addGen(key: Command, terminal: Terminal): void {
     )
     .addOption(storeOption())
     .addOption(jsonOption());
-  addPassphraseOptions(command)
-    .addHelpText('after', examples('pqblk key gen alice', 'pqblk key gen backup --kem ml-kem-1024'))
+  addTokenOptions(addPassphraseOptions(command))
+    .addHelpText(
+      'after',
+      examples(
+        'pqblk key gen alice',
+        'pqblk key gen backup --kem ml-kem-1024',
+        'pqblk key gen vault --token pkcs11:token=HSM --module /usr/lib/vendor.so',
+      ),
+    )
     .action(async (argument: string | undefined, flags: GenFlags) => {
       const name = argument ?? flags.name ?? 'default';
       const kem = kemByName(flags.kem).id;
+      requireTokenFlags(flags);
+      if (flags.token !== undefined) {
+        show(terminal, await generateOnToken(openStore(flags), name, kem, flags), flags);
+        return;
+      }
       using protection = await newProtection(flags, `New passphrase for key "${name}"`);
       show(terminal, await openStore(flags).generate(name, protection.value, kem), flags);
     });
@@ -153,11 +172,15 @@ function show(terminal: Terminal, info: KeyInfo, flags: Flags): void {
     ['private key', PROTECTION_TEXT[info.protection]],
     ['created', info.created],
     ['file', info.path],
+    ...(info.token
+      ? [['token', info.token.uri] as const, ['module', info.token.module] as const]
+      : []),
   ]);
 }
 
 const PROTECTION_TEXT: Record<KeyInfo['protection'], string> = {
   scrypt: 'under a passphrase',
+  token: 'on a token',
   none: 'NOT under a passphrase',
   'public-only': 'not here (public half only)',
 };
@@ -221,7 +244,7 @@ async function writeNew(path: string, text: string): Promise<void> {
   }
 }
 
-interface ImportFlags extends Flags {
+interface ImportFlags extends Flags, TokenFlags {
   name?: string;
   passphrase: boolean;
 }
@@ -230,15 +253,31 @@ const PRIVATE_TITLE = 'BEGIN PQBLK PRIVATE KEY';
 
 function addImport(key: Command, terminal: Terminal): void {
   const command = key
-    .command('import <file>')
-    .description('Take in an exported key; `-` reads stdin.')
+    .command('import [file]')
+    .description(
+      'Take in an exported key (`-` reads stdin), or with --token one that is on a token.',
+    )
     .option('--name <name>', 'keep it under another name')
     .option('--no-passphrase', 'keep the private key without its passphrase')
     .addOption(storeOption())
     .addOption(jsonOption());
-  addPassphraseOptions(command, '', 'passphrase of the exported key')
-    .addHelpText('after', examples('pqblk key import bob.pub', 'pqblk key import alice.backup'))
-    .action(async (file: string, flags: ImportFlags) => {
+  addTokenOptions(addPassphraseOptions(command, '', 'passphrase of the exported key'))
+    .addHelpText(
+      'after',
+      examples(
+        'pqblk key import bob.pub',
+        'pqblk key import alice.backup',
+        "pqblk key import vault --token 'pkcs11:token=HSM;object=disks' --module /usr/lib/vendor.so",
+      ),
+    )
+    .action(async (file: string | undefined, flags: ImportFlags) => {
+      requireTokenFlags(flags);
+      if (flags.token !== undefined) {
+        const name = flags.name ?? file;
+        show(terminal, await importFromToken(openStore(flags), name, flags), flags);
+        return;
+      }
+      if (file === undefined) throw new PqblkError('usage', 'name the file of an exported key');
       const text = await readKeyText(file);
       using passphrase: Secret | undefined = text.includes(PRIVATE_TITLE)
         ? await readPassphrase(passphraseSource(flags, 'Passphrase of the exported key'))

@@ -23,6 +23,8 @@ export interface PassphraseFlags {
   passphraseFile?: string;
   passphraseFd?: number;
   passphraseEnv?: string;
+  pinFile?: string;
+  pinFd?: number;
 }
 
 export function jsonOption(): Option {
@@ -36,8 +38,12 @@ export function storeOption(): Option {
   );
 }
 
-/** Adds --passphrase-file, -fd and -env; `prefix` tells a second passphrase apart. */
+/**
+ * Adds --passphrase-file, -fd and -env; `prefix` tells a second passphrase apart. Without one, the
+ * PIN options come along: whoever opens a key may find it on a token.
+ */
 export function addPassphraseOptions(command: Command, prefix = '', what = 'passphrase'): Command {
+  if (prefix === '') addPinOptions(command);
   const flag = (source: string) => `--${prefix}passphrase-${source}`;
   const names = ['File', 'Fd', 'Env'].map((source) => attribute(`${prefix}passphrase${source}`));
   const others = (own: number) => names.filter((_, index) => index !== own);
@@ -58,6 +64,22 @@ export function addPassphraseOptions(command: Command, prefix = '', what = 'pass
     );
 }
 
+/** Adds --pin-file and --pin-fd. There is no --pin and no --pin-env: both would be public. */
+export function addPinOptions(command: Command, prefix = '', what = "PIN of a token's key") {
+  return command
+    .addOption(
+      new Option(`--${prefix}pin-file <path>`, `read the ${what} from a file`).conflicts(
+        attribute(`${prefix}pinFd`),
+      ),
+    )
+    .addOption(
+      new Option(
+        `--${prefix}pin-fd <number>`,
+        `read the ${what} from an open descriptor`,
+      ).argParser((text) => parseCount(text)),
+    );
+}
+
 function attribute(name: string): string {
   return name.replace(/-(.)/g, (_, letter: string) => letter.toUpperCase());
 }
@@ -74,13 +96,30 @@ export function passphraseSource(
   return { from: 'prompt', prompt, confirm };
 }
 
-/** The passphrase of a key of the store, or undefined for a key without one. The caller wipes it. */
+/** The PIN of a token: the option that was given, else `known`, else a prompt. */
+export async function readPin(
+  flags: Pick<PassphraseFlags, 'pinFile' | 'pinFd'>,
+  known: string | undefined,
+  prompt: string,
+  confirm = false,
+): Promise<Secret> {
+  const { pinFile = known, pinFd } = flags;
+  if (pinFd !== undefined) return await readPassphrase({ from: 'fd', fd: pinFd }, 'PIN');
+  if (pinFile !== undefined) return await readPassphrase({ from: 'file', path: pinFile }, 'PIN');
+  return await readPassphrase({ from: 'prompt', prompt, confirm }, 'PIN');
+}
+
+/**
+ * What opens a key of the store: its passphrase, of a key on a token the PIN; undefined for a key
+ * that needs none. The caller wipes it.
+ */
 export async function passphraseOf(
   store: KeyStore,
   reference: string,
   flags: PassphraseFlags,
 ): Promise<Secret | undefined> {
-  const { name, protection } = await store.show(reference);
+  const { name, protection, token } = await store.show(reference);
+  if (token?.login === 'pin') return await readPin(flags, token.pinFile, `PIN of key "${name}"`);
   if (protection !== 'scrypt') return undefined;
   return await readPassphrase(passphraseSource(flags, `Passphrase of key "${name}"`));
 }

@@ -22,11 +22,13 @@ import { addRotate } from './rotate.js';
 import { addServe } from './serve.js';
 import { addSlot } from './slot.js';
 import { type Streams, Terminal } from './terminal.js';
+import { addToken } from './token.js';
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
 
 const COMMANDS = [
   addKey,
+  addToken,
   addCreate,
   addInfo,
   addImport,

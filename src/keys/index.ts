@@ -34,7 +34,7 @@ export {
   type SlotDescription,
 } from './key-area-describe.js';
 export { addSlot, KeyAreaEditor, type RewrapOptions } from './key-area-editor.js';
-export { SCRYPT_COST, type ScryptCost } from './key-file.js';
+export { SCRYPT_COST, type ScryptCost, type TokenPart } from './key-file.js';
 export { liboqs, prepareKeys, softwareIdentity } from './liboqs.js';
 export {
   DEFAULT_KEM,
@@ -44,8 +44,25 @@ export {
   kemByName,
   kemParameters,
 } from './ml-kem.js';
-export { PASSPHRASE_BYTES_MAX, type PassphraseSource, readPassphrase } from './passphrase.js';
+export {
+  type AskedFor,
+  PASSPHRASE_BYTES_MAX,
+  type PassphraseSource,
+  readPassphrase,
+} from './passphrase.js';
 export type { Observed, Pin, PinnedState, PinOptions, Pins, PinVerdict } from './pins.js';
+export { loadProfile, PROFILES, type Profile, parseProfile } from './pkcs11/profile.js';
+export { openTokenKey, proveKey, TokenProvider, uriOf } from './pkcs11/provider.js';
+export {
+  type ModuleInfo,
+  type ModulePlace,
+  nameOf,
+  type TokenEntry,
+  type TokenInfo,
+  type TokenKey,
+  TokenModule,
+} from './pkcs11/token.js';
+export { formatTokenUri, parseTokenUri, type TokenUri } from './pkcs11/uri.js';
 export {
   type Encapsulation,
   type Identity,

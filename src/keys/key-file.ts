@@ -23,6 +23,8 @@ import { randomBytes, Secret } from './secret.js';
 
 const FORMAT = 'pqblk-key';
 const VERSION = 1;
+/** A key on a token: version 1 does not know that place, and must say so rather than "damaged". */
+const TOKEN_VERSION = 2;
 /** Largest document: an ML-KEM-1024 key pair in base64, with room to spare. */
 export const KEY_FILE_BYTES_MAX = 32_768;
 const SALT_BYTES = 32;
@@ -61,7 +63,24 @@ export type PrivatePart =
       /** Sealed decapsulation key, then the tag. */
       readonly sealed: Uint8Array;
     }
-  | { readonly protection: 'none'; readonly decapsulationKey: Secret };
+  | { readonly protection: 'none'; readonly decapsulationKey: Secret }
+  | TokenPart;
+
+/** Where a private key is that never leaves its token, and how it is reached from this host. */
+export interface TokenPart {
+  readonly protection: 'token';
+  /** RFC 7512, path attributes only: which key on which token. */
+  readonly uri: string;
+  /** Absolute path of the PKCS#11 module. */
+  readonly module: string;
+  /** Name of a shipped profile, or the absolute path of the user's own. */
+  readonly profile: string;
+  readonly directory?: string | undefined;
+  /** A file that holds the PIN, for hosts without an operator. */
+  readonly pinFile?: string | undefined;
+  /** How the token lets somebody in. */
+  readonly login: 'pin' | 'pinpad' | 'none';
+}
 
 export interface KeyFile {
   readonly name: string;
@@ -92,10 +111,10 @@ export function checkKeyName(name: string): void {
   );
 }
 
-function publicDocument(key: PublicFields) {
+function publicDocument(key: PublicFields, version = VERSION) {
   return {
     format: FORMAT,
-    version: VERSION,
+    version,
     name: key.name,
     fingerprint: toHex(key.fingerprint),
     kem: kemParameters(key.kem).name,
@@ -136,12 +155,18 @@ export async function sealPrivate(
 
 /**
  * The decapsulation key of a key file, checked against its public half; the caller wipes it. Kinds
- * `no_key` (public half only), `passphrase_needed`, `wrong_passphrase`, `bad_key`.
+ * `no_key` (public half only), `passphrase_needed`, `wrong_passphrase`, `bad_key`, `unsupported`
+ * (on a token).
  */
 export async function openPrivate(key: KeyFile, passphrase: Secret | undefined): Promise<Secret> {
   const part = key.privatePart;
   if (!part) {
     throw new PqblkError('no_key', `the store holds only the public half of "${key.name}"`);
+  }
+  if (part.protection === 'token') {
+    throw new PqblkError('unsupported', `the private half of "${key.name}" stays on its token`, {
+      hint: part.uri,
+    });
   }
   const opened =
     part.protection === 'none'
@@ -183,11 +208,17 @@ async function openSealed(
 
 /** The document as JSON text. */
 export function encodeKeyFile(key: KeyFile): string {
-  return `${JSON.stringify({ ...publicDocument(key), private: privateDocument(key) }, null, 2)}\n`;
+  const version = key.privatePart?.protection === 'token' ? TOKEN_VERSION : VERSION;
+  const fields = publicDocument(key, version);
+  return `${JSON.stringify({ ...fields, private: privateDocument(key) }, null, 2)}\n`;
 }
 
 function privateDocument({ privatePart: part }: KeyFile) {
   if (!part) return null;
+  if (part.protection === 'token') {
+    const { protection, uri, module, profile, login, directory, pinFile } = part;
+    return { protection, uri, module, profile, login, directory, pinFile };
+  }
   if (part.protection === 'none') {
     const decapsulationKey = part.decapsulationKey.use(base64);
     return { protection: 'none', decapsulationKey };
@@ -208,8 +239,9 @@ function privateDocument({ privatePart: part }: KeyFile) {
 export function parseKeyFile(text: string, path?: string): KeyFile {
   const read = new DocumentReader(parseJson(text), path);
   if (read.value('format') !== FORMAT) read.fail('not a pqblk key');
-  if (read.value('version') !== VERSION) {
-    throw new PqblkError('newer_version', `key format version ${read.value('version')}`, { path });
+  const version = read.value('version');
+  if (version !== VERSION && version !== TOKEN_VERSION) {
+    throw new PqblkError('newer_version', `key format version ${version}`, { path });
   }
   const name = read.text('name', KEY_NAME);
   const created = read.text('created', /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z$/);
@@ -223,11 +255,13 @@ export function parseKeyFile(text: string, path?: string): KeyFile {
   const inner = read.value('private');
   const privatePart =
     inner === null ? undefined : parsePrivate(new DocumentReader(inner, path), kem);
+  if ((privatePart?.protection === 'token') !== (version === TOKEN_VERSION)) read.fail('version');
   return { name, kem: kem.id, created, encapsulationKey, fingerprint, privatePart };
 }
 
 function parsePrivate(read: DocumentReader, kem: KemParameters): PrivatePart {
-  const protection = read.text('protection', /^(scrypt|none)$/);
+  const protection = read.text('protection', /^(scrypt|none|token)$/);
+  if (protection === 'token') return parseTokenPart(read);
   if (protection === 'none') {
     const bytes = read.bytes('decapsulationKey', kem.decapsulationKeyBytes);
     return { protection, decapsulationKey: new Secret(bytes) };
@@ -245,6 +279,22 @@ function parsePrivate(read: DocumentReader, kem: KemParameters): PrivatePart {
     salt: read.bytes('salt', SALT_BYTES),
     nonce: read.bytes('nonce', GCM_NONCE_BYTES),
     sealed: read.bytes('sealed', kem.decapsulationKeyBytes + GCM_TAG_BYTES),
+  };
+}
+
+// What the fields mean is checked where they are used (pkcs11/): here only that they are text.
+function parseTokenPart(read: DocumentReader): TokenPart {
+  const path = /^\/[^\p{Cc}]{1,4095}$/u;
+  const optionalPath = (field: string) =>
+    read.value(field) === undefined ? undefined : read.text(field, path);
+  return {
+    protection: 'token',
+    uri: read.text('uri', /^pkcs11:[\x21-\x7e]{0,4000}$/),
+    module: read.text('module', path),
+    profile: read.text('profile', /^[^\p{Cc}]{1,4096}$/u),
+    login: read.text('login', /^(pin|pinpad|none)$/) as TokenPart['login'],
+    directory: optionalPath('directory'),
+    pinFile: optionalPath('pinFile'),
   };
 }
 

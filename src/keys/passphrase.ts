@@ -1,5 +1,5 @@
-// Room keys/: where a passphrase comes from: a file, a descriptor, the environment, or the
-// terminal.
+// Room keys/: where a passphrase or a token's PIN comes from: a file, a descriptor, the environment,
+// or the terminal.
 //
 // Never from the command line, which every process can read. A passphrase is bytes: nothing is
 // normalised, so the same bytes work from every source; one trailing line end is dropped. What the
@@ -25,55 +25,69 @@ export type PassphraseSource =
       readonly confirm?: boolean;
     };
 
+/** What is asked for, in messages: a PIN is read like a passphrase. */
+export type AskedFor = 'passphrase' | 'PIN';
+
+const HINTS = {
+  passphrase: {
+    empty: 'a key without a passphrase must be asked for: --no-passphrase',
+    noTerminal: 'use --passphrase-file, --passphrase-fd or --passphrase-env',
+  },
+  PIN: { empty: 'a PIN has at least one character', noTerminal: 'use --pin-file or --pin-fd' },
+} as const;
+
 /**
  * The passphrase; the caller wipes it. Kinds `passphrase_needed` (nothing there, empty, or no
  * terminal), `invalid_argument` (too long, or the two inputs differ), `canceled`, `not_found`, …
  */
-export async function readPassphrase(source: PassphraseSource): Promise<Secret> {
+export async function readPassphrase(
+  source: PassphraseSource,
+  what: AskedFor = 'passphrase',
+): Promise<Secret> {
   switch (source.from) {
     case 'file':
-      return await fromFile(source.path);
+      return await fromFile(source.path, what);
     case 'fd':
-      return await fromDescriptor(source.fd, `descriptor ${source.fd}`);
+      return await fromDescriptor(source.fd, `descriptor ${source.fd}`, what);
     case 'env':
-      return fromEnvironment(source.name);
+      return fromEnvironment(source.name, what);
     case 'prompt':
-      return await fromTerminal(source.prompt, source.confirm === true);
+      return await fromTerminal(source.prompt, source.confirm === true, what);
   }
 }
 
-async function fromFile(path: string): Promise<Secret> {
+async function fromFile(path: string, what: AskedFor): Promise<Secret> {
   let fd: number;
   try {
     fd = openSync(path, 'r');
   } catch (error) {
-    throw fromSystem(error, { path, operation: 'read passphrase' });
+    throw fromSystem(error, { path, operation: `read ${what}` });
   }
   try {
     if (fstatSync(fd).isDirectory()) {
       throw new PqblkError('invalid_argument', 'is a directory', {
         path,
-        operation: 'read passphrase',
+        operation: `read ${what}`,
       });
     }
-    return await fromDescriptor(fd, path);
+    return await fromDescriptor(fd, path, what);
   } finally {
     closeSync(fd);
   }
 }
 
-function fromEnvironment(name: string): Secret {
+function fromEnvironment(name: string, what: AskedFor): Secret {
   const value = process.env[name];
   if (value === undefined) {
     throw new PqblkError('passphrase_needed', `environment variable ${name} is not set`);
   }
-  return finish(Buffer.from(value, 'utf8'), `environment variable ${name}`);
+  return finish(Buffer.from(value, 'utf8'), `environment variable ${name}`, what);
 }
 
 const readSome = promisify(readCallback);
 
 /** Reads to the end of a file or pipe; waits where a descriptor is non-blocking. */
-async function fromDescriptor(fd: number, name: string): Promise<Secret> {
+async function fromDescriptor(fd: number, name: string, what: AskedFor): Promise<Secret> {
   const buffer = Buffer.alloc(PASSPHRASE_BYTES_MAX + 3); // one too many, after a line end
   let length = 0;
   try {
@@ -88,43 +102,43 @@ async function fromDescriptor(fd: number, name: string): Promise<Secret> {
       if (bytesRead === 0) break;
       length += Math.max(bytesRead, 0);
     }
-    return finish(buffer.subarray(0, length), name);
+    return finish(buffer.subarray(0, length), name, what);
   } catch (error) {
-    throw fromSystem(error, { path: name, operation: 'read passphrase' });
+    throw fromSystem(error, { path: name, operation: `read ${what}` });
   } finally {
     buffer.fill(0);
   }
 }
 
 /** Drops one line end, checks the length, and moves the bytes into a Secret; `bytes` are wiped. */
-function finish(bytes: Uint8Array, name: string): Secret {
+function finish(bytes: Uint8Array, name: string, what: AskedFor): Secret {
   let length = bytes.length;
   if (bytes[length - 1] === 0x0a) length -= 1;
   if (length < bytes.length && bytes[length - 1] === 0x0d) length -= 1;
   const secret = Secret.copyOf(bytes.subarray(0, length));
   bytes.fill(0);
   if (length === 0) {
-    throw new PqblkError('passphrase_needed', `the passphrase from ${name} is empty`, {
-      hint: 'a key without a passphrase must be asked for: --no-passphrase',
+    throw new PqblkError('passphrase_needed', `the ${what} from ${name} is empty`, {
+      hint: HINTS[what].empty,
     });
   }
   if (length > PASSPHRASE_BYTES_MAX) {
     secret.wipe();
     throw new PqblkError(
       'invalid_argument',
-      `the passphrase from ${name} is longer than ${PASSPHRASE_BYTES_MAX} bytes`,
+      `the ${what} from ${name} is longer than ${PASSPHRASE_BYTES_MAX} bytes`,
     );
   }
   return secret;
 }
 
-async function fromTerminal(prompt: string, confirm: boolean): Promise<Secret> {
-  const first = await ask(`${prompt}: `);
+async function fromTerminal(prompt: string, confirm: boolean, what: AskedFor): Promise<Secret> {
+  const first = await ask(`${prompt}: `, what);
   if (!confirm) return first;
   try {
-    using second = await ask(`${prompt} (again): `);
+    using second = await ask(`${prompt} (again): `, what);
     if (first.equals(second)) return first;
-    throw new PqblkError('invalid_argument', 'the two passphrases differ');
+    throw new PqblkError('invalid_argument', `the two ${what}s differ`);
   } catch (error) {
     first.wipe();
     throw error;
@@ -132,13 +146,13 @@ async function fromTerminal(prompt: string, confirm: boolean): Promise<Secret> {
 }
 
 /** Asks on the controlling terminal, whatever stdin and stdout are; the answer is not shown. */
-async function ask(prompt: string): Promise<Secret> {
+async function ask(prompt: string, what: AskedFor): Promise<Secret> {
   let fd: number;
   try {
     fd = openSync('/dev/tty', 'r+');
   } catch (cause) {
-    throw new PqblkError('passphrase_needed', 'a passphrase is needed and there is no terminal', {
-      hint: 'use --passphrase-file, --passphrase-fd or --passphrase-env',
+    throw new PqblkError('passphrase_needed', `a ${what} is needed and there is no terminal`, {
+      hint: HINTS[what].noTerminal,
       cause,
     });
   }
@@ -154,7 +168,7 @@ async function ask(prompt: string): Promise<Secret> {
   try {
     terminal.setRawMode(true);
     writeSync(fd, prompt);
-    return await readLine(terminal);
+    return await readLine(terminal, what);
   } finally {
     restore();
     writeSync(fd, '\r\n');
@@ -170,7 +184,7 @@ async function ask(prompt: string): Promise<Secret> {
 const CONTROL = { c: 0x03, d: 0x04, backspace: 0x08, lf: 0x0a, cr: 0x0d, u: 0x15, delete: 0x7f };
 
 /** One line from a raw terminal, with the usual editing keys; Ctrl-C is kind `canceled`. */
-function readLine(terminal: ReadStream): Promise<Secret> {
+function readLine(terminal: ReadStream, what: AskedFor): Promise<Secret> {
   const line = Buffer.alloc(PASSPHRASE_BYTES_MAX + 1);
   let length = 0;
   const take = (bytes: Uint8Array): 'line' | 'stop' | 'more' => {
@@ -193,12 +207,12 @@ function readLine(terminal: ReadStream): Promise<Secret> {
     };
     const done = () => {
       try {
-        resolve(finish(line.subarray(0, length), 'the terminal'));
+        resolve(finish(line.subarray(0, length), 'the terminal', what));
       } catch (error) {
         reject(error);
       }
     };
-    const stop = () => reject(new PqblkError('canceled', 'canceled at the passphrase prompt'));
+    const stop = () => reject(new PqblkError('canceled', `canceled at the ${what} prompt`));
     terminal.on('error', (error) => end(() => reject(fromSystem(error, { path: '/dev/tty' }))));
     terminal.on('end', () => end(stop));
     terminal.on('data', (chunk: Buffer) => {

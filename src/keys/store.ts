@@ -21,10 +21,14 @@ import {
   parseKeyFile,
   type ScryptCost,
   sealPrivate,
+  type TokenPart,
 } from './key-file.js';
 import { liboqs, softwareIdentity } from './liboqs.js';
 import { DEFAULT_KEM, fingerprintOf, type KemId, kemParameters } from './ml-kem.js';
 import { Pins } from './pins.js';
+import { loadProfile } from './pkcs11/profile.js';
+import { openTokenKey } from './pkcs11/provider.js';
+import { parseTokenUri, slotReference } from './pkcs11/uri.js';
 import {
   ensurePrivateDirectory,
   readPrivateFile,
@@ -32,9 +36,9 @@ import {
   requirePrivateDirectory,
   writePrivateFile,
 } from './private-file.js';
-import type { Identity } from './provider.js';
+import { type Identity, ProviderKind } from './provider.js';
 import type { Secret } from './secret.js';
-import type { Recipient } from './slot.js';
+import { type Recipient, TOKEN_REFERENCE_BYTES_MAX } from './slot.js';
 
 const KEY_SUFFIX = '.key';
 const FINGERPRINT_DIGITS_MIN = 8;
@@ -48,8 +52,10 @@ export interface KeyInfo {
   /** ISO 8601, UTC. */
   readonly created: string;
   /** How the private key is kept; `public-only` when the store has none. */
-  readonly protection: 'scrypt' | 'none' | 'public-only';
+  readonly protection: 'scrypt' | 'none' | 'token' | 'public-only';
   readonly path: string;
+  /** Where the private key is, when `protection` is `token`. */
+  readonly token?: Omit<TokenPart, 'protection'>;
 }
 
 export interface KeyListing {
@@ -114,13 +120,25 @@ export class KeyStore {
 
   /** The public half, as somebody a disk can be sealed to. */
   async recipient(reference: string): Promise<Recipient> {
-    const { name, kem, encapsulationKey } = await this.#find(reference);
-    return { provider: liboqs, kem, encapsulationKey, label: name };
+    const { name, kem, encapsulationKey, privatePart } = await this.#find(reference);
+    const token = privatePart?.protection === 'token' && {
+      home: ProviderKind.pkcs11,
+      tokenReference: slotReference(parseTokenUri(privatePart.uri), TOKEN_REFERENCE_BYTES_MAX),
+    };
+    return { provider: liboqs, kem, encapsulationKey, label: name, ...token };
   }
 
-  /** The private half, ready to open disks. Kinds as `openPrivate`; dispose of it after use. */
+  /**
+   * The private half, ready to open disks; of a key on a token, `passphrase` is the PIN. Kinds as
+   * `openPrivate` and `openTokenKey`; dispose of it after use.
+   */
   async unlock(reference: string, passphrase?: Secret): Promise<Identity> {
     const key = await this.#find(reference);
+    const part = key.privatePart;
+    if (part?.protection === 'token') {
+      const place = { ...part, profile: await loadProfile(part.profile) };
+      return await openTokenKey(place, parseTokenUri(part.uri), key.encapsulationKey, passphrase);
+    }
     const decapsulationKey = await this.#openPrivate(key, passphrase); // with the FIPS 203 checks
     return softwareIdentity(key.kem, decapsulationKey, key.fingerprint);
   }
@@ -170,6 +188,26 @@ export class KeyStore {
     return await this.#save(fields, decapsulationKey, protection);
   }
 
+  /** Takes in a key that lives on a token, after it was proved there. Kinds `exists`, … */
+  async addToken(
+    name: string,
+    kem: KemId,
+    encapsulationKey: Uint8Array,
+    part: TokenPart,
+  ): Promise<KeyInfo> {
+    const fingerprint = fingerprintOf(encapsulationKey);
+    const created = new Date().toISOString();
+    const key = { name, kem, created, encapsulationKey, fingerprint, privatePart: part };
+    await this.requireFree(name);
+    await this.#requireNewFingerprint(key);
+    return await this.#write(key);
+  }
+
+  /** Kinds `exists`, `invalid_argument`: for what must not happen before the name is known good. */
+  async requireFree(name: string): Promise<void> {
+    await this.#requireFreeName(name);
+  }
+
   /** Removes a key from the store. What it opened stays sealed to it: that is for the slots. */
   async delete(reference: string): Promise<KeyInfo> {
     const info = await this.show(reference);
@@ -189,6 +227,7 @@ export class KeyStore {
       created: key.created,
       protection: key.privatePart?.protection ?? 'public-only',
       path: this.#file(key.name),
+      ...(key.privatePart?.protection === 'token' && { token: tokenFields(key.privatePart) }),
     };
   }
 
@@ -280,6 +319,10 @@ export class KeyStore {
     await writePrivateFile(this.#file(key.name), encodeKeyFile(key), 'create');
     return this.#info(key);
   }
+}
+
+function tokenFields({ protection: _, ...fields }: TokenPart): Omit<TokenPart, 'protection'> {
+  return fields;
 }
 
 function isFingerprintPrefix(reference: string): boolean {

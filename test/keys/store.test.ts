@@ -125,7 +125,7 @@ test('every change of a sealed key file is noticed', async () => {
     ['a private string', (copy) => Object.assign(copy, { private: '{}' })],
   ];
   for (const [name, change] of damages) expect(await attempt(change), name).toBe('bad_key');
-  expect(await attempt((copy) => Object.assign(copy, { version: 2 }))).toBe('newer_version');
+  expect(await attempt((copy) => Object.assign(copy, { version: 3 }))).toBe('newer_version');
   await writeFile(path, '{"truncated": ');
   expect(await kindOf(() => store.unlock('alice', secretOf('p')))).toBe('bad_key');
   await writeFile(path, 'x'.repeat(100_000));
