@@ -40,7 +40,9 @@ interface Flags extends StoreFlags, PassphraseFlags {
 
 const SHORT_FINGERPRINT = 16;
 /** The first is the default. */
-const KEMS = [Kem.mlKem768, Kem.mlKem1024].map((id) => kemParameters(id).name.toLowerCase());
+const KEMS = [Kem.mlKem768, Kem.mlKem1024, Kem.xWing].map((id) =>
+  kemParameters(id).name.toLowerCase(),
+);
 
 export function addKey(program: Command, terminal: Terminal): void {
   const key = program
@@ -75,7 +77,7 @@ function addGen(key: Command, terminal: Terminal): void {
     .description('Make a key pair.')
     .option('--name <name>', 'the same as the argument')
     .addOption(
-      new Option('--kem <kem>', 'ml-kem-1024 where CNSA 2.0 asks for it')
+      new Option('--kem <kem>', 'ml-kem-1024 where CNSA 2.0 asks for it, x-wing to add X25519')
         .choices(KEMS)
         .default(KEMS[0]),
     )

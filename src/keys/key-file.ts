@@ -12,7 +12,6 @@ import { GCM_NONCE_BYTES, GCM_TAG_BYTES, gcmOpen, gcmSeal, KEY_BYTES } from './k
 import {
   checkDecapsulationKey,
   checkEncapsulationKey,
-  encapsulationKeyOf,
   fingerprintOf,
   type KemId,
   type KemParameters,
@@ -20,6 +19,7 @@ import {
   kemParameters,
 } from './ml-kem.js';
 import { randomBytes, Secret } from './secret.js';
+import { publicHalfOf } from './x-wing.js';
 
 const FORMAT = 'pqblk-key';
 const VERSION = 1;
@@ -173,12 +173,10 @@ export async function openPrivate(key: KeyFile, passphrase: Secret | undefined):
       ? part.decapsulationKey.use((bytes) => Secret.copyOf(bytes))
       : await openSealed(key, part, passphrase);
   try {
-    opened.use((bytes) => {
-      checkDecapsulationKey(key.kem, bytes);
-      if (!equalConstantTime(encapsulationKeyOf(key.kem, bytes), key.encapsulationKey)) {
-        throw new PqblkError('bad_key', `the halves of key "${key.name}" do not belong together`);
-      }
-    });
+    opened.use((bytes) => checkDecapsulationKey(key.kem, bytes));
+    if (!equalConstantTime(await publicHalfOf(key.kem, opened), key.encapsulationKey)) {
+      throw new PqblkError('bad_key', `the halves of key "${key.name}" do not belong together`);
+    }
     return opened;
   } catch (error) {
     opened.wipe();
@@ -245,7 +243,7 @@ export function parseKeyFile(text: string, path?: string): KeyFile {
   }
   const name = read.text('name', KEY_NAME);
   const created = read.text('created', /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{3})?Z$/);
-  const kem = kemByName(read.text('kem', /^(ML-KEM-768|ML-KEM-1024)$/));
+  const kem = kemByName(read.text('kem', /^(ML-KEM-768|ML-KEM-1024|X-Wing)$/));
   const encapsulationKey = read.bytes('encapsulationKey', kem.encapsulationKeyBytes);
   const fingerprint = fingerprintOf(encapsulationKey);
   if (read.value('fingerprint') !== toHex(fingerprint)) {

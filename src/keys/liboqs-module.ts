@@ -32,7 +32,7 @@ const MODULE_FILE: Partial<Record<KemId, string>> = {
   [Kem.mlKem1024]: 'ml-kem-1024.min.js',
 };
 
-/** The KEMs that liboqs serves here. */
+/** The KEMs that liboqs has by itself. */
 export const LIBOQS_KEMS = Object.keys(MODULE_FILE).map(Number) as KemId[];
 
 // The package exports only its wrapper, which pulls in every algorithm; its files are found the way
@@ -65,7 +65,7 @@ export class OqsKem {
     const { name } = kemParameters(id);
     const file = MODULE_FILE[id];
     if (file === undefined) {
-      throw new PqblkError('unsupported', `${name} is reserved and not offered by this version`);
+      throw new PqblkError('unsupported', `liboqs has no ${name} by itself`);
     }
     const factory = (await import(pathToFileURL(locate(file)).href)) as {
       default: () => Promise<OqsModule>;

@@ -11,6 +11,7 @@ import {
   checkDecapsulationKey,
   checkEncapsulationKey,
   DEFAULT_KEM,
+  Kem,
   type KemId,
   kemParameters,
 } from './ml-kem.js';
@@ -25,8 +26,22 @@ import {
 } from './provider.js';
 import type { Secret } from './secret.js';
 import { requirePrimitives } from './self-test.js';
+import { decapsulateXWing, encapsulateXWing, generateXWing, selfTestXWing } from './x-wing.js';
 
 const loaded = new Map<KemId, Promise<OqsKem>>();
+let xWing: Promise<OqsKem> | undefined;
+
+/** The module that X-Wing needs, once X-Wing as a whole was tested. */
+function loadXWing(): Promise<OqsKem> {
+  xWing ??= loadOqsKem(Kem.mlKem768).then(async (oqs) => {
+    await selfTestXWing(oqs);
+    return oqs;
+  });
+  xWing.catch(() => {
+    xWing = undefined;
+  });
+  return xWing;
+}
 
 /** The loaded and self-tested module of a KEM, shared by the process. */
 export function loadOqsKem(kem: KemId): Promise<OqsKem> {
@@ -60,16 +75,19 @@ class LiboqsProvider implements KemProvider {
   readonly kind = ProviderKind.software;
 
   async describe(): Promise<ProviderDescription> {
-    return { name: 'liboqs', version: LIBOQS_VERSION, kems: LIBOQS_KEMS, hardware: false };
+    const kems = [...LIBOQS_KEMS, Kem.xWing];
+    return { name: 'liboqs', version: LIBOQS_VERSION, kems, hardware: false };
   }
 
   async generate(kem: KemId): Promise<KeyPair> {
-    const { encapsulationKey, decapsulationKey } = (await loadOqsKem(kem)).keypair();
+    const { encapsulationKey, decapsulationKey } =
+      kem === Kem.xWing ? await this.#generateXWing() : (await loadOqsKem(kem)).keypair();
     return { encapsulationKey, privateKey: { type: 'software', kem, decapsulationKey } };
   }
 
   async encapsulate(kem: KemId, encapsulationKey: Uint8Array): Promise<Encapsulation> {
     checkEncapsulationKey(kem, encapsulationKey);
+    if (kem === Kem.xWing) return encapsulateXWing(await loadXWing(), encapsulationKey);
     return (await loadOqsKem(kem)).encapsulate(encapsulationKey);
   }
 
@@ -86,11 +104,20 @@ class LiboqsProvider implements KemProvider {
           `expected ${decapsulationKeyBytes}`,
       );
     }
+    if (key.kem === Kem.xWing) {
+      return await decapsulateXWing(await loadXWing(), key.decapsulationKey, ciphertext);
+    }
     return (await loadOqsKem(key.kem)).decapsulate(key.decapsulationKey, ciphertext);
   }
 
   async selfTest(kem: KemId): Promise<void> {
-    selfTest(await loadOqsKem(kem), kem);
+    if (kem === Kem.xWing) await selfTestXWing(await loadOqsKem(Kem.mlKem768));
+    else selfTest(await loadOqsKem(kem), kem);
+  }
+
+  async #generateXWing() {
+    await loadXWing();
+    return await generateXWing();
   }
 }
 
@@ -120,5 +147,5 @@ export function softwareIdentity(
  */
 export async function prepareKeys(kem: KemId = DEFAULT_KEM): Promise<void> {
   requirePrimitives();
-  await loadOqsKem(kem);
+  await (kem === Kem.xWing ? loadXWing() : loadOqsKem(kem));
 }

@@ -5,13 +5,13 @@ import { sha3_256 } from '@noble/hashes/sha3.js';
 import { PqblkError } from '../errors.js';
 import { equalConstantTime } from './bytes.js';
 
-/** The number a slot stores. X-Wing's number and sizes are reserved; no provider offers it yet. */
+/** The number a slot stores. */
 export const Kem = { mlKem768: 1, mlKem1024: 2, xWing: 3 } as const;
 export type KemId = (typeof Kem)[keyof typeof Kem];
 
 export const DEFAULT_KEM: KemId = Kem.mlKem768;
 
-/** Sizes in bytes. `rank` is k of FIPS 203 (0: not a plain ML-KEM). */
+/** Sizes in bytes. `rank` is k of FIPS 203. */
 export interface KemParameters {
   readonly id: KemId;
   readonly name: string;
@@ -41,7 +41,7 @@ const PARAMETERS: readonly KemParameters[] = [
   {
     id: Kem.xWing,
     name: 'X-Wing',
-    rank: 0,
+    rank: 3,
     encapsulationKeyBytes: 1216,
     decapsulationKeyBytes: 32,
     ciphertextBytes: 1120,
@@ -86,14 +86,6 @@ function coefficientsReduced(bytes: Uint8Array): boolean {
   return reduced;
 }
 
-function requirePlainMlKem(id: KemId): KemParameters {
-  const kem = kemParameters(id);
-  if (kem.rank === 0) {
-    throw new PqblkError('unsupported', `${kem.name} is reserved and not offered by this version`);
-  }
-  return kem;
-}
-
 function requireLength(what: string, kem: KemParameters, actual: number, expected: number): void {
   if (actual !== expected) {
     throw new PqblkError(
@@ -103,9 +95,12 @@ function requireLength(what: string, kem: KemParameters, actual: number, expecte
   }
 }
 
-/** FIPS 203 section 7.2, type and modulus check. Kind `bad_key` when it fails. */
+/**
+ * FIPS 203 section 7.2, type and modulus check; of X-Wing the half that is ML-KEM's (X25519 takes any
+ * 32 bytes). Kind `bad_key` when it fails.
+ */
 export function checkEncapsulationKey(id: KemId, key: Uint8Array): void {
-  const kem = requirePlainMlKem(id);
+  const kem = kemParameters(id);
   requireLength('encapsulation key', kem, key.length, kem.encapsulationKeyBytes);
   if (!coefficientsReduced(key.subarray(0, 384 * kem.rank))) {
     throw new PqblkError('bad_key', `${kem.name} encapsulation key fails the modulus check`);
@@ -114,11 +109,12 @@ export function checkEncapsulationKey(id: KemId, key: Uint8Array): void {
 
 /**
  * FIPS 203 section 7.3, type and hash check of a decapsulation key, and the modulus check of both
- * vectors in it. Kind `bad_key` when it fails; the message says which check and nothing of the key.
+ * vectors in it; of X-Wing its length, since any 32 bytes are a seed. Kind `bad_key` when it fails; the message says which check and nothing of the key.
  */
 export function checkDecapsulationKey(id: KemId, key: Uint8Array): void {
-  const kem = requirePlainMlKem(id);
+  const kem = kemParameters(id);
   requireLength('decapsulation key', kem, key.length, kem.decapsulationKeyBytes);
+  if (id === Kem.xWing) return;
   const hashAt = 768 * kem.rank + 32;
   const hash = sha3_256(encapsulationKeyOf(id, key));
   if (!equalConstantTime(hash, key.subarray(hashAt, hashAt + 32))) {
@@ -132,7 +128,7 @@ export function checkDecapsulationKey(id: KemId, key: Uint8Array): void {
 
 /** FIPS 203 section 7.3, type check of a ciphertext. Kind `corrupt` when it fails. */
 export function checkCiphertext(id: KemId, ciphertext: Uint8Array): void {
-  const kem = requirePlainMlKem(id);
+  const kem = kemParameters(id);
   if (ciphertext.length === kem.ciphertextBytes) return;
   throw new PqblkError(
     'corrupt',
@@ -140,8 +136,11 @@ export function checkCiphertext(id: KemId, ciphertext: Uint8Array): void {
   );
 }
 
-/** The encapsulation key that an expanded decapsulation key carries (a view, not a copy). */
-export function encapsulationKeyOf(id: KemId, decapsulationKey: Uint8Array): Uint8Array {
-  const { rank } = requirePlainMlKem(id);
+/** The encapsulation key that an expanded ML-KEM decapsulation key carries (a view, not a copy). */
+export function encapsulationKeyOf(
+  id: Exclude<KemId, typeof Kem.xWing>,
+  decapsulationKey: Uint8Array,
+): Uint8Array {
+  const { rank } = kemParameters(id);
   return decapsulationKey.subarray(384 * rank, 768 * rank + 32);
 }

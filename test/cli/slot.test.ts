@@ -120,6 +120,21 @@ describe('slot', () => {
     expect(await opens(path, 'bob')).toBe(exitCode('slot_revoked'));
   });
 
+  it('takes hybrid keys, which open the disk and are kept under a passphrase', async () => {
+    const path = await disk('alice');
+    writeFileSync(at('new-passphrase'), 'another one\n');
+    const passphrase = ['--passphrase-file', at('new-passphrase')];
+    const key = await pqblkJson<{ kem: string }>(
+      ...withStore(['key', 'gen', `hybrid-${made}`, '--kem', 'x-wing', ...passphrase]),
+    );
+    expect(key.kem).toBe('X-Wing');
+    const tested = ['--new-passphrase-file', at('new-passphrase'), '--key', 'alice'];
+    const added = await report('slot', 'add', path, `hybrid-${made}`, ...tested);
+    expect([added.after.slots[1]?.kem, added.advice]).toEqual(['X-Wing', []]);
+    const { code } = await run('slot', 'test', path, '--key', `hybrid-${made}`, ...passphrase);
+    expect(code).toBe(0);
+  });
+
   it('warns of slots past their date', async () => {
     const path = await disk('alice');
     const date = ['--not-after', '2001-01-01'];

@@ -100,12 +100,6 @@ describe.each(BOTH)('KEM %i against @noble/post-quantum', (kem) => {
   });
 });
 
-test('X-Wing is reserved: refused by name, not silently', async () => {
-  const error = await errorOf(() => liboqs.generate(Kem.xWing));
-  expect(error.kind).toBe('unsupported');
-  expect(error.message).toContain('X-Wing');
-});
-
 // ---- residue -----------------------------------------------------------------------------------
 
 /** Every aligned 16-byte piece of a secret, and of its polynomials as 16-bit numbers. */

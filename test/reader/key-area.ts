@@ -1,8 +1,9 @@
 // The second reader: docs/format.md section 5 (two copies) and docs/keys.md (the blob in them).
 //
-// The blob's integers are little-endian, unlike everything else on the disk. ML-KEM is noble's.
+// The blob's integers are little-endian, unlike everything else on the disk. The KEMs are noble's.
 import { gcm } from '@noble/ciphers/aes.js';
 import { expand, extract } from '@noble/hashes/hkdf.js';
+import { ml_kem768_x25519 } from '@noble/post-quantum/hybrid.js';
 import { ml_kem768, ml_kem1024 } from '@noble/post-quantum/ml-kem.js';
 import { ascii, ensure, Fields, fail, isZero, join, same } from './bytes.js';
 import { hmacSha3, sha3_256 } from './crypto.js';
@@ -53,14 +54,22 @@ const le32 = (bytes: Uint8Array, at: number) => le16(bytes, at) + le16(bytes, at
 const lengthPrefixed = (bytes: Uint8Array) =>
   join(Uint8Array.of(bytes.length & 255, bytes.length >> 8, 0, 0), bytes);
 
+/** By their private keys: ML-KEM's hold the public half, X-Wing's are the seed of it. */
 const KEMS = [
-  { id: 1, rank: 3, kem: ml_kem768, ciphertextBytes: 1088 },
-  { id: 2, rank: 4, kem: ml_kem1024, ciphertextBytes: 1568 },
+  { id: 1, secretBytes: 2400, kem: ml_kem768, ciphertextBytes: 1088 },
+  { id: 2, secretBytes: 3168, kem: ml_kem1024, ciphertextBytes: 1568 },
+  { id: 3, secretBytes: 32, kem: ml_kem768_x25519, ciphertextBytes: 1120 },
 ];
+
+function publicHalf(secretKey: Uint8Array): Uint8Array {
+  if (secretKey.length === 32) return ml_kem768_x25519.keygen(secretKey).publicKey;
+  const rank = (secretKey.length - 96) / 768;
+  return secretKey.subarray(384 * rank, 768 * rank + 32);
+}
 
 /**
  * Opens a blob with an ML-KEM decapsulation key in the expanded form of FIPS 203 (dk_PKE ‖ ek ‖ H(ek)
- * ‖ z): faults `wrong-key` (no slot, or commitment or tag do not hold) and `key-area`.
+ * ‖ z), or an X-Wing seed: faults `wrong-key` (no slot, or commitment or tag do not hold) and `key-area`.
  */
 export function openBlob(blob: Uint8Array, uuid: Uint8Array, secretKey: Uint8Array): VolumeKeys {
   ensure(String.fromCharCode(...blob.subarray(0, 8)) === 'PQBLKKEY', 'key-area', 'no blob magic');
@@ -108,10 +117,9 @@ function openOwnSlot(
   uuid: Uint8Array,
   secretKey: Uint8Array,
 ): Uint8Array {
-  const known = KEMS.find(({ rank }) => secretKey.length === 768 * rank + 96);
+  const known = KEMS.find(({ secretBytes }) => secretKey.length === secretBytes);
   if (!known) return fail('wrong-key', `a private key of ${secretKey.length} bytes`);
-  const ekBytes = 384 * known.rank + 32;
-  const ek = secretKey.subarray(384 * known.rank, 384 * known.rank + ekBytes);
+  const ek = publicHalf(secretKey);
   let own = 0;
   for (let index = 0; index < slotCount; index += 1) {
     const slot = blob.subarray(PAGE * (index + 1), PAGE * (index + 2));
@@ -126,7 +134,7 @@ function openOwnSlot(
     );
     requireUnusedZero(slot);
     if (state === SLOT_REVOKED || le16(slot, 10) !== known.id) continue;
-    if (le16(slot, 52) !== ekBytes || !same(slot.subarray(512, 512 + ekBytes), ek)) continue;
+    if (le16(slot, 52) !== ek.length || !same(slot.subarray(512, 512 + ek.length), ek)) continue;
     ensure(le16(slot, 12) === 1 && le16(slot, 14) === 1, 'key-area', 'slot KDF or AEAD');
     ensure(le16(slot, 54) === known.ciphertextBytes, 'key-area', 'slot ciphertext length');
     own += 1;

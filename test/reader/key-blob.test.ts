@@ -32,6 +32,7 @@ async function person(kem: KemId, label: string) {
 describe.each([
   { name: 'ML-KEM-768', kem: Kem.mlKem768 },
   { name: 'ML-KEM-1024', kem: Kem.mlKem1024 },
+  { name: 'X-Wing', kem: Kem.xWing },
 ])('a key area for $name', ({ kem }) => {
   it('gives each recipient the keys that the key layer gave, strangers none', async () => {
     const [ada, bob, eve] = await Promise.all(['ada', 'böb', 'eve'].map((l) => person(kem, l)));
