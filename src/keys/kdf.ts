@@ -4,11 +4,9 @@
 // The labels below are part of the on-disk format (docs/keys.md): changing one makes every
 // existing disk unreadable. Session and sector keys are derived in the engine; their labels live
 // there.
-import { gcm } from '@noble/ciphers/aes.js';
-import { expand, extract } from '@noble/hashes/hkdf.js';
-import { hmac } from '@noble/hashes/hmac.js';
-import { sha3_256 } from '@noble/hashes/sha3.js';
+import { createCipheriv, createDecipheriv } from 'node:crypto';
 import { ascii, concat, lengthPrefixed, u16 } from './bytes.js';
+import { hmacSha3Of, sha3_256 } from './hash.js';
 import { Secret } from './secret.js';
 
 /** Key-derivation and wrapping algorithms, as numbered in slots and in the head. */
@@ -30,22 +28,26 @@ const LABEL = {
   vmkCheck: 'pqblk/v1 vmk check',
 } as const;
 
-export { sha3_256 };
-
+/** RFC 5869. */
 export function hkdfExtract(salt: Uint8Array, keyMaterial: Uint8Array): Secret {
-  return new Secret(extract(sha3_256, keyMaterial, salt));
+  return new Secret(hmacSha3Of(salt, keyMaterial));
 }
 
 export function hkdfExpand(prk: Secret, info: Uint8Array, length = KEY_BYTES): Secret {
-  return new Secret(prk.use((bytes) => expand(sha3_256, bytes, info, length)));
+  const out = Secret.zeros(length);
+  let previous: Uint8Array = new Uint8Array(0);
+  for (let at = 0, block = 1; at < length; at += MAC_BYTES, block += 1) {
+    const next = hmacSha3(prk, previous, info, Uint8Array.of(block));
+    previous.fill(0);
+    out.use((bytes) => bytes.set(next.subarray(0, length - at), at));
+    previous = next;
+  }
+  previous.fill(0);
+  return out;
 }
 
-export function hmacSha3(key: Secret, ...message: Uint8Array[]): Uint8Array {
-  return key.use((bytes) => {
-    const mac = hmac.create(sha3_256, bytes);
-    for (const part of message) mac.update(part);
-    return mac.digest();
-  });
+export function hmacSha3(key: Secret, ...message: readonly Uint8Array[]): Uint8Array {
+  return key.use((bytes) => hmacSha3Of(bytes, ...message));
 }
 
 /** AES-256-GCM: ciphertext followed by the 16-byte tag. */
@@ -55,7 +57,10 @@ export function gcmSeal(
   aad: Uint8Array,
   plaintext: Uint8Array,
 ): Uint8Array {
-  return key.use((bytes) => gcm(bytes, nonce, aad).encrypt(plaintext));
+  const cipher = key.use((bytes) => createCipheriv('aes-256-gcm', bytes, nonce)).setAAD(aad);
+  const ciphertext = cipher.update(plaintext);
+  cipher.final();
+  return concat(ciphertext, cipher.getAuthTag());
 }
 
 /** The plaintext, or undefined when the tag does not hold. The caller says what that means. */
@@ -65,10 +70,20 @@ export function gcmOpen(
   aad: Uint8Array,
   sealed: Uint8Array,
 ): Secret | undefined {
+  if (sealed.length < GCM_TAG_BYTES) return undefined;
+  const at = sealed.length - GCM_TAG_BYTES;
+  const authTagLength = GCM_TAG_BYTES;
+  const decipher = key
+    .use((bytes) => createDecipheriv('aes-256-gcm', bytes, nonce, { authTagLength }))
+    .setAAD(aad)
+    .setAuthTag(sealed.subarray(at));
+  const plain = new Secret(decipher.update(sealed.subarray(0, at)));
   try {
-    return new Secret(key.use((bytes) => gcm(bytes, nonce, aad).decrypt(sealed)));
+    decipher.final();
+    return plain;
   } catch {
-    return undefined; // noble throws for a bad tag only: sizes are checked by the codecs
+    plain.wipe(); // the tag does not hold: nothing of it was ever there
+    return undefined;
   }
 }
 

@@ -1,9 +1,9 @@
 // Room keys/: what is known of each KEM without running it: numbers, names, sizes, and the input
 // checks of FIPS 203. No provider is called here, so that every provider's keys meet the same
 // checks.
-import { sha3_256 } from '@noble/hashes/sha3.js';
 import { PqblkError } from '../errors.js';
 import { equalConstantTime } from './bytes.js';
+import { sha3_256 } from './hash.js';
 
 /** The number a slot stores. */
 export const Kem = { mlKem768: 1, mlKem1024: 2, xWing: 3 } as const;

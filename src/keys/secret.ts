@@ -27,6 +27,11 @@ export class Secret {
     return secret;
   }
 
+  /** `length` zero bytes, to be filled in. */
+  static zeros(length: number): Secret {
+    return new Secret(new Uint8Array(length));
+  }
+
   /** `length` bytes from the system's random source; kind `no_random` if that fails. */
   static random(length: number): Secret {
     return new Secret(randomBytes(length));

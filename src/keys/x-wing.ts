@@ -6,9 +6,9 @@
 // result of zero is used like any other: ML-KEM still protects, and the combiner binds both halves of
 // the X25519 exchange.
 import { createPrivateKey, createPublicKey, diffieHellman, type KeyObject } from 'node:crypto';
-import { sha3_256, shake256 } from '@noble/hashes/sha3.js';
 import { PqblkError } from '../errors.js';
 import { ascii, concat, toHex } from './bytes.js';
+import { sha3_256, shake256 } from './hash.js';
 import type { OqsKem } from './liboqs-module.js';
 import { encapsulationKeyOf, Kem, type KemId, kemParameters } from './ml-kem.js';
 import type { Encapsulation } from './provider.js';
@@ -35,7 +35,7 @@ interface ExpandedKey {
 /** The draft's expandDecapsulationKey. The caller wipes `mlKem`. */
 async function expand(seed: Secret): Promise<ExpandedKey> {
   const { ml_kem768 } = await import('@noble/post-quantum/ml-kem.js');
-  using expanded = new Secret(seed.use((bytes) => shake256(bytes, { dkLen: EXPANDED_BYTES })));
+  using expanded = shake256(seed, EXPANDED_BYTES);
   return expanded.use((bytes) => {
     const { secretKey, publicKey } = ml_kem768.keygen(bytes.subarray(0, 64));
     const mlKem = new Secret(secretKey);
@@ -81,11 +81,7 @@ function combine(
   publicKey: Uint8Array,
 ): Secret {
   return mlKem.use((a) =>
-    exchanged.use((b) => {
-      const hash = sha3_256.create();
-      for (const part of [a, b, ciphertext, publicKey, LABEL]) hash.update(part);
-      return new Secret(hash.digest());
-    }),
+    exchanged.use((b) => new Secret(sha3_256(a, b, ciphertext, publicKey, LABEL))),
   );
 }
 

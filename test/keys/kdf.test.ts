@@ -1,14 +1,13 @@
-// The key schedule against OpenSSL (node:crypto), written here a second time from docs/keys.md.
-import {
-  createCipheriv,
-  createDecipheriv,
-  createHash,
-  createHmac,
-  hkdfSync,
-  randomBytes,
-} from 'node:crypto';
+// The key schedule against @noble/hashes and @noble/ciphers, written here a second time from
+// docs/keys.md.
+import { randomBytes } from 'node:crypto';
+import { gcm } from '@noble/ciphers/aes.js';
+import { hkdf as nobleHkdf } from '@noble/hashes/hkdf.js';
+import { hmac as nobleHmac } from '@noble/hashes/hmac.js';
+import { shake256 as nobleShake256, sha3_256 } from '@noble/hashes/sha3.js';
 import { expect, test } from 'vitest';
-import { Secret } from '../../src/keys/index.js';
+import { sha3_256 as hashOf, shake256 } from '../../src/keys/hash.js';
+import { Secret, toHex } from '../../src/keys/index.js';
 import {
   deriveMasterKeys,
   deriveSlotKeys,
@@ -21,10 +20,10 @@ import {
 import { requirePrimitives } from '../../src/keys/self-test.js';
 import { hex, vectors } from './support.js';
 
-const sha3 = (bytes: Uint8Array) => createHash('sha3-256').update(bytes).digest();
+const sha3 = (bytes: Uint8Array) => sha3_256(bytes);
 const hexOf = (secret: Secret) => secret.use((bytes) => Buffer.from(bytes).toString('hex'));
 const hkdf = (key: Uint8Array, salt: Uint8Array, info: Uint8Array, length = 32) =>
-  Buffer.from(hkdfSync('sha3-256', key, salt, info, length)).toString('hex');
+  Buffer.from(nobleHkdf(sha3_256, key, salt, info, length)).toString('hex');
 
 function lp(bytes: Uint8Array): Buffer {
   const length = Buffer.alloc(4);
@@ -32,7 +31,7 @@ function lp(bytes: Uint8Array): Buffer {
   return Buffer.concat([length, bytes]);
 }
 
-test('HKDF and HMAC agree with OpenSSL over lengths', () => {
+test('HKDF, HMAC, SHA3-256 and SHAKE256 agree with noble over lengths', () => {
   for (let length = 0; length < 300; length += 7) {
     const [key, salt, info] = [randomBytes(length + 1), randomBytes(32), randomBytes(length)];
     using prk = hkdfExtract(salt, key);
@@ -40,20 +39,25 @@ test('HKDF and HMAC agree with OpenSSL over lengths', () => {
     expect(hexOf(okm)).toBe(hkdf(key, salt, info, length + 1));
     using secret = Secret.copyOf(key);
     const ours = Buffer.from(hmacSha3(secret, info, salt)).toString('hex');
-    expect(ours).toBe(createHmac('sha3-256', key).update(info).update(salt).digest('hex'));
+    const theirs = nobleHmac(sha3_256, key, Buffer.concat([info, salt]));
+    expect(ours).toBe(Buffer.from(theirs).toString('hex'));
+    expect(toHex(hashOf(info, salt))).toBe(toHex(sha3(Buffer.concat([info, salt]))));
+    using stretched = shake256(secret, length + 1);
+    expect(hexOf(stretched)).toBe(toHex(nobleShake256(key, { dkLen: length + 1 })));
   }
 });
 
-test('AES-256-GCM agrees with OpenSSL and refuses every changed byte', () => {
+test('AES-256-GCM agrees with noble and refuses every changed byte', () => {
   using key = Secret.random(32);
   const [nonce, aad, plain] = [randomBytes(12), randomBytes(77), randomBytes(40)];
   const sealed = gcmSeal(key, nonce, aad, plain);
-  const cipher = key.use((bytes) => createCipheriv('aes-256-gcm', bytes, nonce)).setAAD(aad);
-  const theirs = Buffer.concat([cipher.update(plain), cipher.final(), cipher.getAuthTag()]);
-  expect(Buffer.from(sealed)).toEqual(theirs);
-  const decipher = key.use((bytes) => createDecipheriv('aes-256-gcm', bytes, nonce)).setAAD(aad);
-  decipher.setAuthTag(sealed.subarray(40));
-  expect(Buffer.concat([decipher.update(sealed.subarray(0, 40)), decipher.final()])).toEqual(plain);
+  const theirs = key.use((bytes) => gcm(bytes, nonce, aad).encrypt(plain));
+  expect(toHex(sealed)).toBe(toHex(theirs));
+  using opened = gcmOpen(key, nonce, aad, sealed);
+  expect(opened && hexOf(opened)).toBe(toHex(plain));
+  for (let length = 0; length < 40; length += 1) {
+    expect(gcmOpen(key, nonce, aad, sealed.subarray(0, length))).toBeUndefined();
+  }
   for (let at = 0; at < sealed.length; at += 1) {
     const changed = sealed.map((byte, index) => (index === at ? byte ^ 0x80 : byte));
     expect(gcmOpen(key, nonce, aad, changed)).toBeUndefined();
