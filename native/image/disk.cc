@@ -7,48 +7,13 @@
 #include <cassert>
 #include <cinttypes>
 #include <cstdio>
-#include <mutex>
 #include <utility>
 
+#include "image/disk_impl.h"
 #include "image/disk_open.h"
-#include "image/request_queue.h"
-#include "image/request_server.h"
 #include "io/queue_thread.h"
 
 namespace pqblk::image {
-
-// Members in the order of their making; the destructor takes them down the other way round.
-struct Disk::Impl {
-  Cache cache = Cache::none;
-  bool read_only = false;
-  io::File file;
-  std::string fallback_cause;
-  std::string id;
-  std::vector<std::unique_ptr<RequestQueue>> queues;
-  std::unique_ptr<RequestQueue> service;  // background work of the backend, open, close
-  std::unique_ptr<Backend> backend;
-  std::unique_ptr<RequestServer> server;
-  Geometry shape;  // as opened: all but its size stays, and that the server knows
-
-  std::mutex control;  // one of close, resize, extent at a time
-  bool closed = false;
-  Error close_error;
-
-  ~Impl() {
-    server.reset();
-    backend.reset();
-    stop_threads();
-    if (file.fd >= 0) storage::close_file(file);
-  }
-
-  Error start_queues(const OpenOptions& options);
-  Error open_image(OpenOptions& options);
-  std::string make_id() const;
-  Task<Error> find_extents(std::uint64_t begin, std::uint64_t end, std::size_t max,
-                           std::vector<Extent>& out);
-  void stop_threads();
-  Error closed_error() const { return Error(Kind::closed, "the disk is closed").in(file.path); }
-};
 
 namespace {
 
@@ -94,6 +59,7 @@ Error Disk::Impl::open_image(OpenOptions& options) {
                              [&] { return open_backend(service->context(), file, options); });
   if (!opened) return opened.take_error();
   backend = std::move(*opened);
+  if (options.format == Format::sealed) sealed = static_cast<SealedBackend*>(backend.get());
   shape = backend->geometry();
   id = make_id();
   server = std::make_unique<RequestServer>(*backend, RequestServer::Settings{read_only, cache, id});

@@ -111,6 +111,25 @@ struct QueueStats {
   std::uint64_t read_bytes = 0, written_bytes = 0;
 };
 
+// A pass over a sealed disk that writes again what is not of the current epoch of the data key.
+struct RekeySpec {
+  bool verify = false;                 // only count what is of another epoch
+  std::uint64_t from = 0;              // bytes: where a pass that was stopped goes on
+  std::uint64_t bytes_per_second = 0;  // 0: no limit
+  // Share of the time that the pass works, 0 < share <= 1; the rest is the guests' alone.
+  double share = 1;
+  // Bytes of the disk looked at so far, and in all; false stops the pass at a whole piece.
+  std::function<bool(std::uint64_t done, std::uint64_t total)> progress;
+};
+
+struct RekeyReport {
+  std::uint64_t reached = 0;  // bytes: everything before is done
+  std::uint64_t sectors = 0;  // written again; in a verifying pass: found
+  std::uint64_t damaged = 0;  // of another epoch, and their tag does not hold: left as they are
+  std::vector<std::uint64_t> damaged_sectors;  // the first of them
+  bool complete = false;                       // reached the end
+};
+
 class Disk {
  public:
   // Blocking: run it off the main thread. Recovers a sealed disk that was not closed cleanly.
@@ -139,6 +158,19 @@ class Disk {
   // What the range holds from its beginning on, neighbours of one kind joined, at most `max`
   // pieces. Blocking.
   Result<std::vector<Extent>> extents(std::uint64_t offset, std::uint64_t length, std::size_t max);
+
+  // ---- sealed disks: the key area, and rotation of the data key (docs/rotation.md) ----
+  // All blocking; requests go on meanwhile, but for a moment in finish_epoch(). Other formats are
+  // refused with Kind::unsupported.
+  // Durable in both copies on return. Kind::exists when somebody replaced it meanwhile.
+  Error replace_key_area(const NewKeyArea& area);
+  // Replaces the key area; from its return on everything is written under `key`.
+  Error begin_epoch(const NewKeyArea& area, sealed::DataKey key);
+  // A pass from `spec.from` on. One that is stopped returns what it reached.
+  Result<RekeyReport> rekey(const RekeySpec& spec);
+  // Forgets every other epoch and its sessions, then replaces the key area. Kind::invalid_argument
+  // unless a whole verifying pass has found nothing since begin_epoch().
+  Error finish_epoch(const NewKeyArea& area);
 
   DiskFacts facts() const;
   std::uint64_t size() const;

@@ -301,6 +301,14 @@ Task<Error> RequestServer::zero_whole_blocks(QueueContext& q, std::uint64_t begi
   co_return Error();
 }
 
+Task<Error> RequestServer::rekey(QueueContext& q, std::uint64_t offset, std::uint64_t length,
+                                 SealedBackend& sealed, SealedBackend::Rekeyed& out) {
+  if (Error e = write_failure()) co_return e;
+  RangeLocks::Range range(locks_, offset, length);
+  co_await range;
+  co_return co_await sealed.rekey(q, {offset}, length, out);
+}
+
 Task<Error> RequestServer::flush(QueueContext& q) {
   if (settings_.read_only || settings_.cache == Cache::unsafe) co_return Error();
   if (Error e = write_failure()) co_return e;

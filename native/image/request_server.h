@@ -13,6 +13,7 @@
 #include "image/disk.h"
 #include "image/range_lock.h"
 #include "image/request_queue.h"
+#include "image/sealed_backend.h"
 
 namespace pqblk::image {
 
@@ -31,6 +32,9 @@ class RequestServer final : public RequestHandler {
   RequestServer(Backend& backend, Settings settings);
 
   void serve(RequestQueue& queue, Request& request) override;
+  // Sealed: SealedBackend::rekey() with other writers kept out of the range.
+  Task<Error> rekey(QueueContext& q, std::uint64_t offset, std::uint64_t length,
+                    SealedBackend& sealed, SealedBackend::Rekeyed& out);
   std::uint64_t size() const { return size_.load(std::memory_order_relaxed); }
   void set_size(std::uint64_t bytes) { size_.store(bytes, std::memory_order_relaxed); }
 

@@ -215,6 +215,11 @@ Task<Error> SealedBackend::rotate_session(QueueContext& q) {
   if (mine.session != session_.load(std::memory_order_relaxed) || mine.lane.has(1024)) {
     co_return Error();  // another queue has done it
   }
+  co_return co_await replace_session(q);
+}
+
+// Precondition: session_lock_ is held.
+Task<Error> SealedBackend::replace_session(QueueContext& q) {
   writers_.close();
   co_await writers_.drained();
   Error e = co_await checkpoint(q);

@@ -8,6 +8,7 @@
 //   sealed_zero.cc        discard and write-zeroes
 //   sealed_checkpoint.cc  the overlay's frozen half goes home
 //   sealed_recovery.cc    folding a log that was left behind
+//   sealed_rekey.cc       the key area, and moving to another epoch of the data key
 // docs/write-protocol.md names the invariants (I1 to I9) that comments refer to.
 #pragma once
 
@@ -84,10 +85,37 @@ class SealedBackend final : public Backend {
   const RecoveryReport& recovery() const { return recovery_; }
   const sealed::Extension& extension() const { return extension_; }
   std::uint32_t session_id() const;
+  const io::File& file() const { return file_; }
   // For check: the image's metadata and what the overlay says about slots. Quiesced.
   format::qcow2::Metadata& metadata() { return *meta_; }
   sealed::Overlay& overlay() { return overlay_; }
   const sealed::SealedGeometry& sealed_geometry() const { return geometry_; }
+  // ---- the key area and epochs of the data key (docs/rotation.md) ----
+  // Both copies, durable on return. Kind::exists when the key area is not of `generation` any more:
+  // somebody else has replaced it since it was read.
+  Task<Error> replace_key_area(QueueContext& q, const NewKeyArea& area);
+  // The key area, then every new session under this key: from its return on all that is written
+  // is. Errors: those of replace_key_area and Sessions::use_epoch.
+  Task<Error> begin_epoch(QueueContext& q, const NewKeyArea& area, sealed::DataKey key);
+  // Where the first sector from `at` on may be whose entry cluster exists, bytes; it looks at a
+  // bounded part of the disk, whose end it returns when there is none.
+  Task<Result<std::uint64_t>> next_written(QueueContext& q, std::uint64_t at);
+  struct Rekeyed {
+    std::uint64_t sectors = 0;           // written again
+    std::vector<std::uint64_t> damaged;  // of another epoch, and their tag does not hold
+  };
+  // Writes every sector of the range that is of another epoch again. The caller excludes other
+  // writers from the range; offset and length as for read().
+  Task<Error> rekey(QueueContext& q, GuestOffset at, std::uint64_t length, Rekeyed& out);
+  // How many sectors of the range are of another epoch. Any writers may be at work: what is of the
+  // current epoch stays so.
+  Task<Result<std::uint64_t>> count_other_epochs(QueueContext& q, GuestOffset at,
+                                                 std::uint64_t length);
+  // Sessions and keys of other epochs are forgotten, then the key area replaced. Quiesced.
+  // Precondition: count_other_epochs() found nothing since begin_epoch(), anywhere.
+  Task<Error> finish_epoch(QueueContext& q, const NewKeyArea& area);
+  std::uint32_t epoch() const { return sessions_->epoch(); }
+
   // Reads and authenticates sectors without giving plaintext out; calls `bad` for each that fails.
   Task<Error> verify(QueueContext& q, Sector first, std::uint64_t count,
                      const std::function<void(Sector)>& bad);
@@ -167,10 +195,18 @@ class SealedBackend final : public Backend {
   Task<Result<bool>> opens_at(QueueContext& q, Sector s, const sealed::Entry& entry,
                               std::uint64_t host);
 
+  // sealed_rekey.cc
+  struct RekeyRun;
+  Task<Error> check_key_area(QueueContext& q, const NewKeyArea& area);
+  bool of_other_epoch(const sealed::Entry& entry);
+  std::vector<RekeyRun> runs_to_rekey(Sector first, const std::vector<Resolved>& r);
+  Task<Error> rewrite_run(QueueContext& q, RekeyRun run, std::uint8_t* buffer, Rekeyed& out);
+
   // sealed_backend.cc
   Task<Error> ensure_session(QueueContext& q);
   Task<Error> begin_session(QueueContext& q);
   Task<Error> rotate_session(QueueContext& q);
+  Task<Error> replace_session(QueueContext& q);
   Task<Error> grow_session_table(QueueContext& q);
   Task<Error> enter_writer(QueueContext& q, std::uint64_t sectors);
   sealed::NonceLane& lane(QueueContext& q) { return lanes_[q.index].lane; }
@@ -193,6 +229,7 @@ class SealedBackend final : public Backend {
 
   AsyncMutex allocation_;  // mapping of unmapped slots; entry clusters
   AsyncMutex session_lock_;
+  AsyncMutex key_area_lock_;               // taken before session_lock_
   Gate writers_;                           // closed while a session ends
   std::atomic<std::uint32_t> session_{0};  // id; 0: none yet
   std::atomic<std::uint32_t> next_lane_{0};

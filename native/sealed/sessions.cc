@@ -1,5 +1,6 @@
 #include "sealed/sessions.h"
 
+#include <algorithm>
 #include <cassert>
 #include <ctime>
 
@@ -35,8 +36,9 @@ Error derive_key(const crypto::SecretKey& data_key, const char* label, const Ses
 
 }  // namespace
 
-Sessions::Sessions(const Extension& extension, const VolumeKeys& keys, const MacKeys& mac)
+Sessions::Sessions(const Extension& extension, VolumeKeys& keys, const MacKeys& mac)
     : keys_(keys),
+      epoch_(keys.current_epoch),
       mac_(mac),
       uuid_(extension.uuid),
       suite_(extension.suite),
@@ -79,8 +81,8 @@ Error Sessions::absorb(const AlignedBuffer& copy, bool& head_valid) {
 }
 
 Task<Result<std::unique_ptr<Sessions>>> Sessions::load(io::Queue& io, const io::File& file,
-                                                       const Extension& extension,
-                                                       const VolumeKeys& keys, const MacKeys& mac) {
+                                                       const Extension& extension, VolumeKeys& keys,
+                                                       const MacKeys& mac) {
   std::unique_ptr<Sessions> table(new Sessions(extension, keys, mac));
   AlignedBuffer copy[2] = {AlignedBuffer(table->length_), AlignedBuffer(table->length_)};
   bool valid[2] = {false, false};
@@ -138,6 +140,35 @@ const SessionKeys* Sessions::find(std::uint32_t id) {
   }
   recent.store(known->second.keys.get(), std::memory_order_release);
   return known->second.keys.get();
+}
+
+Error Sessions::use_epoch(DataKey key) {
+  if (key.epoch == 0) return Error(Kind::invalid_argument, "epochs count from 1");
+  std::lock_guard guard(mutex_);
+  const auto known = std::find_if(keys_.data.begin(), keys_.data.end(),
+                                  [&](const DataKey& k) { return k.epoch == key.epoch; });
+  if (known == keys_.data.end()) {
+    keys_.data.push_back(std::move(key));
+    epoch_.store(keys_.data.back().epoch, std::memory_order_release);
+    return {};
+  }
+  if (!crypto::equal_ct(known->key.bytes(), key.key.bytes())) {
+    return Error(Kind::wrong_key, "epoch " + std::to_string(key.epoch) + " has another data key");
+  }
+  epoch_.store(key.epoch, std::memory_order_release);
+  return {};
+}
+
+Task<Error> Sessions::forget_other_epochs(io::Queue& io, const io::File& file) {
+  const std::uint32_t keep = epoch();
+  {
+    std::lock_guard guard(mutex_);
+    for (auto& recent : recent_) recent.store(nullptr, std::memory_order_release);
+    std::erase_if(entries_, [&](const auto& known) { return known.second.raw.epoch != keep; });
+    std::erase_if(keys_.data, [&](const DataKey& key) { return key.epoch != keep; });
+  }
+  needs_repair_ = true;  // until both copies are written
+  co_return co_await repair(io, file);
 }
 
 bool Sessions::full() const {
@@ -205,7 +236,7 @@ Task<Result<const SessionKeys*>> Sessions::begin(io::Queue& io, const io::File& 
   SessionEntryRaw raw;
   std::memset(&raw, 0, sizeof raw);
   raw.id = high_water_ + 1;
-  raw.epoch = keys_.current_epoch;
+  raw.epoch = epoch();
   raw.created = static_cast<std::uint64_t>(std::time(nullptr));
   if (!planted(Fault::equal_session_salts)) {
     if (Error e = crypto::random_bytes(raw.salt)) co_return e;

@@ -31,16 +31,26 @@ struct SessionKeys {
 
 class Sessions {
  public:
-  // `keys` and `mac` must outlive this object. Loads the union of both copies.
+  // `keys` and `mac` must outlive this object, which alone uses the data keys from here on. Loads
+  // the union of both copies.
   static Task<Result<std::unique_ptr<Sessions>>> load(io::Queue& io, const io::File& file,
-                                                      const Extension& extension,
-                                                      const VolumeKeys& keys, const MacKeys& mac);
+                                                      const Extension& extension, VolumeKeys& keys,
+                                                      const MacKeys& mac);
   // Bytes of an empty table copy, for a new image.
   static AlignedBuffer empty_copy(std::size_t length, const Uuid& uuid, const MacKeys& mac);
 
   // Keys of a session, derived on first use; null when the table has no such session or the
   // volume keys lack its epoch. Any thread.
   const SessionKeys* find(std::uint32_t id);
+
+  // The epoch of new sessions. Any thread.
+  std::uint32_t epoch() const { return epoch_.load(std::memory_order_acquire); }
+  // New sessions are of this epoch from here on; a key that is there already must be the same.
+  // Any thread. Errors: invalid_argument (epoch 0), wrong_key.
+  Error use_epoch(DataKey key);
+  // Sessions and data keys of other epochs leave the table, both copies, and the memory.
+  // Precondition: no entry and no log block names one of them, and nobody is reading.
+  Task<Error> forget_other_epochs(io::Queue& io, const io::File& file);
 
   bool full() const;
   std::size_t count() const { return entries_.size(); }
@@ -52,7 +62,7 @@ class Sessions {
                       std::uint32_t length);
 
  private:
-  Sessions(const Extension& extension, const VolumeKeys& keys, const MacKeys& mac);
+  Sessions(const Extension& extension, VolumeKeys& keys, const MacKeys& mac);
   Error absorb(const AlignedBuffer& copy, bool& head_valid);
   Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry) const;
   void put_head(AlignedBuffer& image) const;
@@ -61,7 +71,8 @@ class Sessions {
   Task<Error> repair(io::Queue& io, const io::File& file);
   AlignedBuffer build_image() const;
 
-  const VolumeKeys& keys_;
+  VolumeKeys& keys_;  // its data keys: mutex_
+  std::atomic<std::uint32_t> epoch_;
   const MacKeys& mac_;
   const Uuid uuid_;
   const crypto::Suite suite_;

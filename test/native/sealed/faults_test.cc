@@ -27,6 +27,9 @@ struct Trap {
 
 const SealedShape kVolatile{};
 const SealedShape kSafe{.non_volatile = true};
+const SealedShape kRotating{.sectors = 12, .rotates = true};
+// Few sectors, so that a rotation ends soon, and no checkpoint but its own.
+const SealedShape kRotatingFast{.sectors = 4, .overlay_sectors_max = 1 << 20, .rotates = true};
 // Large writes that stay in the log fill it before it can go home.
 const SealedShape kFullLog{
     .sectors = 64, .cluster_bits = 16, .overlay_sectors_max = 1 << 20, .relocate_bytes_min = kGiB};
@@ -65,6 +68,11 @@ const Trap kTraps[] = {
     {Fault::skip_remap_check, "no check of a remapped cluster", kLargeClusters},
     {Fault::zero_base_as_damage, "a zero base taken for damage", kVolatile},
     {Fault::refcount_lowered_early, "a refcount lowered early", kVolatile},
+    {Fault::session_before_its_key, "a session before its key", kRotating, {.operations = 150}},
+    {Fault::forget_before_checkpoint,
+     "an epoch forgotten before the checkpoint",
+     kRotatingFast,
+     {.operations = 150}},
 };
 
 }  // namespace

@@ -20,6 +20,8 @@ struct Case {
 
 constexpr auto kChaCha = crypto::Suite::chacha20_poly1305;
 constexpr sim::CrashOptions kFailing{.fault_runs_one_in = 2};
+constexpr sim::CrashOptions kRotating{.operations = 150};
+constexpr sim::CrashOptions kFailingRotation{.operations = 150, .fault_runs_one_in = 2};
 constexpr sim::CrashOptions kBusy{.operations = 120, .clients = 8, .queues = 3};
 
 const Case kCases[] = {
@@ -38,6 +40,12 @@ const Case kCases[] = {
      {.suite = kChaCha, .non_volatile = true, .session_sectors_max = 20}},
     {"nothing relocates", {.relocate_bytes_min = kGiB}, kBusy},
     {"non-volatile and busy", {.sectors = 16, .non_volatile = true}, kBusy},
+    {"rotating", {.sectors = 12, .rotates = true}, kRotating},
+    {"rotating, non-volatile, tiny sessions",
+     {.sectors = 12, .non_volatile = true, .session_sectors_max = 20, .rotates = true},
+     kRotating},
+    {"rotating, 16 KiB clusters", {.sectors = 16, .cluster_bits = 14, .rotates = true}, kRotating},
+    {"failing I/O, rotating", {.sectors = 12, .rotates = true}, kFailingRotation},
     {"failing I/O", {}, kFailing},
     {"failing I/O, non-volatile", {.non_volatile = true}, kFailing},
     {"failing I/O, 64 KiB clusters", {.cluster_bits = 16}, kFailing},

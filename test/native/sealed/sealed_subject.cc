@@ -28,12 +28,67 @@ crypto::SecretKey key_of(std::uint8_t fill) {
   return std::move(*crypto::SecretKey::copy_of(bytes));
 }
 
+// What the key layer would keep in the key area: the epochs whose keys a volume has.
+struct Epochs {
+  std::uint8_t current = 1, next = 0;  // next: a rotation is under way
+  std::uint64_t generation = 0;        // of the key area that says so
+
+  image::NewKeyArea area(std::uint64_t replaced) const { return {blob(), replaced}; }
+  std::vector<std::uint8_t> blob() const {
+    std::vector<std::uint8_t> bytes(kKeyAreaBytes, 0x5a);
+    bytes[0] = current;
+    bytes[1] = next;
+    return bytes;
+  }
+  VolumeKeys keys() const {
+    VolumeKeys keys = test_keys();
+    keys.data.clear();
+    keys.data.push_back(test_data_key(current));
+    if (next != 0) keys.data.push_back(test_data_key(next));
+    keys.current_epoch = next != 0 ? next : current;
+    return keys;
+  }
+};
+
+Task<Result<Epochs>> epochs_of(io::Queue& io, const io::File& file) {
+  auto info = co_await read_public_info(io, file);
+  if (!info) co_return info.take_error();
+  if (info->key_area.empty()) co_return Error(Kind::corrupt, "no copy of the key area is valid");
+  co_return Epochs{info->key_area[0], info->key_area[1], info->key_area_generation};
+}
+
+// The next step of a rotation: begin one, or finish it when nothing of the old epoch is left.
+Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
+                          const SealedShape& shape) {
+  auto epochs = co_await epochs_of(q.io, backend.file());
+  if (!epochs) co_return epochs.take_error();
+  const std::uint8_t next = epochs->next;
+  Error e;
+  if (next == 0) {
+    const Epochs begun{epochs->current, static_cast<std::uint8_t>(epochs->current + 1)};
+    const image::NewKeyArea area = begun.area(epochs->generation);
+    e = co_await backend.begin_epoch(q, area, test_data_key(begun.next));
+  } else {
+    auto left = co_await backend.count_other_epochs(q, {0}, shape.sectors * kSectorSize);
+    if (!left) co_return left.take_error();
+    if (*left != 0 || backend.epoch() != next) co_return Error();
+    const image::NewKeyArea area = Epochs{next, 0}.area(epochs->generation);
+    e = co_await backend.finish_epoch(q, area);
+  }
+  if (e.kind() == Kind::exists) co_return Error();  // another one was faster
+  co_return e;
+}
+
 }  // namespace
+
+DataKey test_data_key(std::uint32_t epoch) {
+  return {epoch, key_of(static_cast<std::uint8_t>(0x21 + epoch))};
+}
 
 VolumeKeys test_keys() {
   VolumeKeys keys;
   keys.integrity = key_of(0x11);
-  keys.data.push_back({1, key_of(0x22)});
+  keys.data.push_back(test_data_key(1));
   keys.current_epoch = 1;
   return keys;
 }
@@ -51,7 +106,7 @@ CreateOptions create_options(const SealedShape& shape) {
   o.suite = shape.suite;
   o.uuid = test_uuid();
   o.log_bytes = shape.log_bytes;
-  o.key_area.assign(kKeyAreaBytes, 0x5a);
+  o.key_area = Epochs{}.blob();
   return o;
 }
 
@@ -81,7 +136,13 @@ sim::Subject sealed_subject(const SealedShape& shape) {
   };
   s.open = [shape](image::QueueContext& service,
                    const io::File& file) -> Task<Result<std::unique_ptr<image::Backend>>> {
-    auto opened = co_await image::SealedBackend::open(service, file, open_options(shape));
+    image::SealedOptions options = open_options(shape);
+    if (shape.rotates) {
+      auto epochs = co_await epochs_of(service.io, file);
+      if (!epochs) co_return epochs.take_error();
+      options.keys = epochs->keys();
+    }
+    auto opened = co_await image::SealedBackend::open(service, file, std::move(options));
     if (!opened) co_return opened.take_error();
     if ((*opened)->recovery().damaged != 0) {
       co_return Error(Kind::integrity, "recovery reports damage");
@@ -91,6 +152,24 @@ sim::Subject sealed_subject(const SealedShape& shape) {
   s.checkpoint = [](image::Backend& backend, image::QueueContext& q, bool) -> Task<Error> {
     co_return co_await static_cast<image::SealedBackend&>(backend).checkpoint(q);
   };
+  if (shape.rotates) {
+    s.checkpoint = [shape](image::Backend& backend, image::QueueContext& q,
+                           bool full) -> Task<Error> {
+      auto& sealed = static_cast<image::SealedBackend&>(backend);
+      if (full) co_return co_await step_rotation(sealed, q, shape);
+      co_return co_await sealed.checkpoint(q);
+    };
+    s.relocate = [shape](image::Backend& backend, image::QueueContext& q,
+                         std::uint64_t cluster) -> Task<Error> {
+      const std::uint64_t bytes = std::uint64_t{1} << shape.cluster_bits;
+      const std::uint64_t at = cluster * bytes;
+      image::SealedBackend::Rekeyed done;
+      Error e = co_await static_cast<image::SealedBackend&>(backend).rekey(
+          q, {at}, std::min(bytes, shape.sectors * kSectorSize - at), done);
+      if (!e && !done.damaged.empty()) e = Error(Kind::integrity, "rekey found damage");
+      co_return e;
+    };
+  }
   s.begin_run = [](std::uint64_t) {
     trace().reset();
     nonce_tracer.store(&consume);

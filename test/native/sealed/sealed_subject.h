@@ -21,9 +21,13 @@ struct SealedShape {
   std::uint64_t overlay_sectors_max = 24;
   std::uint64_t session_sectors_max = 64;
   std::uint64_t relocate_bytes_min = kSectorSize;  // whole clusters move whenever they may
+  // The data key rotates: relocations write again, full checkpoints begin a rotation or finish it.
+  bool rotates = false;
 };
 
 sealed::VolumeKeys test_keys();
+// The key of an epoch; epoch 1 is that of test_keys().
+sealed::DataKey test_data_key(std::uint32_t epoch);
 sealed::Uuid test_uuid();
 sealed::CreateOptions create_options(const SealedShape& shape);
 image::SealedOptions open_options(const SealedShape& shape);

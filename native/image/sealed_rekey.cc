@@ -1,0 +1,193 @@
+// The key area, and moving to another epoch of the data key (docs/rotation.md). See
+// sealed_backend.h.
+//
+// An entry names its session and a session its epoch, so re-encryption is ordinary writing: every
+// sector of another epoch is read and written again, whole clusters to fresh places. There is no
+// second mechanism, and nothing to recover beyond what every write recovers.
+
+#include <algorithm>
+
+#include "image/sealed_backend.h"
+#include "sealed/key_area.h"
+#include "sealed/planted_faults.h"
+
+namespace pqblk::image {
+
+using namespace sealed;  // NOLINT
+
+namespace {
+constexpr std::uint64_t kEntrySlotsLooked = 4096;  // by one call of next_written
+}
+
+struct SealedBackend::RekeyRun {
+  Sector first;
+  std::uint32_t count = 0;
+};
+
+// Precondition: key_area_lock_ is held.
+Task<Error> SealedBackend::check_key_area(QueueContext& q, const NewKeyArea& area) {
+  if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
+  if (log_->failed()) co_return log_->error();
+  if (area.blob.size() != kKeyAreaBytes) {
+    co_return Error(Kind::invalid_argument, "a key area has 65536 bytes");
+  }
+  auto found = co_await read_key_area(q.io, file_, extension_);
+  if (!found) co_return found.take_error();
+  if (found->generation == area.generation) co_return Error();
+  co_return Error(Kind::exists, "the key area was replaced meanwhile: read it again");
+}
+
+Task<Error> SealedBackend::replace_key_area(QueueContext& q, const NewKeyArea& area) {
+  AsyncMutex::Guard lock = co_await key_area_lock_.lock();
+  if (Error e = co_await check_key_area(q, area)) co_return e;
+  co_return co_await sealed::replace_key_area(q.io, file_, area.blob, true);
+}
+
+Task<Error> SealedBackend::begin_epoch(QueueContext& q, const NewKeyArea& area, DataKey key) {
+  AsyncMutex::Guard lock = co_await key_area_lock_.lock();
+  if (Error e = co_await check_key_area(q, area)) co_return e;
+  // Both copies hold the new key before the first session under it.
+  if (!planted(Fault::session_before_its_key)) {
+    if (Error e = co_await sealed::replace_key_area(q.io, file_, area.blob, true)) co_return e;
+  }
+  AsyncMutex::Guard sessions = co_await session_lock_.lock();
+  if (Error e = sessions_->use_epoch(std::move(key))) co_return e;
+  const std::uint32_t session = session_.load(std::memory_order_acquire);
+  if (session == 0) co_return Error();  // the first writer begins one
+  const SessionKeys* keys = sessions_->find(session);
+  if (keys != nullptr && keys->epoch == epoch()) co_return Error();
+  co_return co_await replace_session(q);
+}
+
+Task<Result<std::uint64_t>> SealedBackend::next_written(QueueContext& q, std::uint64_t at) {
+  const std::uint64_t end = geometry_.sectors();
+  std::uint64_t s = at >> kSectorShift;
+  for (std::uint64_t looked = 0; s < end && looked < kEntrySlotsLooked; ++looked) {
+    const Slot slot = geometry_.entry_slot({s});
+    Result<std::uint64_t> raw = co_await mapping(q.io, slot);
+    if (!raw) co_return raw.take_error();
+    if (l2_host(*raw) != 0) break;
+    s = geometry_.end_sector_of_entry_slot(slot).value;
+  }
+  co_return std::min(s, end) << kSectorShift;
+}
+
+bool SealedBackend::of_other_epoch(const Entry& entry) {
+  if (entry.state() != State::data) return false;
+  const SessionKeys* keys = sessions_->find(entry.session());
+  return keys == nullptr || keys->epoch != epoch();
+}
+
+// Clusters whose sectors all hold data go as a whole, so that write() relocates them: data is then
+// written once. Of others only the sectors that need it.
+std::vector<SealedBackend::RekeyRun> SealedBackend::runs_to_rekey(Sector first,
+                                                                  const std::vector<Resolved>& r) {
+  std::vector<RekeyRun> runs;
+  const auto add = [&](std::size_t from, std::size_t to) {
+    const Sector s{first.value + from};
+    if (!runs.empty() && runs.back().first.value + runs.back().count == s.value) {
+      runs.back().count += static_cast<std::uint32_t>(to - from);
+    } else {
+      runs.push_back({s, static_cast<std::uint32_t>(to - from)});
+    }
+  };
+  for (std::size_t from = 0; from < r.size();) {
+    const std::uint64_t cluster = geometry_.cluster_of({first.value + from}).value;
+    const std::uint64_t cluster_begin = cluster * geometry_.sectors_per_cluster();
+    const std::uint64_t cluster_end =
+        std::min(cluster_begin + geometry_.sectors_per_cluster(), geometry_.sectors());
+    const std::size_t to = std::min<std::size_t>(r.size(), cluster_end - first.value);
+    const auto begin = r.begin() + static_cast<std::ptrdiff_t>(from);
+    const auto end = r.begin() + static_cast<std::ptrdiff_t>(to);
+    const bool any = std::any_of(
+        begin, end, [this](const Resolved& x) { return of_other_epoch(x.version.entry); });
+    const bool all_data = std::all_of(
+        begin, end, [](const Resolved& x) { return x.version.entry.state() == State::data; });
+    if (any && all_data && to - from == cluster_end - cluster_begin) {
+      add(from, to);
+    } else if (any) {
+      for (std::size_t i = from; i < to; ++i) {
+        if (of_other_epoch(r[i].version.entry)) add(i, i + 1);
+      }
+    }
+    from = to;
+  }
+  return runs;
+}
+
+// A run that cannot be read as a whole is taken sector by sector, to name those that are damaged;
+// one that finds no room for whole clusters is overwritten in place, through the log.
+Task<Error> SealedBackend::rewrite_run(QueueContext& q, RekeyRun run, std::uint8_t* buffer,
+                                       Rekeyed& out) {
+  const GuestOffset at{run.first.value << kSectorShift};
+  const std::uint64_t bytes =
+      std::min(std::uint64_t{run.count} << kSectorShift,
+               align_up<std::uint64_t>(geometry_.size, kSectorSize) - at.bytes);
+  const iovec v{buffer, bytes};
+  const GuestBuffers data{{&v, 1}, 0, bytes};
+  Error e = co_await read(q, at, data);
+  if (e.kind() == Kind::integrity && run.count == 1) {
+    out.damaged.push_back(run.first.value);
+    co_return Error();
+  }
+  if (!e) e = co_await write(q, at, data, false);
+  if (!e) {
+    out.sectors += run.count;
+    co_return Error();
+  }
+  const bool split = e.kind() == Kind::integrity || e.kind() == Kind::no_space;
+  if (!split || run.count == 1) co_return e;
+  const std::uint32_t half = run.count / 2;
+  e = co_await rewrite_run(q, {run.first, half}, buffer, out);
+  if (e) co_return e;
+  const RekeyRun rest{{run.first.value + half}, run.count - half};
+  co_return co_await rewrite_run(q, rest, buffer, out);
+}
+
+Task<Error> SealedBackend::rekey(QueueContext& q, GuestOffset at, std::uint64_t length,
+                                 Rekeyed& out) {
+  const Sector first{at.bytes >> kSectorShift};
+  std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
+  if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {
+    co_return e;
+  }
+  const std::vector<RekeyRun> runs = runs_to_rekey(first, r);
+  if (runs.empty()) co_return Error();
+  r.clear();  // lets go of ciphertext
+  const QueueContext::Buffer buffer = q.buffer(std::size_t{length});
+  for (const RekeyRun& run : runs) {
+    if (Error e = co_await rewrite_run(q, run, buffer.data(), out)) co_return e;
+  }
+  crypto::wipe(buffer.data(), length);
+  co_return Error();
+}
+
+Task<Result<std::uint64_t>> SealedBackend::count_other_epochs(QueueContext& q, GuestOffset at,
+                                                              std::uint64_t length) {
+  const Sector first{at.bytes >> kSectorShift};
+  std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
+  if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {
+    co_return e;
+  }
+  co_return static_cast<std::uint64_t>(std::count_if(
+      r.begin(), r.end(), [this](const Resolved& x) { return of_other_epoch(x.version.entry); }));
+}
+
+Task<Error> SealedBackend::finish_epoch(QueueContext& q, const NewKeyArea& area) {
+  AsyncMutex::Guard lock = co_await key_area_lock_.lock();
+  if (Error e = co_await check_key_area(q, area)) co_return e;
+  // The log's header names a session too: one of the current epoch, from here on.
+  if (Error e = co_await ensure_session(q)) co_return e;
+  // Versions that are in the log only stand before older ones at home: after this, none does.
+  if (!planted(Fault::forget_before_checkpoint)) {
+    if (Error e = co_await checkpoint(q)) co_return e;
+  }
+  AsyncMutex::Guard sessions = co_await session_lock_.lock();
+  if (Error e = co_await sessions_->forget_other_epochs(q.io, file_)) {
+    if (e.kind() == Kind::io_error) log_->fail(e);  // see Log::sync
+    co_return e;
+  }
+  co_return co_await sealed::replace_key_area(q.io, file_, area.blob, true);
+}
+
+}  // namespace pqblk::image
