@@ -80,6 +80,11 @@ export interface NativeNbdServer extends NativeServer {
   stats(): Record<string, number>;
 }
 
+/** Listens already; `serve` is called once and settles when the agent has ended. */
+export interface NativeKeyAgent {
+  serve(token?: NativeToken): Promise<void>;
+}
+
 export interface NativeAddon {
   version: string;
   JobToken: new (onProgress?: (done: number, total: number) => void) => NativeToken;
@@ -94,6 +99,11 @@ export interface NativeAddon {
     expectedGeneration?: number;
     level?: boolean;
   }): Promise<void>;
+  handKeys(options: { fd: number; uuid: Uint8Array }, keys: NativeKeys): Promise<void>;
+  keyAgent(
+    options: { path: string; uuid: Uint8Array; count?: number; timeoutMs?: number },
+    keys: NativeKeys,
+  ): NativeKeyAgent;
   engineInfo(): Promise<unknown>;
   freeSpace(options: { path: string }): Promise<number>;
   inSystemDirectory(options: { path: string }): boolean;

@@ -6,6 +6,7 @@
 #include "node/channel.h"
 #include "node/disk_handle.h"
 #include "node/env.h"
+#include "node/hand_keys.h"
 #include "node/images.h"
 #include "node/job.h"
 #include "node/service_manager.h"
@@ -28,6 +29,8 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("diskInfo", Napi::Function::New(env, disk_info, "diskInfo"));
   exports.Set("checkDisk", Napi::Function::New(env, check_disk, "checkDisk"));
   exports.Set("replaceKeyArea", Napi::Function::New(env, replace_key_area, "replaceKeyArea"));
+  exports.Set("handKeys", Napi::Function::New(env, hand_keys, "handKeys"));
+  exports.Set("keyAgent", Napi::Function::New(env, key_agent, "keyAgent"));
   exports.Set("engineInfo", Napi::Function::New(env, engine_info, "engineInfo"));
   exports.Set("freeSpace", Napi::Function::New(env, free_space, "freeSpace"));
   exports.Set("notifyServiceManager",

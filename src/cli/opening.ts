@@ -33,11 +33,15 @@ const CACHES: readonly CacheMode[] = ['none', 'writeback', 'writethrough', 'unsa
 const ENGINES: readonly EngineName[] = ['auto', 'io_uring', 'aio', 'threads'];
 const ANY_BACKING = 'any';
 
-export interface OpenFlags extends StoreFlags, PassphraseFlags {
-  format?: DiskFormat;
+/** Which key unlocks a sealed disk, and what of its key area is accepted. */
+export interface KeyUseFlags extends StoreFlags, PassphraseFlags {
   key?: string | string[];
   allowRollback?: boolean;
   confirmVmk?: string;
+}
+
+export interface OpenFlags extends KeyUseFlags {
+  format?: DiskFormat;
   allowBacking?: string[];
   allowUnauthenticatedBacking?: boolean;
 }
@@ -62,12 +66,20 @@ export function keyOption(): Option {
   );
 }
 
-/** What every command needs to open a disk, but for the key: one opens, several may be sealed to. */
-export function addOpenOptions(command: Command): Command {
-  command.addOption(formatOption()).addOption(storeOption());
+/** What a command needs that unlocks a sealed disk without opening it. */
+export function addKeyUse(command: Command): Command {
+  return addAcceptance(command.addOption(keyOption()).addOption(storeOption()));
+}
+
+function addAcceptance(command: Command): Command {
   return addPassphraseOptions(command)
     .option('--allow-rollback', 'open a key area older than this host has seen')
-    .option('--confirm-vmk <hex>', 'open a disk whose master key was changed, by its check value')
+    .option('--confirm-vmk <hex>', 'open a disk whose master key was changed, by its check value');
+}
+
+/** What every command needs to open a disk, but for the key: one opens, several may be sealed to. */
+export function addOpenOptions(command: Command): Command {
+  return addAcceptance(command.addOption(formatOption()).addOption(storeOption()))
     .addOption(
       new Option('--allow-backing <file>', `backing file the disk may name; '${ANY_BACKING}': any`)
         .argParser(collect)

@@ -5,6 +5,7 @@
 import { createRequire } from 'node:module';
 import { Command, CommanderError } from 'commander';
 import { ERROR_TABLE } from '../errors.js';
+import { addAgent } from './agent.js';
 import { addAttach } from './attach.js';
 import { addBench } from './bench.js';
 import { addCheck } from './check.js';
@@ -23,6 +24,7 @@ import { addServe } from './serve.js';
 import { addSlot } from './slot.js';
 import { type Streams, Terminal } from './terminal.js';
 import { addToken } from './token.js';
+import { addUnlock } from './unlock.js';
 
 const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
 
@@ -41,6 +43,8 @@ const COMMANDS = [
   addServe,
   addAttach,
   addDetach,
+  addAgent,
+  addUnlock,
   addBench,
   addExitCodes,
 ];

@@ -22,6 +22,7 @@ export {
   type Preallocation,
 } from './create.js';
 export { createAndOpenDisk, Disk, openDisk, type WriteOptions, type ZeroOptions } from './disk.js';
+export { handKeys, type KeyAgentOptions, serveKeys } from './hand-keys.js';
 export {
   type CheckDiskOptions,
   type CheckResult,
