@@ -4,17 +4,22 @@
 // middle of that, and another takes its place; the guest notices nothing and powers off. Then the
 // host opens the disk and compares what is in it with what the guest said it wrote. The processor is
 // emulated unless `--kvm` says otherwise. The exit code is 1 when any proof fails.
-import { spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
-import { existsSync, mkdtempSync, rmSync } from 'node:fs';
-import { tmpdir } from 'node:os';
+import { rmSync } from 'node:fs';
 import { join } from 'node:path';
-import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { fsckComplaint } from './demo/ext4.mjs';
-import { fetchGuest, makeInitramfs, makeRootfs, run } from './demo/guest.mjs';
+import {
+  fetchGuest,
+  findQemu,
+  machine,
+  makeInitramfs,
+  makeRootfs,
+  QEMU,
+  ROOT_ON_VDA,
+  run,
+} from './demo/guest.mjs';
 import { commandLine } from './demo/pqblk.mjs';
+import { start, startPqblk, workplace } from './demo/processes.mjs';
 import * as report from './demo/report.mjs';
 
 const MiB = 2 ** 20;
@@ -22,24 +27,10 @@ const ROOT_BYTES = 256 * MiB;
 const BOOT_LIMIT_MS = 240_000;
 const KILLS = 2;
 const FILES = 24;
-const MAIN = fileURLToPath(new URL('../dist/cli/main.js', import.meta.url));
 
-// KVM inside of a virtual machine may exist and still not run a guest: it has to be asked for.
-const ACCELERATOR = process.argv.includes('--kvm') ? 'kvm' : 'tcg';
-const QEMU = 'qemu-system-x86_64';
-if (spawnSync(QEMU, ['--version']).status !== 0) {
-  console.error(`demo:vm: ${QEMU} is missing: apt-get install qemu-system-x86`);
-  process.exit(1);
-}
-const dir = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), 'pqblk-vm-'));
+const dir = workplace('pqblk-vm-');
 const at = (name) => join(dir, name);
-const children = new Set();
-const cleanUp = () => {
-  for (const child of children) child.kill('SIGKILL');
-  rmSync(dir, { recursive: true, force: true });
-};
-for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
-process.on('exit', cleanUp);
+findQemu('demo:vm');
 
 const pqblk = commandLine({ PQBLK_KEYS: at('keys') });
 
@@ -60,47 +51,26 @@ const GUEST_SCRIPT = [
   'mount -o remount,ro /; sync; poweroff -f',
 ];
 
-/** A process whose lines on stdout are looked at as they come. */
-function start(file, args, env = {}) {
-  const stdio = ['ignore', 'pipe', 'pipe'];
-  const child = spawn(file, args, { env: { ...process.env, ...env }, stdio });
-  children.add(child);
-  child.lines = createInterface({ input: child.stdout });
-  child.complaint = '';
-  child.stderr.on('data', (text) => {
-    child.complaint += text;
-  });
-  child.ended = once(child, 'close').then(() => children.delete(child));
-  return child;
-}
+const serve = () =>
+  startPqblk(
+    [
+      ...['serve', at('disk.sealed'), '--key', 'vm', '--vhost-user', at('s'), '--queues', '2'],
+      ...['--cache', 'writeback'],
+    ],
+    { PQBLK_KEYS: at('keys') },
+  );
 
-async function serve() {
-  const words = ['serve', at('disk.sealed'), '--key', 'vm', '--vhost-user', at('s')];
-  const child = start(process.execPath, [MAIN, ...words, '--queues', '2', '--cache', 'writeback'], {
-    PQBLK_KEYS: at('keys'),
-  });
-  const ready = await Promise.race([once(child.lines, 'line'), child.ended]);
-  if (!Array.isArray(ready)) throw new Error(`the server did not start: ${child.complaint}`);
-  return child;
-}
-
-function boot(guest) {
-  const memory = 'memory-backend-memfd,id=ram,size=256M,share=on';
-  return start(QEMU, [
-    ...['-nodefaults', '-no-reboot', '-display', 'none', '-serial', 'stdio'],
-    ...['-accel', ACCELERATOR, '-cpu', 'qemu64', '-smp', '2', '-m', '256M'],
-    ...['-object', memory, '-machine', 'q35,memory-backend=ram'],
+const boot = (guest) =>
+  start(QEMU, [
+    ...machine(guest, at('initramfs')),
     ...['-chardev', `socket,id=disk,path=${at('s')},reconnect=1`],
     ...['-device', 'vhost-user-blk-pci,chardev=disk,num-queues=2'],
-    ...['-kernel', guest.kernel, '-initrd', at('initramfs')],
-    ...['-append', 'console=ttyS0 quiet panic=-1'],
   ]);
-}
 
 function prepare() {
   report.heading('A sealed disk with a root filesystem in it');
   const guest = fetchGuest();
-  makeInitramfs(guest, at('early'), at('initramfs'));
+  makeInitramfs(guest, at('early'), at('initramfs'), ROOT_ON_VDA);
   makeRootfs(guest, at('tree'), at('root.raw'), ROOT_BYTES, GUEST_SCRIPT);
   pqblk.text(['key', 'gen', 'vm', '--no-passphrase']);
   const words = ['import', at('root.raw'), at('disk.sealed'), '--key', 'vm'];
