@@ -3,11 +3,13 @@
 //
 //   bench_vhost PATH raw|qcow2|sealed randread|randwrite|read|write [bs=4096] [depth=32] [queues=1]
 //               [rings=QUEUES] [size=1073741824] [ms=3000] [direct=0|1] [create=1] [fill=1]
-//               [packed=0|1] [indirect=0|1] [event_idx=1] [wait=poll|call]
-//   bench_vhost SOCKET attach PATTERN ...        measures somebody else's server
+//               [packed=0|1] [indirect=0|1] [event_idx=1] [wait=poll|call] [stay=MS] [json=1]
+//   bench_vhost SOCKET attach PATTERN ...        measures a server that runs: ours or another's
 //
 // `create` makes the image first (sealed: with keys of zeros), `fill` writes all of it once. A ring
 // is driven by a thread of its own, which looks for answers (poll) or sleeps until called (call).
+// `stay` keeps the connection for so long after the load, without a request; `json` prints one
+// object.
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -162,9 +164,17 @@ void measure(const std::string& socket, std::uint32_t rings, Options& o) {
     latency.merge(result.latency);
   }
   const double bytes = std::stod(o["bs"]);
-  std::printf("%s, %u ring(s): %.0f IOPS, %.0f MB/s; mean %.1f us, p99 %.1f us\n",
-              o["pattern"].c_str(), rings, sum, sum * bytes / 1e6, latency.mean_ns() / 1000.0,
-              static_cast<double>(latency.percentile_ns(99)) / 1000.0);
+  if (o.count("json") != 0) {
+    std::printf("{\"iops\": %.0f, \"mean_us\": %.1f, \"p99_us\": %.1f}\n", sum,
+                latency.mean_ns() / 1000.0,
+                static_cast<double>(latency.percentile_ns(99)) / 1000.0);
+  } else {
+    std::printf("%s, %u ring(s): %.0f IOPS, %.0f MB/s; mean %.1f us, p99 %.1f us\n",
+                o["pattern"].c_str(), rings, sum, sum * bytes / 1e6, latency.mean_ns() / 1000.0,
+                static_cast<double>(latency.percentile_ns(99)) / 1000.0);
+  }
+  std::fflush(stdout);
+  std::this_thread::sleep_for(std::chrono::milliseconds(std::stoull(o["stay"])));
 }
 
 }  // namespace
@@ -172,9 +182,9 @@ void measure(const std::string& socket, std::uint32_t rings, Options& o) {
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   const std::string path = argv[1], what = argv[2];
-  Options o{{"bs", "4096"},   {"depth", "32"},    {"queues", "1"},     {"size", "1073741824"},
-            {"ms", "3000"},   {"direct", "0"},    {"packed", "0"},     {"indirect", "0"},
-            {"wait", "poll"}, {"event_idx", "1"}, {"pattern", argv[3]}};
+  Options o{{"bs", "4096"},   {"depth", "32"},    {"queues", "1"}, {"size", "1073741824"},
+            {"ms", "3000"},   {"direct", "0"},    {"packed", "0"}, {"indirect", "0"},
+            {"wait", "poll"}, {"event_idx", "1"}, {"stay", "0"},   {"pattern", argv[3]}};
   for (int i = 4; i < argc; ++i) {
     const std::string text = argv[i];
     const std::size_t at = text.find('=');
