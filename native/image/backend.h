@@ -142,12 +142,6 @@ struct BackendFacts {
   std::string id;  // serial of the volume, up to 20 characters; empty: none of its own
 };
 
-// A key area that replaces the one of that generation (PublicInfo::key_area_generation).
-struct NewKeyArea {
-  std::vector<std::uint8_t> blob;  // 65536 bytes
-  std::uint64_t generation = 0;
-};
-
 enum ZeroFlags : std::uint32_t { kZeroUnmap = 1 };  // virtio VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP
 
 class Backend {

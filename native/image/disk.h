@@ -19,6 +19,7 @@
 #include "crypto/aead.h"
 #include "image/backend.h"
 #include "io/queue.h"
+#include "sealed/backend_api.h"
 #include "sealed/keys.h"
 #include "storage/file.h"
 
@@ -162,15 +163,15 @@ class Disk {
   // ---- sealed disks: the key area, and rotation of the data key (docs/rotation.md) ----
   // All blocking; requests go on meanwhile, but for a moment in finish_epoch(). Other formats are
   // refused with Kind::unsupported.
-  // Durable in both copies on return. Kind::exists when somebody replaced it meanwhile.
-  Error replace_key_area(const NewKeyArea& area);
-  // Replaces the key area; from its return on everything is written under `key`.
-  Error begin_epoch(const NewKeyArea& area, sealed::DataKey key);
+  // sealed::replace_key_area() while the disk is in use.
+  Error change_key_area(const sealed::KeyAreaChange& change);
+  // From its return on everything is written under `key`, which both copies of the key area hold.
+  Error begin_epoch(sealed::DataKey key);
   // A pass from `spec.from` on. One that is stopped returns what it reached.
   Result<RekeyReport> rekey(const RekeySpec& spec);
-  // Forgets every other epoch and its sessions, then replaces the key area. Kind::invalid_argument
-  // unless a whole verifying pass has found nothing since begin_epoch().
-  Error finish_epoch(const NewKeyArea& area);
+  // Forgets every other epoch and its sessions; then the key area need not hold them any more.
+  // Kind::invalid_argument unless a whole verifying pass has found nothing since begin_epoch().
+  Error finish_epoch();
 
   DiskFacts facts() const;
   std::uint64_t size() const;

@@ -87,21 +87,22 @@ Error Disk::Impl::check_sealed() const {
   return {};
 }
 
-Error Disk::replace_key_area(const NewKeyArea& area) {
+Error Disk::change_key_area(const sealed::KeyAreaChange& change) {
   Impl& impl = *impl_;
   std::lock_guard guard(impl.control);
   if (Error e = impl.check_sealed()) return e;
-  return io::run_sync(impl.service->ring(),
-                      [&] { return impl.sealed->replace_key_area(impl.service->context(), area); });
+  return io::run_sync(impl.service->ring(), [&] {
+    return impl.sealed->change_key_area(impl.service->context(), change);
+  });
 }
 
-Error Disk::begin_epoch(const NewKeyArea& area, sealed::DataKey key) {
+Error Disk::begin_epoch(sealed::DataKey key) {
   Impl& impl = *impl_;
   std::lock_guard guard(impl.control);
   if (Error e = impl.check_sealed()) return e;
   impl.verified_epoch = 0;
   return io::run_sync(impl.service->ring(), [&] {
-    return impl.sealed->begin_epoch(impl.service->context(), area, std::move(key));
+    return impl.sealed->begin_epoch(impl.service->context(), std::move(key));
   });
 }
 
@@ -176,7 +177,7 @@ Result<RekeyReport> Disk::rekey(const RekeySpec& spec) {
   }
 }
 
-Error Disk::finish_epoch(const NewKeyArea& area) {
+Error Disk::finish_epoch() {
   Impl& impl = *impl_;
   std::lock_guard guard(impl.control);
   if (Error e = impl.check_sealed()) return e;
@@ -187,8 +188,9 @@ Error Disk::finish_epoch(const NewKeyArea& area) {
         .in(impl.file.path);
   }
   for (auto& queue : impl.queues) queue->pause();
-  Error e = io::run_sync(impl.service->ring(),
-                         [&] { return impl.sealed->finish_epoch(impl.service->context(), area); });
+  Error e = io::run_sync(impl.service->ring(), [&] {
+    return impl.sealed->finish_epoch(impl.service->context(), impl.verified_epoch);
+  });
   for (auto& queue : impl.queues) queue->resume();
   return e;
 }

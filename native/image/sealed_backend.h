@@ -91,12 +91,11 @@ class SealedBackend final : public Backend {
   sealed::Overlay& overlay() { return overlay_; }
   const sealed::SealedGeometry& sealed_geometry() const { return geometry_; }
   // ---- the key area and epochs of the data key (docs/rotation.md) ----
-  // Both copies, durable on return. Kind::exists when the key area is not of `generation` any more:
-  // somebody else has replaced it since it was read.
-  Task<Error> replace_key_area(QueueContext& q, const NewKeyArea& area);
-  // The key area, then every new session under this key: from its return on all that is written
-  // is. Errors: those of replace_key_area and Sessions::use_epoch.
-  Task<Error> begin_epoch(QueueContext& q, const NewKeyArea& area, sealed::DataKey key);
+  // sealed::replace_key_area() on the open file.
+  Task<Error> change_key_area(QueueContext& q, const sealed::KeyAreaChange& change);
+  // Every new session is under this key: from its return on all that is written is. Precondition:
+  // both copies of the key area hold it. Errors: those of Sessions::use_epoch.
+  Task<Error> begin_epoch(QueueContext& q, sealed::DataKey key);
   // Where the first sector from `at` on may be whose entry cluster exists, bytes; it looks at a
   // bounded part of the disk, whose end it returns when there is none.
   Task<Result<std::uint64_t>> next_written(QueueContext& q, std::uint64_t at);
@@ -111,9 +110,10 @@ class SealedBackend final : public Backend {
   // current epoch stays so.
   Task<Result<std::uint64_t>> count_other_epochs(QueueContext& q, GuestOffset at,
                                                  std::uint64_t length);
-  // Sessions and keys of other epochs are forgotten, then the key area replaced. Quiesced.
-  // Precondition: count_other_epochs() found nothing since begin_epoch(), anywhere.
-  Task<Error> finish_epoch(QueueContext& q, const NewKeyArea& area);
+  // Sessions and keys of other epochs are forgotten; then the key area need not hold them any more.
+  // Quiesced. `verified`: the epoch; count_other_epochs() has found nothing since it was begun,
+  // anywhere. Kind::canceled when it is not the current one any more.
+  Task<Error> finish_epoch(QueueContext& q, std::uint32_t verified);
   std::uint32_t epoch() const { return sessions_->epoch(); }
 
   // Reads and authenticates sectors without giving plaintext out; calls `bad` for each that fails.
@@ -197,7 +197,6 @@ class SealedBackend final : public Backend {
 
   // sealed_rekey.cc
   struct RekeyRun;
-  Task<Error> check_key_area(QueueContext& q, const NewKeyArea& area);
   bool of_other_epoch(const sealed::Entry& entry);
   std::vector<RekeyRun> runs_to_rekey(Sector first, const std::vector<Resolved>& r);
   Task<Error> rewrite_run(QueueContext& q, RekeyRun run, std::uint8_t* buffer, Rekeyed& out);
@@ -229,7 +228,6 @@ class SealedBackend final : public Backend {
 
   AsyncMutex allocation_;  // mapping of unmapped slots; entry clusters
   AsyncMutex session_lock_;
-  AsyncMutex key_area_lock_;               // taken before session_lock_
   Gate writers_;                           // closed while a session ends
   std::atomic<std::uint32_t> session_{0};  // id; 0: none yet
   std::atomic<std::uint32_t> next_lane_{0};

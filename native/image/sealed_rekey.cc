@@ -8,7 +8,6 @@
 #include <algorithm>
 
 #include "image/sealed_backend.h"
-#include "sealed/key_area.h"
 #include "sealed/planted_faults.h"
 
 namespace pqblk::image {
@@ -24,33 +23,15 @@ struct SealedBackend::RekeyRun {
   std::uint32_t count = 0;
 };
 
-// Precondition: key_area_lock_ is held.
-Task<Error> SealedBackend::check_key_area(QueueContext& q, const NewKeyArea& area) {
+Task<Error> SealedBackend::change_key_area(QueueContext& q, const KeyAreaChange& change) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
   if (log_->failed()) co_return log_->error();
-  if (area.blob.size() != kKeyAreaBytes) {
-    co_return Error(Kind::invalid_argument, "a key area has 65536 bytes");
-  }
-  auto found = co_await read_key_area(q.io, file_, extension_);
-  if (!found) co_return found.take_error();
-  if (found->generation == area.generation) co_return Error();
-  co_return Error(Kind::exists, "the key area was replaced meanwhile: read it again");
+  co_return co_await sealed::replace_key_area(q.io, file_, change);
 }
 
-Task<Error> SealedBackend::replace_key_area(QueueContext& q, const NewKeyArea& area) {
-  AsyncMutex::Guard lock = co_await key_area_lock_.lock();
-  if (Error e = co_await check_key_area(q, area)) co_return e;
-  co_return co_await sealed::replace_key_area(q.io, file_, area.blob, true);
-}
-
-Task<Error> SealedBackend::begin_epoch(QueueContext& q, const NewKeyArea& area, DataKey key) {
-  AsyncMutex::Guard lock = co_await key_area_lock_.lock();
-  if (Error e = co_await check_key_area(q, area)) co_return e;
-  // Both copies hold the new key before the first session under it.
-  if (!planted(Fault::session_before_its_key)) {
-    if (Error e = co_await sealed::replace_key_area(q.io, file_, area.blob, true)) co_return e;
-  }
-  AsyncMutex::Guard sessions = co_await session_lock_.lock();
+Task<Error> SealedBackend::begin_epoch(QueueContext& q, DataKey key) {
+  if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
+  AsyncMutex::Guard lock = co_await session_lock_.lock();
   if (Error e = sessions_->use_epoch(std::move(key))) co_return e;
   const std::uint32_t session = session_.load(std::memory_order_acquire);
   if (session == 0) co_return Error();  // the first writer begins one
@@ -173,21 +154,23 @@ Task<Result<std::uint64_t>> SealedBackend::count_other_epochs(QueueContext& q, G
       r.begin(), r.end(), [this](const Resolved& x) { return of_other_epoch(x.version.entry); }));
 }
 
-Task<Error> SealedBackend::finish_epoch(QueueContext& q, const NewKeyArea& area) {
-  AsyncMutex::Guard lock = co_await key_area_lock_.lock();
-  if (Error e = co_await check_key_area(q, area)) co_return e;
+Task<Error> SealedBackend::finish_epoch(QueueContext& q, std::uint32_t verified) {
+  if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
   // The log's header names a session too: one of the current epoch, from here on.
-  if (Error e = co_await ensure_session(q)) co_return e;
+  if (!planted(Fault::forget_session_of_log)) {
+    if (Error e = co_await ensure_session(q)) co_return e;
+  }
   // Versions that are in the log only stand before older ones at home: after this, none does.
   if (!planted(Fault::forget_before_checkpoint)) {
     if (Error e = co_await checkpoint(q)) co_return e;
   }
-  AsyncMutex::Guard sessions = co_await session_lock_.lock();
-  if (Error e = co_await sessions_->forget_other_epochs(q.io, file_)) {
-    if (e.kind() == Kind::io_error) log_->fail(e);  // see Log::sync
-    co_return e;
+  AsyncMutex::Guard lock = co_await session_lock_.lock();
+  if (verified != epoch()) {
+    co_return Error(Kind::canceled, "another epoch was begun meanwhile").in(file_.path);
   }
-  co_return co_await sealed::replace_key_area(q.io, file_, area.blob, true);
+  Error e = co_await sessions_->forget_other_epochs(q.io, file_);
+  if (e.kind() == Kind::io_error) log_->fail(e);  // see Log::sync
+  co_return e;
 }
 
 }  // namespace pqblk::image

@@ -29,7 +29,7 @@ enum class Fault : std::uint8_t {
   skip_remap_check,             // recovery does not check a remapped cluster's other sectors
   zero_base_as_damage,          // recovery reports a zero base as damage
   refcount_lowered_early,       // a refcount lowered before the home mapping is flushed
-  session_before_its_key,       // a session of an epoch that the key area does not hold
+  forget_session_of_log,        // a session forgotten that the log's header names
   forget_before_checkpoint,     // an epoch forgotten while home still names it
   count_
 };

@@ -66,9 +66,9 @@ class SealedDisk {
     return std::move(*found);
   }
   // A key area full of `mark`, in place of the one that is there.
-  NewKeyArea next_area(std::uint8_t mark) {
+  sealed::KeyAreaChange next_area(std::uint8_t mark) {
     return {std::vector<std::uint8_t>(sealed::kKeyAreaBytes, mark),
-            info().sealed->key_area_generation};
+            info().sealed->key_area_generation, true};
   }
   const std::string& path() const { return file_.path(); }
 
@@ -171,10 +171,11 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
   for (Guest& guest : guests) threads.emplace_back([&] { guest.work(stop); });
-  CHECK_FALSE(disk->begin_epoch(sealed.next_area(2), pqblk::test::test_data_key(2)));
+  CHECK_FALSE(disk->change_key_area(sealed.next_area(2)));
+  CHECK_FALSE(disk->begin_epoch(pqblk::test::test_data_key(2)));
 
   // Not before everything was rewritten, and known to be.
-  CHECK(disk->finish_epoch(sealed.next_area(3)).kind() == Kind::invalid_argument);
+  CHECK(disk->finish_epoch().kind() == Kind::invalid_argument);
   RekeySpec part;
   part.progress = [](std::uint64_t done, std::uint64_t) { return done < kSize / 2; };
   auto first = disk->rekey(part);
@@ -184,13 +185,15 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   auto second = disk->rekey({.from = first->reached});
   REQUIRE(second);
   CHECK(second->complete);
-  CHECK(disk->finish_epoch(sealed.next_area(3)).kind() == Kind::invalid_argument);
+  CHECK(disk->finish_epoch().kind() == Kind::invalid_argument);
   auto verified = disk->rekey({.verify = true});
   REQUIRE(verified);
   CHECK(verified->sectors == 0);
-  CHECK(disk->finish_epoch({std::vector<std::uint8_t>(sealed::kKeyAreaBytes, 3), 1}).kind() ==
-        Kind::exists);  // somebody else's key area is not written over
-  CHECK_FALSE(disk->finish_epoch(sealed.next_area(3)));
+  CHECK_FALSE(disk->finish_epoch());
+  sealed::KeyAreaChange stale = sealed.next_area(3);
+  --stale.expected_generation;
+  CHECK(disk->change_key_area(stale).kind() == Kind::locked);  // somebody else's is not lost
+  CHECK_FALSE(disk->change_key_area(sealed.next_area(3)));
   stop = true;
   for (std::thread& thread : threads) thread.join();
   for (Guest& guest : guests) CHECK(guest.all_right(*disk));
@@ -240,13 +243,13 @@ TEST_CASE("a rotation keeps to its limits, and names what it cannot read") {
   auto verified = disk->rekey({.verify = true});
   REQUIRE(verified);
   CHECK(verified->sectors == 1);
-  CHECK(disk->finish_epoch(sealed.next_area(3)).kind() == Kind::invalid_argument);
+  CHECK(disk->finish_epoch().kind() == Kind::invalid_argument);
 
   // The guest writes over it, and the rotation can end.
   std::vector<std::uint8_t> block(4096, 6);
   REQUIRE_FALSE(transfer(*disk, 0, RequestType::out, report->damaged_sectors[0] * 4096, block));
   REQUIRE(disk->rekey({.verify = true}));
-  CHECK_FALSE(disk->finish_epoch(sealed.next_area(3)));
+  CHECK_FALSE(disk->finish_epoch());
   CHECK(disk->rekey({.share = 0}).error().kind() == Kind::invalid_argument);
   REQUIRE_FALSE(disk->close());
 }

@@ -33,7 +33,6 @@ struct Epochs {
   std::uint8_t current = 1, next = 0;  // next: a rotation is under way
   std::uint64_t generation = 0;        // of the key area that says so
 
-  image::NewKeyArea area(std::uint64_t replaced) const { return {blob(), replaced}; }
   std::vector<std::uint8_t> blob() const {
     std::vector<std::uint8_t> bytes(kKeyAreaBytes, 0x5a);
     bytes[0] = current;
@@ -53,7 +52,7 @@ struct Epochs {
 Task<Result<Epochs>> epochs_of(io::Queue& io, const io::File& file) {
   auto info = co_await read_public_info(io, file);
   if (!info) co_return info.take_error();
-  if (info->key_area.empty()) co_return Error(Kind::corrupt, "no copy of the key area is valid");
+  if (info->key_area.empty()) co_return Error(Kind::io_error, "no copy of the key area was read");
   co_return Epochs{info->key_area[0], info->key_area[1], info->key_area_generation};
 }
 
@@ -62,21 +61,26 @@ Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
                           const SealedShape& shape) {
   auto epochs = co_await epochs_of(q.io, backend.file());
   if (!epochs) co_return epochs.take_error();
-  const std::uint8_t next = epochs->next;
-  Error e;
-  if (next == 0) {
-    const Epochs begun{epochs->current, static_cast<std::uint8_t>(epochs->current + 1)};
-    const image::NewKeyArea area = begun.area(epochs->generation);
-    e = co_await backend.begin_epoch(q, area, test_data_key(begun.next));
-  } else {
-    auto left = co_await backend.count_other_epochs(q, {0}, shape.sectors * kSectorSize);
-    if (!left) co_return left.take_error();
-    if (*left != 0 || backend.epoch() != next) co_return Error();
-    const image::NewKeyArea area = Epochs{next, 0}.area(epochs->generation);
-    e = co_await backend.finish_epoch(q, area);
+  const auto replace = [&](Epochs with) -> Task<Error> {
+    KeyAreaChange change;
+    change.blob = with.blob();
+    change.expected_generation = epochs->generation;
+    change.level = true;
+    Error e = co_await backend.change_key_area(q, change);
+    co_return e.kind() == Kind::locked ? Error() : std::move(e);  // another one was faster
+  };
+  if (epochs->next == 0) {
+    co_return co_await replace({epochs->current, static_cast<std::uint8_t>(epochs->current + 1)});
   }
-  if (e.kind() == Kind::exists) co_return Error();  // another one was faster
-  co_return e;
+  if (backend.epoch() != epochs->next) {
+    co_return co_await backend.begin_epoch(q, test_data_key(epochs->next));
+  }
+  auto left = co_await backend.count_other_epochs(q, {0}, shape.sectors * kSectorSize);
+  if (!left) co_return left.take_error();
+  if (*left != 0) co_return Error();
+  Error e = co_await backend.finish_epoch(q, epochs->next);
+  if (e) co_return e.kind() == Kind::canceled ? Error() : std::move(e);  // as above
+  co_return co_await replace({epochs->next, 0});
 }
 
 }  // namespace
