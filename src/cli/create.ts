@@ -8,6 +8,7 @@ import { showInfo } from './info.js';
 import { addMakeOptions, type MakeFlags, makeOptions } from './making.js';
 import { FORMATS } from './opening.js';
 import { examples, jsonOption, parseCount, sizeArgument, storeOption } from './options.js';
+import { policyOption } from './policy.js';
 import type { Terminal } from './terminal.js';
 
 const VERSIONS = { '0.10': 2, '1.1': 3, '2': 2, '3': 3 } as const;
@@ -43,6 +44,7 @@ export function addCreate(program: Command, terminal: Terminal): void {
     )
     .option('--force', 'replace a file that is there; allow directories of the system')
     .addOption(storeOption())
+    .addOption(policyOption())
     .addOption(jsonOption())
     .addHelpText(
       'after',

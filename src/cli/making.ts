@@ -1,8 +1,18 @@
 // Room cli/: options that say what a new disk shall be, shared by `create` and `import`.
 import { type Command, Option } from 'commander';
 import { PqblkError } from '../errors.js';
-import type { CreateDiskOptions, DiskFormat, Preallocation } from '../index.js';
+import {
+  type CreateDiskOptions,
+  type DiskFormat,
+  describeRecipients,
+  type KeyStore,
+  type Preallocation,
+  type Recipient,
+  requireAllowed,
+  SlotRole,
+} from '../index.js';
 import { collect, openStore, recipientOf, type StoreFlags, sizeArgument } from './options.js';
+import { type PolicyFlags, policyOf } from './policy.js';
 
 const PREALLOCATIONS: readonly Preallocation[] = ['off', 'metadata', 'falloc', 'full'];
 const SUITES = {
@@ -13,6 +23,7 @@ const SUITES = {
 /** Options of `create` and `import` that mean something for these formats only. */
 const ONLY_FOR: Readonly<Record<string, readonly DiskFormat[]>> = {
   key: ['sealed'],
+  recoveryKey: ['sealed'],
   suite: ['sealed'],
   logSize: ['sealed'],
   clusterSize: ['qcow2', 'sealed'],
@@ -23,8 +34,9 @@ const ONLY_FOR: Readonly<Record<string, readonly DiskFormat[]>> = {
   compat: ['qcow2'],
 };
 
-export interface MakeFlags extends StoreFlags {
+export interface MakeFlags extends StoreFlags, PolicyFlags {
   key?: string[];
+  recoveryKey?: string[];
   suite?: keyof typeof SUITES;
   clusterSize?: number;
   logSize?: number;
@@ -39,6 +51,12 @@ export function addMakeOptions(command: Command): Command {
         '--key <name|file>',
         'sealed: who may open it, a key of the store or a file of `pqblk key export` (with a slash in ' +
           'its name); may be repeated',
+      ).argParser(collect),
+    )
+    .addOption(
+      new Option(
+        '--recovery-key <name|file>',
+        'sealed: the same, for a key that is kept away for the day when the others are lost',
       ).argParser(collect),
     )
     .addOption(
@@ -74,7 +92,7 @@ export async function makeOptions(
   const { clusterSize, logSize, preallocation, suite, force } = flags;
   const store = openStore(flags);
   const sealed = format === 'sealed' && {
-    recipients: await Promise.all((flags.key ?? []).map((key) => recipientOf(store, key))),
+    recipients: await recipientsOf(store, flags),
     pins: store.pins,
   };
   return {
@@ -89,8 +107,24 @@ export async function makeOptions(
   };
 }
 
+/** Those who may open the new disk, as the policy allows. */
+async function recipientsOf(store: KeyStore, flags: MakeFlags): Promise<Recipient[]> {
+  const recipients: Recipient[] = [];
+  for (const key of flags.key ?? []) recipients.push(await recipientOf(store, key));
+  for (const key of flags.recoveryKey ?? []) {
+    recipients.push({ ...(await recipientOf(store, key)), role: SlotRole.recovery });
+  }
+  const policy = await policyOf(flags);
+  if (policy) {
+    const after = describeRecipients(recipients);
+    const question = { operation: 'create', before: undefined, approvedBy: [] } as const;
+    requireAllowed(policy, { ...question, after, audited: true });
+  }
+  return recipients;
+}
+
 function requireFitting(format: DiskFormat, flags: MakeFlags): void {
-  const keys = flags.key?.length ?? 0;
+  const keys = (flags.key?.length ?? 0) + (flags.recoveryKey?.length ?? 0);
   if (format === 'sealed' && keys === 0) {
     throw new PqblkError('no_key', 'a sealed disk needs at least one key that may open it', {
       hint: 'name one with --key (`pqblk key gen` makes one), or say --format qcow2 or raw',

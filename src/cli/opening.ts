@@ -27,6 +27,7 @@ import {
   type StoreFlags,
   storeOption,
 } from './options.js';
+import { type PolicyFlags, policyOf, policyOption, slotChecker } from './policy.js';
 
 export const FORMATS: readonly DiskFormat[] = ['raw', 'qcow2', 'sealed'];
 const CACHES: readonly CacheMode[] = ['none', 'writeback', 'writethrough', 'unsafe'];
@@ -34,7 +35,7 @@ const ENGINES: readonly EngineName[] = ['auto', 'io_uring', 'aio', 'threads'];
 const ANY_BACKING = 'any';
 
 /** Which key unlocks a sealed disk, and what of its key area is accepted. */
-export interface KeyUseFlags extends StoreFlags, PassphraseFlags {
+export interface KeyUseFlags extends StoreFlags, PassphraseFlags, PolicyFlags {
   key?: string | string[];
   allowRollback?: boolean;
   confirmVmk?: string;
@@ -72,7 +73,7 @@ export function addKeyUse(command: Command): Command {
 }
 
 function addAcceptance(command: Command): Command {
-  return addPassphraseOptions(command)
+  return addPassphraseOptions(command.addOption(policyOption()))
     .option('--allow-rollback', 'open a key area older than this host has seen')
     .option('--confirm-vmk <hex>', 'open a disk whose master key was changed, by its check value');
 }
@@ -148,6 +149,7 @@ export async function unlocking(
     pins: store.pins,
     allowRollback: flags.allowRollback,
     confirmVmk: flags.confirmVmk,
+    onSlot: slotChecker(await policyOf(flags)),
   };
   return { options, [Symbol.dispose]: () => identity[Symbol.dispose]() };
 }

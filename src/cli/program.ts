@@ -7,6 +7,7 @@ import { Command, CommanderError } from 'commander';
 import { ERROR_TABLE } from '../errors.js';
 import { addAgent } from './agent.js';
 import { addAttach } from './attach.js';
+import { addAudit } from './audit.js';
 import { addBench } from './bench.js';
 import { addCheck } from './check.js';
 import { addCreate } from './create.js';
@@ -40,6 +41,7 @@ const COMMANDS = [
   addSlot,
   addRewrap,
   addRotate,
+  addAudit,
   addServe,
   addAttach,
   addDetach,

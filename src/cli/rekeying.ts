@@ -3,26 +3,47 @@
 // Each opens the key area with a key, hands a change to changeKeyArea, and reports before and after.
 // What is trusted is what the operator's key store and options say, never what the image says.
 import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { type Command, Option } from 'commander';
 import { fromSystem, PqblkError } from '../errors.js';
 import {
+  AuditLog,
   type ChangedKeyArea,
   changeKeyArea,
   fingerprintOf,
+  formatUuid,
   type Identity,
   type KeyAreaEditor,
+  type KeyAreaPlace,
+  type KeyOperation,
   type KeyStore,
   keyAreaOf,
+  type Policy,
   parseRecipient,
   type SlotDescription,
   toHex,
 } from '../index.js';
-import { keyOption, type OpenFlags, unlockKey } from './opening.js';
-import { addPassphraseOptions, collect, jsonOption, openStore, storeOption } from './options.js';
+import { addKeyUse, type KeyUseFlags, unlockKey } from './opening.js';
+import {
+  addPassphraseOptions,
+  collect,
+  jsonOption,
+  openStore,
+  type PassphraseFlags,
+  passphraseOf,
+} from './options.js';
+import { isPast, policyOf } from './policy.js';
 import type { Terminal } from './terminal.js';
 
-export interface RekeyFlags extends OpenFlags {
+export interface RekeyFlags extends KeyUseFlags {
   trust?: string[];
+  approve?: string[];
+  approveStore?: string;
+  approvePassphraseFile?: string;
+  approvePassphraseFd?: number;
+  approvePassphraseEnv?: string;
+  audit?: string;
+  restartAudit?: boolean;
   dryRun?: boolean;
   json?: boolean;
 }
@@ -32,10 +53,8 @@ const SHORT_FINGERPRINT = 16;
 const TRUST_DIGITS_MIN = 32;
 
 export function addRekeyOptions(command: Command): Command {
-  command.addOption(keyOption()).addOption(storeOption());
-  return addPassphraseOptions(command)
-    .option('--allow-rollback', 'change a key area older than this host has seen')
-    .option('--confirm-vmk <hex>', 'accept a master key that was changed elsewhere')
+  addPassphraseOptions(addKeyUse(command), 'approve-', 'passphrase of the second key');
+  return command
     .addOption(
       new Option(
         '--trust <fingerprint|file>',
@@ -43,12 +62,21 @@ export function addRekeyOptions(command: Command): Command {
           'digits, or a file of `pqblk key export`, with a slash in its name); may be repeated',
       ).argParser(collect),
     )
+    .addOption(
+      new Option(
+        '--approve <key>',
+        'second key that opens the disk as well: two-person rule',
+      ).argParser(collect),
+    )
+    .option('--approve-store <dir>', 'key store of the second person (default: the same)')
+    .option('--audit <file>', 'audit log of this disk (default: where the policy says)')
+    .option('--restart-audit', 'begin a new audit log: the former one is lost')
     .option('--dry-run', 'show what would change, and change nothing')
     .addOption(jsonOption());
 }
 
 export interface Rekeying {
-  readonly operation: string;
+  readonly operation: KeyOperation;
   edit(editor: KeyAreaEditor): void | Promise<void>;
   /** Must open the result; the caller disposes of them. */
   readonly testers?: readonly Identity[];
@@ -61,14 +89,20 @@ export async function rekey(
   { operation, edit, testers }: Rekeying,
 ): Promise<ChangedKeyArea> {
   const store = openStore(flags);
+  const policy = await policyOf(flags);
   const trust = await trustOf(store, flags);
+  const place = keyAreaOf(path);
   using identity = await unlockKey(store, path, flags);
+  using approvers = await approversOf(flags);
   try {
     return await changeKeyArea({
-      place: keyAreaOf(path),
+      place,
       identity,
       operation,
+      policy,
       pins: store.pins,
+      approvers: approvers.identities,
+      audit: await auditOf(place, flags, policy),
       allowRollback: flags.allowRollback,
       confirmVmk: flags.confirmVmk,
       dryRun: flags.dryRun,
@@ -82,6 +116,49 @@ export async function rekey(
   } catch (error) {
     throw inPath(error, path);
   }
+}
+
+async function approversOf(flags: RekeyFlags): Promise<{ identities: Identity[] } & Disposable> {
+  const store = openStore({ ...flags, ...(flags.approveStore && { store: flags.approveStore }) });
+  const passphrase: PassphraseFlags = {
+    ...(flags.approvePassphraseFile !== undefined && {
+      passphraseFile: flags.approvePassphraseFile,
+    }),
+    ...(flags.approvePassphraseFd !== undefined && { passphraseFd: flags.approvePassphraseFd }),
+    ...(flags.approvePassphraseEnv !== undefined && { passphraseEnv: flags.approvePassphraseEnv }),
+  };
+  const identities: Identity[] = [];
+  const dispose = () => {
+    for (const identity of identities) identity[Symbol.dispose]();
+  };
+  try {
+    for (const reference of flags.approve ?? []) {
+      using secret = await passphraseOf(store, reference, passphrase);
+      identities.push(await store.unlock(reference, secret));
+    }
+    return { identities, [Symbol.dispose]: dispose };
+  } catch (error) {
+    dispose();
+    throw error;
+  }
+}
+
+async function auditOf(
+  place: KeyAreaPlace,
+  flags: RekeyFlags,
+  policy: Policy | undefined,
+): Promise<AuditLog | undefined> {
+  const path = flags.audit ?? (await auditPath(place, policy));
+  return path === undefined ? undefined : new AuditLog(path, { restart: flags.restartAudit });
+}
+
+/** Where the policy keeps the audit log of a disk. */
+export async function auditPath(
+  place: KeyAreaPlace,
+  policy: Policy | undefined,
+): Promise<string | undefined> {
+  if (policy?.auditDirectory === undefined) return undefined;
+  return join(policy.auditDirectory, `${formatUuid((await place.read()).volumeUuid)}.log`);
 }
 
 /** The same error with the disk's path, where it has none. */
@@ -167,9 +244,6 @@ export function parseTime(text: string): number {
   if (milliseconds > 0) return milliseconds / 1000;
   throw new PqblkError('usage', `${JSON.stringify(text)} is no date like 2027-01-31 (UTC)`);
 }
-
-export const isPast = (slot: SlotDescription, now = Date.now()) =>
-  slot.notAfter !== undefined && Date.parse(slot.notAfter) <= now;
 
 export const shortFingerprint = (slot: SlotDescription) =>
   slot.fingerprint.slice(0, SHORT_FINGERPRINT);

@@ -37,7 +37,7 @@ ${examples(
     )
     .action(async (path: string, flags: Flags) => {
       const changed = await rekey(path, flags, {
-        operation: 'rotate master key',
+        operation: 'rotate-master-key',
         edit: (editor) => {
           const check = toHex(editor.observed.vmkCheck);
           if (flags.from === undefined || check.startsWith(flags.from)) editor.rotateMasterKey();

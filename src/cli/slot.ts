@@ -11,7 +11,7 @@ import {
   SlotState,
   toHex,
 } from '../index.js';
-import { keyOption, type OpenFlags, unlockKey } from './opening.js';
+import { addKeyUse, type KeyUseFlags, unlockKey } from './opening.js';
 import {
   addPassphraseOptions,
   examples,
@@ -20,12 +20,11 @@ import {
   type PassphraseFlags,
   passphraseOf,
   recipientOf,
-  storeOption,
 } from './options.js';
+import { isPast } from './policy.js';
 import {
   addRekeyOptions,
   findSlot,
-  isPast,
   parseTime,
   type RekeyFlags,
   rekey,
@@ -135,7 +134,7 @@ ${examples(
       const recipient = await newRecipient(reference, flags, SlotRole[flags.role]);
       using tester = await testerOf(reference, flags);
       const changed = await rekey(path, flags, {
-        operation: 'slot add',
+        operation: 'slot-add',
         testers: tester.identities,
         edit: (editor) => {
           if (!hasSlot(editor.slots, recipient)) editor.add(recipient);
@@ -194,15 +193,11 @@ export async function testerOf(
 function addTest(slot: Command, terminal: Terminal): void {
   const command = slot
     .command('test <disk>')
-    .description('Open a slot with its private key, and change nothing.')
-    .addOption(keyOption())
-    .addOption(storeOption());
-  addPassphraseOptions(command)
-    .option('--allow-rollback', 'open a key area older than this host has seen')
-    .option('--confirm-vmk <hex>', 'accept a master key that was changed elsewhere')
+    .description('Open a slot with its private key, and change nothing.');
+  addKeyUse(command)
     .addOption(jsonOption())
     .addHelpText('after', examples('pqblk slot test vm.sealed --key bob'))
-    .action(async (path: string, flags: OpenFlags & { json?: boolean }) => {
+    .action(async (path: string, flags: KeyUseFlags & { json?: boolean }) => {
       const store = openStore(flags);
       using identity = await unlockKey(store, path, flags);
       using opened = await openKeyArea(await readKeyArea(path), identity);
@@ -229,7 +224,7 @@ function addRetire(slot: Command, terminal: Terminal): void {
     .addHelpText('after', examples('pqblk slot retire vm.sealed old-token --key alice'))
     .action(async (path: string, reference: string, flags: RekeyFlags & { undo?: boolean }) => {
       const changed = await rekey(path, flags, {
-        operation: flags.undo ? 'slot activate' : 'slot retire',
+        operation: flags.undo ? 'slot-activate' : 'slot-retire',
         edit: (editor) => {
           const state = flags.undo ? SlotState.active : SlotState.decryptOnly;
           editor.setState(findSlot(editor.slots, reference).index, state);
@@ -255,7 +250,7 @@ ${examples('pqblk slot revoke vm.sealed bob --key alice')}`,
     .action(async (path: string, slots: string[], flags: RekeyFlags & { force?: boolean }) => {
       const { force = false } = flags;
       const changed = await rekey(path, flags, {
-        operation: 'slot revoke',
+        operation: 'slot-revoke',
         edit: (editor) => {
           for (const { index } of slots.map((slot) => findSlot(editor.slots, slot))) {
             editor.revoke(index, { force });

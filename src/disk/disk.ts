@@ -224,12 +224,12 @@ function requireCount(value: number, name: string): number {
  * `locked`, `no_key`, `no_slot`, `wrong_key`, `rollback`, `integrity`, `corrupt`, `unsupported`, …
  */
 export async function openDisk(path: string, options: OpenDiskOptions): Promise<Disk> {
-  const { identity, pins, allowRollback, confirmVmk, ...rest } = options;
+  const { identity, pins, allowRollback, confirmVmk, onSlot, ...rest } = options;
   const open = { ...rest, path };
   if (options.format !== 'sealed') {
     return new Disk(await calling(() => native().openDisk(open)));
   }
-  const volume = await unlock(path, { identity, pins, allowRollback, confirmVmk });
+  const volume = await unlock(path, { identity, pins, allowRollback, confirmVmk, onSlot });
   try {
     const uuid = volume.uuid;
     const disk = new Disk(

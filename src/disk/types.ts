@@ -1,5 +1,5 @@
 // Room disk/: the options and answers of the public API.
-import type { Identity, PinOptions, Pins } from '../keys/index.js';
+import type { Identity, PinOptions, Pins, SlotDescription } from '../keys/index.js';
 import type { DiskFormat } from '../native.js';
 
 export type { DiskFormat };
@@ -14,6 +14,8 @@ export interface KeyOptions extends PinOptions {
   identity?: Identity | undefined;
   /** Refuses older or foreign key areas; usually `keyStore.pins`. Left out: nothing is compared. */
   pins?: Pins | undefined;
+  /** Called with the slot that opens the disk, before its keys are used; what it throws is thrown. */
+  onSlot?: ((slot: SlotDescription) => void) | undefined;
 }
 
 export interface OpenDiskOptions extends KeyOptions {

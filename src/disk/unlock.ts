@@ -56,6 +56,7 @@ export async function unlock(path: string, options: KeyOptions): Promise<Unlocke
   const keys = await openKeyArea(sealed.keyArea, identity, { expectedVolumeUuid: sealed.uuid });
   try {
     await pins?.check(keys, options);
+    options.onSlot?.(keys.slot);
   } catch (error) {
     keys[Symbol.dispose]();
     throw error;

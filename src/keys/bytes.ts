@@ -42,6 +42,11 @@ export function toHex(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex');
 }
 
+/** The reverse of `toHex`, for text that is known to be hex. */
+export function fromHex(text: string): Uint8Array {
+  return Uint8Array.from(Buffer.from(text, 'hex'));
+}
+
 const ZEROS = new Uint8Array(4096);
 
 export function isZero(bytes: Uint8Array): boolean {

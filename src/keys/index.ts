@@ -3,6 +3,14 @@
 // The room turns private keys and passphrases into the keys of a volume, and gives the key area its
 // meaning. It may use errors.ts and the cryptographic packages; it knows no image, no engine and no
 // command line. Everything secret leaves it as a Secret, which the receiver wipes.
+
+export {
+  AuditLog,
+  type AuditRecord,
+  type AuditReport,
+  readAuditLog,
+  verifyAuditLog,
+} from './audit-log.js';
 export { formatUuid, parseUuid, toHex } from './bytes.js';
 export { chooseKey } from './choose.js';
 export {
@@ -29,7 +37,9 @@ export {
 } from './key-area-change.js';
 export { KEY_AREA_BYTES, SLOTS_MAX } from './key-area-codec.js';
 export {
+  type AuditHead,
   describeKeyArea,
+  describeRecipients,
   type KeyAreaDescription,
   type SlotDescription,
 } from './key-area-describe.js';
@@ -63,6 +73,16 @@ export {
   TokenModule,
 } from './pkcs11/token.js';
 export { formatTokenUri, parseTokenUri, type TokenUri } from './pkcs11/uri.js';
+export {
+  type KeyOperation,
+  OPERATIONS,
+  type Policy,
+  parsePolicy,
+  requireAllowed,
+  requireOpenable,
+  type Violation,
+  violations,
+} from './policy.js';
 export {
   type Encapsulation,
   type Identity,

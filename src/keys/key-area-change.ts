@@ -8,9 +8,10 @@
 import { PqblkError } from '../errors.js';
 import { equalConstantTime, formatUuid, toHex } from './bytes.js';
 import { openKeyArea } from './key-area.js';
-import type { SlotDescription } from './key-area-describe.js';
+import type { AuditHead, SlotDescription } from './key-area-describe.js';
 import { KeyAreaEditor, type SealedKeyArea } from './key-area-editor.js';
 import type { Observed, PinOptions, Pins } from './pins.js';
+import { type KeyOperation, type Policy, requireAllowed } from './policy.js';
 import type { Identity } from './provider.js';
 
 /** Both copies of a key area. */
@@ -61,9 +62,7 @@ export interface AuditTrail {
 }
 
 /** A line to be: the new key area holds its number and hash. */
-export interface AuditLine {
-  readonly length: bigint;
-  readonly head: Uint8Array;
+export interface AuditLine extends AuditHead {
   /** Appends it, durably. */
   append(): Promise<void>;
   /** What it says did not come about. Never throws. */
@@ -74,11 +73,11 @@ export interface AuditLine {
 
 /** What a line is about. */
 export interface AuditSubject {
-  readonly operation: string;
+  readonly operation: KeyOperation;
   readonly volumeUuid: Uint8Array;
   readonly generation: number;
   /** What the key area that was opened says of the log. */
-  readonly known: { length: bigint; head: Uint8Array };
+  readonly known: AuditHead;
   /** Key that unlocked the disk, hex. */
   readonly unlockedBy: string;
   readonly approvedBy: readonly string[];
@@ -89,8 +88,8 @@ export interface AuditSubject {
 export interface ChangeKeyAreaOptions extends PinOptions {
   readonly place: KeyAreaPlace;
   readonly identity: Identity;
-  /** For the audit log: "revoke slot". */
-  readonly operation: string;
+  /** For the policy and the audit log. */
+  readonly operation: KeyOperation;
   /** Makes the changes; what it throws stops everything before anything is written. */
   readonly edit: (editor: KeyAreaEditor, blob: Uint8Array) => void | Promise<void>;
   readonly pins?: Pins | undefined;
@@ -101,6 +100,8 @@ export interface ChangeKeyAreaOptions extends PinOptions {
   /** Second keys that open the disk as well: their fingerprints go into the audit log. */
   readonly approvers?: readonly Identity[] | undefined;
   readonly audit?: AuditTrail | undefined;
+  /** What is allowed; its trusted keys are trusted. */
+  readonly policy?: Policy | undefined;
   readonly dryRun?: boolean | undefined;
   readonly onStep?: ((step: ChangeStep) => void | Promise<void>) | undefined;
 }
@@ -141,7 +142,7 @@ export async function changeKeyArea(options: ChangeKeyAreaOptions): Promise<Chan
 
   const before = stateOf(editor.observed, editor.slots);
   await edit(editor, copies.blob);
-  requireTrusted(editor.sealedFromImage, options.trusted);
+  if (editor.changed) requirePermitted(editor, before.slots, approvedBy, options);
   await step('planned');
   const result = { volumeUuid: formatUuid(copies.volumeUuid), dryRun, before };
   if (!editor.changed) {
@@ -239,8 +240,27 @@ async function approve(
   return [...approved];
 }
 
-function requireTrusted(slots: readonly SlotDescription[], trusted?: ReadonlySet<string>): void {
-  const unknown = slots.filter(({ fingerprint }) => !trusted?.has(fingerprint));
+/** The policy allows it, the audit log that is kept will have it, and no unknown key is sealed to. */
+function requirePermitted(
+  editor: KeyAreaEditor,
+  before: readonly SlotDescription[],
+  approvedBy: readonly string[],
+  { operation, policy, audit, trusted }: ChangeKeyAreaOptions,
+): void {
+  if (audit === undefined && editor.audit.lines > 0) {
+    throw new PqblkError('policy', `this disk keeps an audit log of ${editor.audit.lines} lines`, {
+      operation: 'change key area',
+      hint: 'name it with --audit',
+    });
+  }
+  const after = editor.slots;
+  const audited = audit !== undefined;
+  if (policy) requireAllowed(policy, { operation, before, after, approvedBy, audited });
+  requireTrusted(editor.sealedFromImage, new Set([...(trusted ?? []), ...(policy?.trusted ?? [])]));
+}
+
+function requireTrusted(slots: readonly SlotDescription[], trusted: ReadonlySet<string>): void {
+  const unknown = slots.filter(({ fingerprint }) => !trusted.has(fingerprint));
   if (unknown.length === 0) return;
   const names = unknown.map((slot) => `"${slot.label}" ${slot.fingerprint}`).join(', ');
   throw new PqblkError(

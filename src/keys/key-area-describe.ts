@@ -3,10 +3,10 @@
 // Public fields only, read without a key: nothing in here is authenticated unless whoever asks has
 // opened the key area as well.
 import { formatUuid, toHex } from './bytes.js';
-import { type KeyArea, parseKeyArea } from './key-area-codec.js';
+import { type Head, type KeyArea, parseKeyArea } from './key-area-codec.js';
 import { fingerprintOf, kemParameters } from './ml-kem.js';
 import { ProviderKind } from './provider.js';
-import { type Slot, SlotRole, SlotState } from './slot.js';
+import { draftSlot, type Recipient, type Slot, SlotRole, SlotState } from './slot.js';
 
 /** One slot. */
 export interface SlotDescription {
@@ -32,7 +32,19 @@ export interface KeyAreaDescription {
   readonly nextEpoch: number | undefined;
   /** Always false: without a key nothing in here is authenticated. */
   readonly authenticated: false;
+  /** What it counts of the audit log. */
+  readonly audit: AuditHead;
   readonly slots: readonly SlotDescription[];
+}
+
+export interface AuditHead {
+  readonly lines: number;
+  /** SHA3-256 of the last line, hex; zeros while there is none. */
+  readonly hash: string;
+}
+
+export function describeAudit({ auditLength, auditHead }: Head): AuditHead {
+  return { lines: Number(auditLength), hash: toHex(auditHead) };
 }
 
 const nameIn = <T extends Record<string, number>>(table: T, value: T[keyof T]) =>
@@ -61,6 +73,12 @@ export function describeSlots(slots: KeyArea['slots']): SlotDescription[] {
   return slots.flatMap((slot, index) => (slot ? [describeSlot(slot, index)] : []));
 }
 
+/** The slots that these recipients would get on a new disk. */
+export function describeRecipients(recipients: readonly Recipient[]): SlotDescription[] {
+  const now = Math.floor(Date.now() / 1000);
+  return describeSlots(recipients.map((recipient) => draftSlot(recipient, now)));
+}
+
 /** What the blob says of itself, without a key. Kinds `key_area_damaged`, `newer_version`. */
 export function describeKeyArea(blob: Uint8Array): KeyAreaDescription {
   const { head, slots } = parseKeyArea(blob);
@@ -71,6 +89,7 @@ export function describeKeyArea(blob: Uint8Array): KeyAreaDescription {
     currentEpoch: head.currentEpoch,
     nextEpoch: head.nextEpoch || undefined,
     authenticated: false,
+    audit: describeAudit(head),
     slots: describeSlots(slots),
   };
 }

@@ -6,7 +6,7 @@
 // whoever once knew the VMK could have put there: `sealedFromImage` names those keys, and the caller
 // compares them with what he trusts. Writing the blob is change.ts.
 import { PqblkError } from '../errors.js';
-import { toHex } from './bytes.js';
+import { fromHex, toHex } from './bytes.js';
 import { deriveMasterKeys, KEY_BYTES } from './kdf.js';
 import {
   type HeadFields,
@@ -22,7 +22,13 @@ import {
   volumeKeys,
 } from './key-area.js';
 import { EPOCHS_MAX, type Head, KEY_AREA_VERSION, SLOTS_MAX } from './key-area-codec.js';
-import { describeSlot, describeSlots, type SlotDescription } from './key-area-describe.js';
+import {
+  type AuditHead,
+  describeAudit,
+  describeSlot,
+  describeSlots,
+  type SlotDescription,
+} from './key-area-describe.js';
 import { liboqs } from './liboqs.js';
 import { fingerprintOf } from './ml-kem.js';
 import type { Observed } from './pins.js';
@@ -106,10 +112,9 @@ export class KeyAreaEditor {
     return describeSlots(this.#slots);
   }
 
-  /** Lines of the audit log and the hash of the last one, as the blob that was opened has them. */
-  get audit(): { length: bigint; head: Uint8Array } {
-    const { auditLength, auditHead } = this.#opened.area.head;
-    return { length: auditLength, head: auditHead };
+  /** What the blob that was opened counts of the audit log. */
+  get audit(): AuditHead {
+    return describeAudit(this.#opened.area.head);
   }
 
   /** Whether anything was changed at all. */
@@ -245,7 +250,7 @@ export class KeyAreaEditor {
   }
 
   /** The next generation. The audit head is the caller's. May be called again. */
-  async seal(audit: { length: bigint; head: Uint8Array } = this.audit): Promise<SealedKeyArea> {
+  async seal(audit = this.audit): Promise<SealedKeyArea> {
     const { volumeUuid } = this.#head;
     const old = this.#opened;
     using fresh = this.#rotates ? Secret.random(KEY_BYTES) : undefined;
@@ -257,8 +262,8 @@ export class KeyAreaEditor {
     }
     const head: HeadFields = {
       ...nextGeneration(this.#head),
-      auditLength: audit.length,
-      auditHead: audit.head,
+      auditLength: BigInt(audit.lines),
+      auditHead: fromHex(audit.hash),
     };
     const table = { integrityKey: old.table.integrityKey, dataKeys: this.#dataKeys };
     const blob = sealKeyArea(master, head, slots, table);

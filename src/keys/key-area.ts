@@ -33,6 +33,12 @@ import {
   setMac,
   tableAad,
 } from './key-area-codec.js';
+import {
+  type AuditHead,
+  describeAudit,
+  describeSlot,
+  type SlotDescription,
+} from './key-area-describe.js';
 import { fingerprintOf } from './ml-kem.js';
 import type { Identity } from './provider.js';
 import { randomBytes, Secret } from './secret.js';
@@ -65,6 +71,9 @@ export interface CreatedKeyArea extends VolumeKeys {
 export interface OpenedKeyArea extends VolumeKeys {
   /** The slot that opened it. */
   readonly slotIndex: number;
+  readonly slot: SlotDescription;
+  /** The audit log, as far as this key area counts it. */
+  readonly audit: AuditHead;
 }
 
 export interface CreateKeyAreaOptions {
@@ -135,7 +144,9 @@ export async function openKeyArea(
   opened.vmk.wipe();
   using master = opened.master;
   const { area, table, slotIndex } = opened;
-  return { ...volumeKeys(area.head, table, master), slotIndex };
+  const slot = describeSlot(area.slots[slotIndex] as Slot, slotIndex);
+  const audit = describeAudit(area.head);
+  return { ...volumeKeys(area.head, table, master), slotIndex, slot, audit };
 }
 
 // ---- inside: between the VMK and the blob ------------------------------------------------------

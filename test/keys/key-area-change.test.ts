@@ -97,7 +97,7 @@ async function change(path: string, options: Options, who: Name = 'alice') {
   return await changeKeyArea({
     place: keyAreaOf(path),
     identity,
-    operation: 'test',
+    operation: 'rotate-master-key',
     trusted: await trusted(),
     ...options,
   });
@@ -115,16 +115,16 @@ async function opens(path: string, who: Name, pins: Pins): Promise<string> {
 
 /** Which keys open each copy once a change is complete. */
 const COMPLETE: Readonly<Record<string, Name[]>> = {
-  'slot revoke': ['alice'],
+  'slot-revoke': ['alice'],
   rewrap: ['alice', 'carol'],
-  'rotate master key': ['alice', 'bob'],
+  'rotate-master-key': ['alice', 'bob'],
 };
 
 describe.each(Object.keys(COMPLETE))('%s', (operation) => {
   const complete = COMPLETE[operation] as Name[];
 
   // Nothing is written before "announced", whatever the operation.
-  const steps = CHANGE_STEPS.filter((_, index) => soak || operation === 'slot revoke' || index > 3);
+  const steps = CHANGE_STEPS.filter((_, index) => soak || operation === 'slot-revoke' || index > 3);
 
   it.each(steps)('killed after "%s": opens, and running it again completes it', async (step) => {
     const { path, pins, pinsPath } = freshDisk();

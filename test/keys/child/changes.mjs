@@ -4,7 +4,7 @@
 /** `store` holds alice, bob and carol. The disk is sealed to alice (slot 0) and bob (slot 1). */
 export function changes(store) {
   return {
-    async 'slot revoke'(editor) {
+    async 'slot-revoke'(editor) {
       editor.revoke(1);
     },
     async rewrap(editor) {
@@ -12,7 +12,7 @@ export function changes(store) {
       const { fingerprint } = await store.show('carol');
       if (editor.slots[1].fingerprint !== fingerprint) editor.rewrap(1, { recipient });
     },
-    async 'rotate master key'(editor) {
+    async 'rotate-master-key'(editor) {
       editor.rotateMasterKey();
     },
   };

@@ -1,0 +1,92 @@
+// Room cli/: `pqblk audit verify`: what was done to the keys of a disk, and whether that is all.
+import type { Command } from 'commander';
+import { PqblkError } from '../errors.js';
+import {
+  type AuditReport,
+  describeKeyArea,
+  formatUuid,
+  keyAreaOf,
+  openKeyArea,
+  readAuditLog,
+  verifyAuditLog,
+} from '../index.js';
+import { addKeyUse, type KeyUseFlags, unlockKey } from './opening.js';
+import { examples, jsonOption, openStore } from './options.js';
+import { policyOf } from './policy.js';
+import { auditPath } from './rekeying.js';
+import type { Terminal } from './terminal.js';
+
+interface Flags extends KeyUseFlags {
+  audit?: string;
+  unauthenticated?: boolean;
+  json?: boolean;
+}
+
+export function addAudit(program: Command, terminal: Terminal): void {
+  const audit = program
+    .command('audit')
+    .description('Read and verify the log of what was done to the keys of a disk.');
+  const command = audit
+    .command('verify <disk>')
+    .description('Compare an audit log with the disk: no line removed, changed or moved.')
+    .option('--audit <file>', 'the log (default: where the policy says)')
+    .option('--unauthenticated', 'without a key: believe what the file says of itself');
+  addKeyUse(command)
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      `
+Lines that the key area does not count belong to one change that did not come about. Exit code 5 when
+the log is not whole.
+${examples('pqblk audit verify vm.sealed --audit vm.audit --key alice')}`,
+    )
+    .action(async (path: string, flags: Flags) => {
+      const report = await verify(path, flags);
+      if (flags.json) terminal.json({ path, ...report });
+      else show(terminal, report);
+      if (report.findings.length > 0) {
+        throw new PqblkError('integrity', `${report.findings.length} findings`, {
+          path: report.log,
+          operation: 'verify audit log',
+        });
+      }
+    });
+}
+
+type Report = AuditReport & { readonly log: string };
+
+async function verify(path: string, flags: Flags): Promise<Report> {
+  const place = keyAreaOf(path);
+  const log = flags.audit ?? (await auditPath(place, await policyOf(flags)));
+  if (log === undefined) throw new PqblkError('usage', 'name the audit log with --audit');
+  const text = await readAuditLog(log);
+  const { blob, volumeUuid } = await place.read();
+  const volume = formatUuid(volumeUuid);
+  if (flags.unauthenticated) {
+    const { audit, generation } = describeKeyArea(blob);
+    return { log, ...verifyAuditLog(text, volume, audit, generation) };
+  }
+  const store = openStore(flags);
+  using identity = await unlockKey(store, path, flags);
+  using opened = await openKeyArea(blob, identity, { expectedVolumeUuid: volumeUuid });
+  await store.pins.check(opened, flags);
+  return { log, ...verifyAuditLog(text, volume, opened.audit, opened.generation) };
+}
+
+function show(terminal: Terminal, { records, findings, lines, beyond }: Report): void {
+  const rows = records.map((record, index) => [
+    String(record.line),
+    record.time.slice(0, 19),
+    `${record.user}@${record.host}`,
+    record.operation,
+    String(record.generation),
+    record.unlockedBy.slice(0, 16),
+    outcome(record.result, index >= lines - beyond),
+  ]);
+  terminal.table(['LINE', 'TIME', 'WHO', 'OPERATION', 'GENERATION', 'KEY', 'RESULT'], rows);
+  for (const finding of findings) terminal.line(`FINDING: ${finding}`);
+  if (findings.length === 0) terminal.line(`${lines} lines, whole`);
+}
+
+const outcome = (result: string, isBeyond: boolean) =>
+  result !== 'begun' ? result : isBeyond ? 'did not come about' : 'counted';

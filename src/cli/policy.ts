@@ -1,0 +1,53 @@
+// Room cli/: the policy file: finding it, reading it, and asking it when a disk is opened.
+import { readFile } from 'node:fs/promises';
+import { Option } from 'commander';
+import { fromSystem, PqblkError } from '../errors.js';
+import { type Policy, parsePolicy, requireOpenable, type SlotDescription } from '../index.js';
+
+export interface PolicyFlags {
+  policy?: string;
+}
+
+export function policyOption(): Option {
+  return new Option(
+    '--policy <file>',
+    'rules for keys and slots, YAML or JSON (default: $PQBLK_POLICY, else none)',
+  );
+}
+
+/** The policy that applies, or undefined when none was named. Kinds `not_found`, `invalid_argument`. */
+export async function policyOf(flags: PolicyFlags): Promise<Policy | undefined> {
+  const path = flags.policy ?? process.env.PQBLK_POLICY;
+  if (!path) return undefined;
+  let text: string;
+  try {
+    text = await readFile(path, 'utf8');
+  } catch (error) {
+    throw fromSystem(error, { path, operation: 'read policy' });
+  }
+  return parsePolicy(await parseText(text, path), path);
+}
+
+async function parseText(text: string, path: string): Promise<unknown> {
+  try {
+    if (text.trimStart().startsWith('{')) return JSON.parse(text);
+    const { parse } = await import('yaml'); // only whoever has a policy in YAML waits for it
+    return parse(text);
+  } catch (error) {
+    const [message] = (error as Error).message.split('\n');
+    throw new PqblkError('invalid_argument', `policy: ${message}`, { path });
+  }
+}
+
+/** For KeyOptions.onSlot: warns of a slot that is past its date, or refuses as the policy says. */
+export function slotChecker(policy: Policy | undefined): (slot: SlotDescription) => void {
+  return (slot) => {
+    if (policy) requireOpenable(policy, slot);
+    if (!isPast(slot)) return;
+    const message = `slot ${slot.index} ("${slot.label}") is past its date, ${slot.notAfter}`;
+    process.stderr.write(`pqblk: warning: ${message}\n`);
+  };
+}
+
+export const isPast = (slot: SlotDescription, now = Date.now()) =>
+  slot.notAfter !== undefined && Date.parse(slot.notAfter) <= now;

@@ -1,0 +1,314 @@
+// Room keys/: the audit log of one volume: who changed its keys, when, and how.
+//
+// One line of JSON for each change, each with the hash of the line before it; the key area, which only
+// a key holder can make, has the number and the hash of the last one. A line is written before the key
+// area that counts it, so a log may be ahead by changes that did not come about: those are of the
+// generation that follows the key area's, and of no other. Lines name keys by fingerprint and hold no
+// secret.
+import { constants } from 'node:fs';
+import { type FileHandle, open, readFile, unlink } from 'node:fs/promises';
+import { hostname, userInfo } from 'node:os';
+import { fromSystem, PqblkError } from '../errors.js';
+import { ascii, formatUuid, toHex } from './bytes.js';
+import { sha3_256 } from './hash.js';
+import type { AuditLine, AuditSubject, AuditTrail } from './key-area-change.js';
+import type { AuditHead, SlotDescription } from './key-area-describe.js';
+
+const NO_LINE = '00'.repeat(32);
+/** About 60,000 changes of keys. */
+const LOG_BYTES_MAX = 64 * 2 ** 20;
+
+export interface AuditSlot {
+  readonly index: number;
+  readonly label: string;
+  readonly role: string;
+  readonly kem: string;
+  readonly fingerprint: string;
+  readonly from: string;
+  readonly to: string;
+}
+
+export interface AuditRecord {
+  /** From 1. */
+  readonly line: number;
+  /** ISO 8601, UTC. */
+  readonly time: string;
+  readonly user: string;
+  readonly host: string;
+  readonly volume: string;
+  readonly operation: string;
+  /** Of the key area that the operation makes. */
+  readonly generation: number;
+  readonly unlockedBy: string;
+  readonly approvedBy: readonly string[];
+  readonly slots: readonly AuditSlot[];
+  /** `begun`; another line says so when it failed. */
+  readonly result: string;
+  /** SHA3-256 of the line before, without its end, hex; zeros in the first one. */
+  readonly previous: string;
+  /** In the first line of a log that takes the place of a lost one: lines that the key area counted. */
+  readonly formerLines?: number;
+}
+
+export interface AuditReport {
+  readonly lines: number;
+  /** Lines after the last one that the key area counts: changes that did not come about. */
+  readonly beyond: number;
+  /** Empty: the log is whole. */
+  readonly findings: readonly string[];
+  readonly records: readonly AuditRecord[];
+}
+
+const hashOf = (line: string) => toHex(sha3_256(ascii(line)));
+
+interface Content {
+  readonly lines: readonly string[];
+  /** Bytes of whole lines. */
+  readonly length: number;
+  /** Something follows the last line: a write that was cut short. */
+  readonly torn: boolean;
+}
+
+function split(text: string): Content {
+  const end = text.lastIndexOf('\n') + 1;
+  const lines = end === 0 ? [] : text.slice(0, end - 1).split('\n');
+  return { lines, length: Buffer.byteLength(text.slice(0, end)), torn: end < text.length };
+}
+
+/** Compares a log with the key area of its volume, line by line. */
+export function verifyAuditLog(
+  text: string,
+  volume: string,
+  known: AuditHead,
+  generation: number,
+): AuditReport {
+  const { lines, torn } = split(text);
+  const findings: string[] = [];
+  const records: AuditRecord[] = [];
+  const counted = known.lines;
+  let previous = NO_LINE;
+  let last = 0;
+  lines.forEach((line, index) => {
+    const record = parseRecord(line);
+    if (!record) {
+      findings.push(`line ${index + 1} is no record`);
+    } else {
+      records.push(record);
+      if (record.line !== index + 1) findings.push(`line ${index + 1} has number ${record.line}`);
+      if (record.previous !== previous) {
+        findings.push(`line ${index + 1} does not follow the line before it`);
+      }
+      if (record.volume !== volume) findings.push(`line ${index + 1} is of another volume`);
+      if (record.generation < last) findings.push(`line ${index + 1} goes back in generation`);
+      if (index >= counted && !isAttempt(record, generation)) {
+        findings.push(
+          `line ${index + 1} is not counted by the key area (generation ${generation}) and made ` +
+            `generation ${record.generation}: the key area is older than the log`,
+        );
+      }
+      last = record.generation;
+    }
+    previous = hashOf(line);
+    if (index + 1 === counted && previous !== known.hash) {
+      findings.push(`line ${index + 1} is not the one that the key area knows`);
+    }
+  });
+  if (lines.length < counted) {
+    findings.push(`${lines.length} lines, and the key area counts ${counted}: lines were removed`);
+  }
+  if (torn && lines.length < counted) findings.push('the last line is cut short');
+  return { lines: lines.length, beyond: Math.max(0, lines.length - counted), findings, records };
+}
+
+/** A change that did not come about, or its failure after the key area had it. */
+function isAttempt(record: AuditRecord, generation: number): boolean {
+  if (record.generation === generation + 1) return true;
+  return record.generation === generation && record.result.startsWith('failed');
+}
+
+function parseRecord(line: string): AuditRecord | undefined {
+  try {
+    const value = JSON.parse(line) as Partial<AuditRecord> | null;
+    const whole =
+      Number.isSafeInteger(value?.line) &&
+      Number.isSafeInteger(value?.generation) &&
+      typeof value?.previous === 'string' &&
+      typeof value.volume === 'string';
+    return whole ? (value as AuditRecord) : undefined;
+  } catch {
+    return undefined;
+  }
+}
+
+/** The text of a log; kind `not_found` when there is none. */
+export async function readAuditLog(path: string): Promise<string> {
+  try {
+    return await readFile(path, 'utf8');
+  } catch (error) {
+    throw fromSystem(error, { path, operation: 'read audit log' });
+  }
+}
+
+/** The log in the file at `path`, made when the key area counts no line yet. */
+export class AuditLog implements AuditTrail {
+  readonly #path: string;
+  readonly #restart: boolean;
+
+  /** `restart`: the former log is lost, and a new one begins; its first line says so. */
+  constructor(path: string, { restart = false } = {}) {
+    this.#path = path;
+    this.#restart = restart;
+  }
+
+  /**
+   * Kinds `locked` (another change is writing it), `integrity` (it is not the log that the key area
+   * knows), `permission`, `not_found` (no such directory, or the log is gone), `read_only`, `no_space`.
+   */
+  async prepare(subject: AuditSubject): Promise<AuditLine> {
+    const release = await this.#lock();
+    let file: FileHandle | undefined;
+    try {
+      file = await this.#open(subject.known);
+      return await this.#line(file, subject, release);
+    } catch (error) {
+      await file?.close();
+      await release();
+      throw fromSystem(error, { path: this.#path, operation: 'open audit log' });
+    }
+  }
+
+  async #open(known: AuditHead): Promise<FileHandle> {
+    const { O_RDWR, O_APPEND, O_NOFOLLOW, O_CREAT, O_EXCL } = constants;
+    const create = this.#restart ? O_CREAT | O_EXCL : known.lines === 0 ? O_CREAT : 0;
+    return await open(this.#path, O_RDWR | O_APPEND | O_NOFOLLOW | create, 0o600);
+  }
+
+  async #line(
+    file: FileHandle,
+    subject: AuditSubject,
+    release: () => Promise<void>,
+  ): Promise<AuditLine> {
+    const { size } = await file.stat();
+    if (size > LOG_BYTES_MAX) {
+      throw new PqblkError('no_space', `the audit log has ${size} bytes: begin a new one`);
+    }
+    const { lines, length, torn } = split(await file.readFile('utf8'));
+    this.#requireContinued(lines, subject);
+    if (torn) await file.truncate(length); // never acknowledged, never counted
+    const record = (result: string, before: readonly string[]): string =>
+      JSON.stringify({
+        ...recordOf(subject, result, before),
+        ...(this.#restart && { formerLines: subject.known.lines }),
+      });
+    const line = record('begun', lines);
+    const write = async (text: string) => {
+      await file.appendFile(`${text}\n`);
+      await file.sync();
+    };
+    return {
+      lines: lines.length + 1,
+      hash: hashOf(line),
+      append: () => write(line).catch((error: unknown) => Promise.reject(this.#wrap(error))),
+      failed: async (error) => {
+        const code = error instanceof PqblkError ? error.code : 'PQBLK_ERROR';
+        await write(record(`failed: ${code}`, [...lines, line])).catch(() => undefined);
+      },
+      close: async () => {
+        await file.close();
+        await release();
+      },
+    };
+  }
+
+  #wrap(error: unknown): PqblkError {
+    return fromSystem(error, { path: this.#path, operation: 'write audit log' });
+  }
+
+  #requireContinued(lines: readonly string[], { known, volumeUuid }: AuditSubject): void {
+    const counted = this.#restart ? 0 : known.lines;
+    const other = lines.find((line) => parseRecord(line)?.volume !== formatUuid(volumeUuid));
+    const whole = counted === 0 || hashOf(lines[counted - 1] ?? '') === known.hash;
+    const linked = lines.every(
+      (line, index) =>
+        parseRecord(line)?.previous === (index === 0 ? NO_LINE : hashOf(lines[index - 1] ?? '')),
+    );
+    if (other === undefined && whole && linked) return;
+    throw new PqblkError('integrity', 'not the audit log that the key area knows', {
+      path: this.#path,
+      hint: '`pqblk audit verify` tells what is wrong; --restart-audit begins a new log',
+    });
+  }
+
+  /** One writer at a time: a chain has no branches. A lock of a process that died is taken over. */
+  async #lock(): Promise<() => Promise<void>> {
+    const path = `${this.#path}.lock`;
+    const own = `${hostname()} ${process.pid}\n`;
+    for (let attempt = 0; attempt < 2; attempt += 1) {
+      try {
+        const file = await open(path, 'wx', 0o600);
+        await file.writeFile(own);
+        await file.close();
+        return async () => await unlink(path).catch(() => undefined);
+      } catch (error) {
+        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') {
+          throw fromSystem(error, { path: this.#path, operation: 'open audit log' });
+        }
+      }
+      const holder = await readFile(path, 'utf8').catch(() => '');
+      const [host, pid] = holder.trim().split(' ');
+      if (host !== hostname() || isAlive(Number(pid))) {
+        throw new PqblkError(
+          'locked',
+          `another change is writing the audit log (${holder.trim()})`,
+          {
+            path: this.#path,
+            hint: `if that process is gone, remove ${path}`,
+          },
+        );
+      }
+      await unlink(path).catch(() => undefined);
+    }
+    throw new PqblkError('locked', 'another change is writing the audit log', { path: this.#path });
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0);
+    return true;
+  } catch (error) {
+    return (error as NodeJS.ErrnoException).code === 'EPERM';
+  }
+}
+
+function recordOf(subject: AuditSubject, result: string, lines: readonly string[]): AuditRecord {
+  return {
+    line: lines.length + 1,
+    time: new Date().toISOString(),
+    user: userInfo().username,
+    host: hostname(),
+    volume: formatUuid(subject.volumeUuid),
+    operation: subject.operation,
+    generation: subject.generation,
+    unlockedBy: subject.unlockedBy,
+    approvedBy: subject.approvedBy,
+    slots: slotChanges(subject.before, subject.after),
+    result,
+    previous: lines.length === 0 ? NO_LINE : hashOf(lines.at(-1) as string),
+  };
+}
+
+/** Slots whose key or state is another one afterwards. */
+function slotChanges(
+  before: readonly SlotDescription[],
+  after: readonly SlotDescription[],
+): AuditSlot[] {
+  return after.flatMap((slot) => {
+    const former = before.find(({ index }) => index === slot.index);
+    const same = former?.fingerprint === slot.fingerprint && former.state === slot.state;
+    if (same) return [];
+    const { index, label, role, kem, fingerprint, state: to } = slot;
+    const from = former === undefined ? 'empty' : `${former.state} ${former.fingerprint}`;
+    return [{ index, label, role, kem, fingerprint, from, to }];
+  });
+}

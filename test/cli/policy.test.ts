@@ -1,0 +1,257 @@
+// Policies, the two-person rule and the audit log, as a security team uses them from the command line.
+import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import type { AuditReport, ChangedKeyArea } from '../../src/index.js';
+import { exitCode, pqblk, pqblkJson, scratch } from './helpers.js';
+
+const dir = scratch();
+const at = (name: string) => join(dir, name);
+const withStore = (argv: string[]) => [...argv, '--store', at('keys')];
+const run = (...argv: string[]) => pqblk(...withStore(argv));
+const report = (...argv: string[]) => pqblkJson<ChangedKeyArea>(...withStore(argv));
+const refused = exitCode('policy');
+
+beforeAll(async () => {
+  for (const name of ['alice', 'bob', 'carol']) {
+    await run('key', 'gen', name, '--no-passphrase');
+  }
+  await run('key', 'gen', 'hybrid', '--no-passphrase', '--kem', 'x-wing');
+  await run('key', 'gen', 'wide', '--no-passphrase', '--kem', 'ml-kem-1024');
+});
+
+let made = 0;
+async function disk(...argv: string[]): Promise<string> {
+  made += 1;
+  const path = at(`${made}.sealed`);
+  await pqblkJson(...withStore(['create', path, '16M', '--log-size', '8M', ...argv]));
+  return path;
+}
+
+function policy(text: string): string {
+  made += 1;
+  const path = at(`policy-${made}.yaml`);
+  writeFileSync(path, `version: 1\n${text}\n`);
+  return path;
+}
+
+describe('a policy', () => {
+  it('is asked when a disk is made', async () => {
+    const rules = policy('minimumSlots: 2\nrecoverySlot: true\nkems: [ML-KEM-768, x-wing]');
+    const make = (...argv: string[]) =>
+      run('create', at('refused.sealed'), '16M', '--policy', rules, ...argv);
+    const one = await make('--key', 'alice');
+    expect(one.code).toBe(refused);
+    expect(one.stderr).toMatch(/1 active slots, at least 2.*no active recovery slot/);
+    const wide = await make('--key', 'alice', '--recovery-key', 'wide');
+    expect(wide.stderr).toContain('uses ML-KEM-1024');
+    expect(existsSync(at('refused.sealed'))).toBe(false);
+    await disk('--key', 'alice', '--recovery-key', 'bob', '--policy', rules);
+  });
+
+  it('lets nothing get worse, and what is wrong be mended step by step', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const rules = ['--policy', policy('minimumSlots: 3\nrecoverySlot: true'), '--key', 'alice'];
+    expect((await run('slot', 'revoke', path, 'bob', ...rules)).code).toBe(refused);
+    const before = readFileSync(path);
+    expect((await run('slot', 'retire', path, 'bob', ...rules)).code).toBe(refused);
+    expect(readFileSync(path).equals(before)).toBe(true);
+    await report('slot', 'add', path, 'carol', ...rules); // no recovery slot yet: as before
+    await report('slot', 'add', path, 'hybrid', '--role', 'recovery', ...rules);
+    await report('slot', 'revoke', path, 'bob', ...rules);
+    expect((await run('slot', 'revoke', path, 'hybrid', ...rules)).code).toBe(refused);
+  });
+
+  it('refuses mixed KEMs, old keys, and keys out of date', async () => {
+    const path = await disk('--key', 'alice');
+    const mixed = ['--policy', policy('mixedKems: refuse'), '--key', 'alice'];
+    const hybrid = await run('slot', 'add', path, 'hybrid', ...mixed);
+    expect([hybrid.code, hybrid.stderr]).toEqual([refused, expect.stringContaining('hybrid')]);
+    await report('slot', 'add', path, 'bob', '--not-after', '2001-01-01', '--key', 'alice');
+    const late = policy('expiredSlots: refuse');
+    const opened = await run('check', path, '--key', 'bob', '--policy', late);
+    expect([opened.code, opened.stderr]).toEqual([
+      refused,
+      expect.stringContaining('past its date'),
+    ]);
+    expect((await run('check', path, '--key', 'alice', '--policy', late)).code).toBe(0);
+    expect((await run('check', path, '--key', 'bob')).code).toBe(0);
+    const age = [
+      '--policy',
+      policy('maximumKeyAgeDays: 0\nexpiredSlots: refuse'),
+      '--key',
+      'alice',
+    ];
+    expect((await run('check', path, ...age)).code).toBe(refused);
+    expect((await run('slot', 'add', path, 'carol', ...age)).code).toBe(refused);
+  });
+
+  it('vouches for keys, and asks a second person who has a key of the same disk', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const rules = ['--policy', policy('twoPersons: [slot-revoke, rotate-master-key]')];
+    const rotate = ['rotate-master-key', path, '--key', 'alice', ...rules];
+    expect((await run(...rotate)).stderr).toContain('--approve');
+    expect((await run(...rotate, '--approve', 'alice')).code).toBe(refused); // himself
+    expect((await run(...rotate, '--approve', 'carol')).code).toBe(exitCode('no_slot'));
+    expect((await run(...rotate, '--approve', 'bob')).code).toBe(0);
+    expect((await run('rewrap', path, '--key', 'alice', ...rules)).code).toBe(0); // needs no second
+  });
+
+  it('is refused itself when it says what nobody would check', async () => {
+    const path = await disk('--key', 'alice');
+    const wrong = {
+      'minimumSlot: 2': 'unknown field',
+      'minimumSlots: many': 'minimumSlots',
+      'kems: [rot13]': 'rot13',
+      'twoPersons: [everything]': 'everything',
+      'trusted: [abc]': 'abc',
+      'mixedKems: maybe': 'mixedKems',
+      'recoverySlot: 1': 'recoverySlot',
+      '- : [': 'policy',
+    };
+    for (const [text, complaint] of Object.entries(wrong)) {
+      const { code, stderr } = await run('rewrap', path, '--policy', policy(text));
+      expect([code, stderr]).toEqual([
+        exitCode('invalid_argument'),
+        expect.stringContaining(complaint),
+      ]);
+    }
+    writeFileSync(at('later.json'), '{"version": 2}');
+    const later = await run('rewrap', path, '--policy', at('later.json'));
+    expect(later.code).toBe(exitCode('newer_version'));
+    expect((await run('rewrap', path, '--policy', at('none.yaml'))).code).toBe(
+      exitCode('not_found'),
+    );
+  });
+});
+
+describe('an audit log', () => {
+  const verify = (path: string, log: string, ...argv: string[]) =>
+    run('audit', 'verify', path, '--audit', log, '--key', 'alice', ...argv);
+
+  async function audited(): Promise<{ path: string; log: string }> {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const log = at(`audit-${made}.log`);
+    const options = ['--key', 'alice', '--audit', log];
+    await report('slot', 'add', path, 'carol', ...options);
+    await report('slot', 'revoke', path, 'bob', '--approve', 'carol', ...options);
+    await report('rotate-master-key', path, ...options);
+    return { path, log };
+  }
+
+  it('says who did what to which keys, and holds no secret', async () => {
+    const { path, log } = await audited();
+    const { code, stdout } = await verify(path, log, '--json');
+    expect(code).toBe(0);
+    const { records, lines, beyond } = JSON.parse(stdout) as AuditReport;
+    expect([lines, beyond]).toEqual([3, 0]);
+    const [added, revoked] = records;
+    const { fingerprint } = await pqblkJson<{ fingerprint: string }>(
+      ...withStore(['key', 'show', 'carol']),
+    );
+    expect(added?.slots).toEqual([
+      expect.objectContaining({ label: 'carol', fingerprint, from: 'empty', to: 'active' }),
+    ]);
+    expect(revoked).toMatchObject({ operation: 'slot-revoke', approvedBy: [fingerprint] });
+    expect(revoked?.slots.map(({ label, to }) => [label, to])).toEqual([['bob', 'revoked']]);
+    expect((await run('audit', 'verify', path, '--audit', log, '--unauthenticated')).code).toBe(0);
+    const secrets = Object.keys(JSON.parse(readFileSync(log, 'utf8').split('\n')[0] as string));
+    expect(secrets.sort()).toEqual(
+      ...[
+        [
+          'approvedBy',
+          'generation',
+          'host',
+          'line',
+          'operation',
+          'previous',
+          'result',
+          'slots',
+        ].concat(['time', 'unlockedBy', 'user', 'volume']),
+      ],
+    );
+  });
+
+  it('is found out when a line was removed, changed, moved or put in', async () => {
+    const { path, log } = await audited();
+    const lines = readFileSync(log, 'utf8').trimEnd().split('\n');
+    const [a = '', b = '', c = ''] = lines;
+    const forged = b.replace('"slot-revoke"', '"slot-add"');
+    expect(forged).not.toBe(b);
+    for (const tampered of [
+      [a, b],
+      [a, c],
+      [b, c],
+      [a, c, b],
+      [a, forged, c],
+      [a, b, c.replace('begun', 'BEGUN')],
+      [a, b, c, c],
+      [a, a, b, c],
+      [],
+      [a, b, c, '{}'],
+    ]) {
+      writeFileSync(log, tampered.map((line) => `${line}\n`).join(''));
+      const { code, stdout } = await verify(path, log);
+      expect([code, stdout]).toEqual([exitCode('integrity'), expect.stringContaining('FINDING')]);
+    }
+    writeFileSync(log, `${lines.join('\n')}\n`);
+    expect((await verify(path, log)).code).toBe(0);
+  });
+
+  it('allows for a change that did not come about, and goes on from there', async () => {
+    const { path, log } = await audited();
+    const whole = readFileSync(path);
+    await report('rewrap', path, '--key', 'alice', '--audit', log);
+    const after = readFileSync(path);
+    writeFileSync(path, whole); // as if the host had crashed between the log and the disk
+    const rollback = ['--allow-rollback'];
+    const { code, stdout } = await verify(path, log, ...rollback);
+    expect([code, stdout]).toEqual([0, expect.stringContaining('did not come about')]);
+    appendFileSync(log, '{"line": 5, "torn');
+    expect((await verify(path, log, ...rollback)).code).toBe(0);
+    await report('rewrap', path, '--key', 'alice', '--audit', log, ...rollback);
+    expect((await verify(path, log)).code).toBe(0);
+    expect(readFileSync(log, 'utf8')).not.toContain('torn');
+    expect(after.equals(whole)).toBe(false);
+    writeFileSync(path, whole); // an older key area is told apart from that
+    const older = await verify(path, log, ...rollback);
+    expect(older.code).toBe(0); // both attempts made the same generation
+    await report('rewrap', path, '--key', 'alice', '--audit', log, ...rollback);
+    await report('rewrap', path, '--key', 'alice', '--audit', log);
+    writeFileSync(path, whole);
+    expect((await verify(path, log, ...rollback)).stdout).toContain('older than the log');
+  });
+
+  it('is written or nothing is done', async () => {
+    const { path, log } = await audited();
+    const before = readFileSync(path);
+    const rotate = ['rotate-master-key', path, '--key', 'alice'];
+    expect((await run(...rotate)).code).toBe(refused); // a log is kept
+    const elsewhere = await run(...rotate, '--audit', at('other.log'));
+    expect(elsewhere.code).toBe(exitCode('not_found'));
+    expect((await run(...rotate, '--audit', at('no/such/dir.log'))).code).toBe(
+      exitCode('not_found'),
+    );
+    writeFileSync(`${log}.lock`, `${(await import('node:os')).hostname()} ${process.pid}\n`);
+    expect((await run(...rotate, '--audit', log)).code).toBe(exitCode('locked'));
+    writeFileSync(`${log}.lock`, `${(await import('node:os')).hostname()} 4194303\n`);
+    appendFileSync(log, 'x\n');
+    expect((await run(...rotate, '--audit', log)).code).toBe(exitCode('integrity'));
+    expect(readFileSync(path).equals(before)).toBe(true);
+    expect(existsSync(`${log}.lock`)).toBe(false);
+    const fresh = at(`fresh-${made}.log`);
+    expect((await run(...rotate, '--audit', fresh, '--restart-audit')).code).toBe(0);
+    expect(JSON.parse(readFileSync(fresh, 'utf8'))).toMatchObject({ line: 1, formerLines: 3 });
+    expect((await verify(path, fresh)).code).toBe(0);
+  });
+
+  it('is kept where the policy says, for each disk its own', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    mkdirSync(at('logs'), { mode: 0o700 });
+    const rules = ['--policy', policy(`auditDirectory: ${at('logs')}`), '--key', 'alice'];
+    await report('rewrap', path, ...rules);
+    expect((await run('audit', 'verify', path, ...rules)).code).toBe(0);
+    const gone = ['--policy', policy(`auditDirectory: ${at('gone')}`), '--key', 'alice'];
+    expect((await run('rewrap', path, ...gone)).code).toBe(exitCode('not_found'));
+  });
+});
