@@ -25,7 +25,10 @@ target_include_directories(pqblk_planted PRIVATE "${PROJECT_SOURCE_DIR}/native")
 target_link_libraries(pqblk_planted PRIVATE pqblk_options pqblk_libraries)
 target_compile_definitions(pqblk_planted PUBLIC PQBLK_PLANTED_FAULTS=1)
 
+add_subdirectory("${PROJECT_SOURCE_DIR}/test/pkcs11-module")
+
 add_custom_target(pqblk_tests)
+add_dependencies(pqblk_tests pqblk_test_token pqblk_pkcs11_process)
 file(GLOB rooms CONFIGURE_DEPENDS LIST_DIRECTORIES true "${test_root}/*")
 foreach(dir IN LISTS rooms)
   file(GLOB_RECURSE tests CONFIGURE_DEPENDS "${dir}/*_test.cc")

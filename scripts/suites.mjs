@@ -266,6 +266,13 @@ async function fuzz(filter) {
 }
 
 async function vitest(filter) {
+  // The PKCS#11 module of the tests, a shared object that the token process loads.
+  const token = await build(join(root, 'build', 'release'), 'pqblk_test_token', {
+    CMAKE_BUILD_TYPE: 'Release',
+    PQBLK_BUILD_TESTS: 'ON',
+    PQBLK_SANITIZE: 'none',
+  });
+  if (!token.ok) return { ...empty(), failed: 1, output: token.output };
   const report = join(root, 'build', 'vitest.json');
   rmSync(report, { force: true });
   mkdirSync(dirname(report), { recursive: true });

@@ -1,11 +1,23 @@
-// Shared by the tests of tokens: NSS's softokn, set up afresh for each test file.
-import { existsSync } from 'node:fs';
+// Shared by the tests of tokens: NSS's softokn, set up afresh for each test file, and the module of
+// our own (test/pkcs11-module) that misbehaves on request.
+import { existsSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs';
 import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll } from 'vitest';
-import { loadProfile, type ModulePlace, TokenModule, type TokenUri } from '../../src/keys/index.js';
+import {
+  type KemId,
+  loadProfile,
+  type ModulePlace,
+  openTokenKey,
+  PROFILES,
+  parseProfile,
+  proveKey,
+  type TokenKey,
+  TokenModule,
+  type TokenUri,
+} from '../../src/keys/index.js';
 import { secretOf } from './support.js';
 
 export const NSS_MODULE = fileURLToPath(
@@ -41,4 +53,60 @@ export async function freshNss(): Promise<NssToken> {
   using module = await TokenModule.load(place);
   await module.initPin(await module.find(uri), secretOf(''), secretOf(PIN));
   return { place, uri, directory, pinFile };
+}
+
+const TEST_MODULE = fileURLToPath(
+  new URL('../../build/release/tests/libpqblk_test_token.so', import.meta.url),
+);
+
+export type TestStyle = 'quac100' | 'decrypt' | 'pkcs11-3.2';
+
+/** A token of our own: real ML-KEM, three dialects, and whatever `misbehave` asks for. */
+export class TestToken {
+  readonly directory = mkdtempSync(join(tmpdir(), 'pqblk-token-'));
+  readonly uri: TokenUri = { token: 'Test token' };
+  /** The module keeps what it keeps beside the path that it was loaded from. */
+  readonly module = join(this.directory, 'module.so');
+
+  constructor() {
+    if (!existsSync(TEST_MODULE)) {
+      throw new Error(
+        `${TEST_MODULE} is missing; \`node scripts/test.mjs --only vitest\` builds it`,
+      );
+    }
+    symlinkSync(TEST_MODULE, this.module);
+    afterAll(() => rmSync(this.directory, { recursive: true, force: true }));
+  }
+
+  place(style: TestStyle = 'quac100', changes: object = {}): ModulePlace {
+    const document =
+      style === 'decrypt' ? { ...PROFILES.quac100, style: 'decrypt' } : PROFILES[style];
+    return { module: this.module, profile: parseProfile({ ...document, ...changes }) };
+  }
+
+  misbehave(mode: string): void {
+    writeFileSync(join(this.directory, 'mode'), mode);
+  }
+
+  async init(): Promise<void> {
+    using module = await TokenModule.load(this.place());
+    await module.initPin(await module.find(this.uri), secretOf('so'), secretOf(PIN));
+  }
+
+  async opened(style: TestStyle = 'quac100', changes: object = {}): Promise<TokenModule> {
+    const module = await TokenModule.load(this.place(style, changes));
+    await module.logIn(await module.find(this.uri), secretOf(PIN), { readWrite: true });
+    return module;
+  }
+
+  async generate(kem: KemId, label: string, style: TestStyle = 'quac100'): Promise<TokenKey> {
+    using module = await this.opened(style);
+    return await module.generate(kem, label, (key) => proveKey(module, key));
+  }
+
+  /** What every command that opens a disk does. */
+  async unlock(key: TokenKey, place = this.place(), pin = PIN): Promise<void> {
+    const uri = { ...this.uri, id: key.id };
+    using _ = await openTokenKey(place, uri, key.encapsulationKey, secretOf(pin));
+  }
 }
