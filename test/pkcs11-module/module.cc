@@ -131,6 +131,7 @@ Rv initialize(void*) {
     // What a debugging build might do to whoever lent it its descriptors.
     for (int fd = 1; fd <= 2; ++fd) (void)!::write(fd, "DEBUG pin=1234\n", 15);
   }
+  if (mode_is("tells-its-environment")) tell_environment();
   if (mode_is("writes-to-the-socket")) (void)!::write(3, "\x05\0\0\0\0xxxx", 9);
   return kOk;
 }

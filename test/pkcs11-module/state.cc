@@ -1,6 +1,7 @@
 #include "state.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
@@ -76,6 +77,11 @@ std::string mode() {
   std::string word;
   file >> word;
   return word;
+}
+
+void tell_environment() {
+  std::ofstream file(directory() + "/environment", std::ios::trunc);
+  for (char** variable = environ; *variable != nullptr; ++variable) file << *variable << '\n';
 }
 
 }  // namespace test_token

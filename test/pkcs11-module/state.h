@@ -1,6 +1,6 @@
 // What the token of the tests keeps: PIN, tries, keys, and the way it shall misbehave.
 //
-// Two text files in the directory that the module was loaded from, so that each test has a token of
+// Text files in the directory that the module was loaded from, so that each test has a token of
 // its own by copying the module: `state`, written by the module, and `mode`, one word, written by
 // the test at any time.
 #pragma once
@@ -32,5 +32,7 @@ struct State {
 };
 
 std::string mode();
+
+void tell_environment();  // to the file `environment`
 
 }  // namespace test_token
