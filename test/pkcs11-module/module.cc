@@ -21,17 +21,18 @@ using namespace test_token;
 
 namespace {
 
-constexpr Rv kGeneralError = 0x05, kArgumentsBad = 0x07, kDeviceRemoved = 0x32,
-             kCiphertextLength = 0x41, kKeyHandleInvalid = 0x60, kObjectHandleInvalid = 0x82,
-             kPinIncorrect = 0xa0, kPinLocked = 0xa4, kSessionHandleInvalid = 0xb3,
-             kSessionReadOnly = 0xb5, kNotLoggedIn = 0x101, kPinNotInitialized = 0x102,
-             kBufferTooSmall = 0x150;
+constexpr Rv kGeneralError = 0x05, kArgumentsBad = 0x07, kDeviceMemory = 0x31,
+             kDeviceRemoved = 0x32, kCiphertextLength = 0x41, kKeyHandleInvalid = 0x60,
+             kObjectHandleInvalid = 0x82, kPinIncorrect = 0xa0, kPinLocked = 0xa4,
+             kSessionHandleInvalid = 0xb3, kSessionReadOnly = 0xb5, kNotLoggedIn = 0x101,
+             kPinNotInitialized = 0x102, kBufferTooSmall = 0x150;
 constexpr Ulong kClass = 0, kLabel = 3, kValue = 0x11, kKeyType = 0x100, kId = 0x102,
                 kSensitive = 0x103, kExtractable = 0x162, kParameterSet = 0x61d,
                 kEncapsulate = 0x633, kDecapsulate = 0x634;
 constexpr Ulong kPublic = 2, kPrivate = 3, kStandardKeyType = 0x49;
 constexpr Handle kSession = 77;
 constexpr SlotId kSlot = 5;
+constexpr std::size_t kKeysMax = 16;
 
 enum class Login { none, user, security_officer };
 
@@ -396,6 +397,7 @@ Rv generate_key_pair(Handle handle, Mechanism* mechanism, Attribute* pub, Ulong 
   const bool extractable =
       mode_is("extractable") || in(priv, priv_count, kExtractable).value_or(Bytes{1}) != Bytes{0};
   State state = State::read();
+  if (state.keys.size() >= kKeysMax) return kDeviceMemory;
   state.keys.push_back({*kem, in(priv, priv_count, kLabel).value_or(Bytes{}),
                         in(priv, priv_count, kId).value_or(Bytes{}), pair.dk, pair.ek,
                         extractable});

@@ -76,7 +76,7 @@ export const PROFILES: Readonly<Record<string, object>> = {
   },
   nss: {
     name: 'nss',
-    description: "NSS softokn 3.116 or newer: a token in software, kept in a directory's files",
+    description: "NSS's softokn, 3.125 tested: a token in software, kept in a directory's files",
     style: 'encapsulate',
     kems: STANDARD_KEMS,
     configuration:
