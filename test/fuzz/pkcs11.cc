@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "pkcs11/server.h"
+#include "state.h"
 
 extern "C" unsigned long C_GetFunctionList(pqblk::pkcs11::FunctionList** list);
 
@@ -46,6 +47,10 @@ void check_reply(std::span<const std::uint8_t> reply, bool accepted) {
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
   static std::vector<std::uint8_t> out(kMessageBytesMax);
   if (size == 0) return 0;
+  // The same token for each input: a user PIN, no keys.
+  test_token::State state;
+  state.pin = {'1', '2', '3', '4'};
+  state.write();
   Server server = make_server(static_cast<Style>(data[0] % 3));
   Bytes rest(data + 1, size - 1);
   for (int requests = 0; requests < 16 && rest.size() >= 2 && !server.closed(); ++requests) {
