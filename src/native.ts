@@ -52,6 +52,8 @@ export interface NativeDisk {
   extents(options: { offset: number; length: number }): Promise<{ length: number; kind: string }[]>;
   facts(): Record<string, unknown>;
   stats(): Record<string, unknown>;
+  setLimits(limits: object): void;
+  limits(): Record<string, number>;
   channel(
     options: { queue: number; slots: number; arenaBytes: number },
     onCompletions: () => void,
@@ -72,6 +74,7 @@ export interface NativeServer {
 export interface NativeVhostUserServer extends NativeServer {
   serving(): boolean;
   connected(): boolean;
+  stats(): Record<string, unknown>;
 }
 
 export interface NativeNbdServer extends NativeServer {

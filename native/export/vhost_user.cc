@@ -12,6 +12,7 @@
 #include <system_error>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "export/vhost_user_session.h"
 #include "io/thread_setup.h"
@@ -106,6 +107,8 @@ struct VhostUserServer::Impl {
   UniqueFd listener, connected, stop_event;
   ino_t made_inode = 0;  // of the socket that this server made
   std::atomic<bool> serving{true}, in_session{false};
+  std::atomic<std::uint64_t> accepted{0}, refused{0};
+  std::vector<VringCounters> rings;
   std::thread thread;
 };
 
@@ -116,6 +119,7 @@ Error VhostUserServer::Impl::open() {
     return Error(Kind::invalid_argument, "a device has 1 to " + std::to_string(image::kMaxQueues) +
                                              " queues, not " + std::to_string(options.queues));
   }
+  rings = std::vector<VringCounters>(options.queues);
   stop_event = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!stop_event) return Error::from_errno(errno, "eventfd");
   if (inherited) {
@@ -137,14 +141,15 @@ UniqueFd VhostUserServer::Impl::accept_one() {
 }
 
 void VhostUserServer::Impl::refuse_one() {
-  if (accept_one() && options.log) {
-    options.log("vhost-user: a second front-end was turned away");
-  }
+  if (!accept_one()) return;
+  refused.fetch_add(1, std::memory_order_relaxed);
+  if (options.log) options.log("vhost-user: a second front-end was turned away");
 }
 
 void VhostUserServer::Impl::serve_one(UniqueFd socket) {
+  accepted.fetch_add(1, std::memory_order_relaxed);
   in_session.store(true, std::memory_order_release);
-  VhostSession session({disk, options.queues, options.log}, std::move(socket));
+  VhostSession session({disk, options.queues, options.log, rings}, std::move(socket));
   session.run(stop_event.get(), listener.get(), [this] { refuse_one(); });
   in_session.store(false, std::memory_order_release);
 }
@@ -189,6 +194,20 @@ VhostUserServer::VhostUserServer(std::unique_ptr<Impl> impl) : impl_(std::move(i
 VhostUserServer::~VhostUserServer() { stop(); }
 
 void VhostUserServer::stop() { impl_->stop(); }
+
+VhostUserStats VhostUserServer::stats() const {
+  VhostUserStats s;
+  s.connected = connected();
+  s.accepted = impl_->accepted.load(std::memory_order_relaxed);
+  s.refused = impl_->refused.load(std::memory_order_relaxed);
+  s.rings = impl_->options.queues;
+  for (const VringCounters& ring : impl_->rings) {
+    if (ring.running.load(std::memory_order_relaxed)) ++s.running;
+    s.errors += ring.errors.get();
+    s.requests += ring.requests.get();
+  }
+  return s;
+}
 
 bool VhostUserServer::serving() const { return impl_->serving.load(std::memory_order_acquire); }
 

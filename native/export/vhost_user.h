@@ -27,6 +27,14 @@ struct VhostUserOptions {
   std::function<void(const std::string&)> log;
 };
 
+struct VhostUserStats {
+  bool connected = false;                   // a front-end is there
+  std::uint32_t rings = 0;                  // of the device
+  std::uint32_t running = 0;                // of those, in use now
+  std::uint64_t accepted = 0, refused = 0;  // front-ends
+  std::uint64_t requests = 0, errors = 0;   // answered; of those, with an error
+};
+
 class VhostUserServer {
  public:
   // Listens when it returns. Errors: exists (something else is at the path, or somebody listens
@@ -41,6 +49,7 @@ class VhostUserServer {
   bool serving() const;
   // Whether a front-end is connected now.
   bool connected() const;
+  VhostUserStats stats() const;  // any thread
 
  private:
   struct Impl;

@@ -27,7 +27,8 @@ VhostSession::VhostSession(VhostDevice device, UniqueFd socket)
       rings_(device_.queues) {
   const std::uint32_t disk_queues = device_.disk.facts().queues;
   for (std::uint32_t i = 0; i < device_.queues; ++i) {
-    rings_[i].vring = std::make_unique<Vring>(device_.disk, blk_, i % disk_queues);
+    rings_[i].vring =
+        std::make_unique<Vring>(device_.disk, blk_, i % disk_queues, device_.counters[i]);
   }
 }
 

@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,7 @@ struct VhostDevice {
   image::Disk& disk;
   std::uint32_t queues;  // rings
   std::function<void(const std::string&)> log;
+  std::span<VringCounters> counters;  // one for each ring
 };
 
 class VhostSession {

@@ -50,6 +50,7 @@ Error Vring::start(const GuestMemory& memory, const RingSetup& setup, std::share
   }
   on_queue([&] {
     ring_ = std::move(*opened);
+    counters_.running.store(true, std::memory_order_relaxed);
     broken_ = std::move(broken);
     kick_ = kick;
     stopping_ = silent_ = failed_ = asked_ = false;
@@ -72,10 +73,12 @@ Error Vring::start(const GuestMemory& memory, const RingSetup& setup, std::share
 std::uint32_t Vring::stop(bool orderly) {
   assert(ring_ != nullptr);
   std::uint32_t base = 0;
+  const image::Disk::Hurry hurry(disk_);  // the front-end waits
   io::run_sync(disk_.ring(queue_), [&]() -> Task<bool> {
     co_await drain(orderly);
     base = ring_->base();
     ring_.reset();
+    counters_.running.store(false, std::memory_order_relaxed);
     broken_ = nullptr;
     co_return true;
   });
@@ -218,6 +221,8 @@ void Vring::woke(std::uint64_t now) {
 }
 
 void Vring::completed(BlkRequest& blk, std::uint32_t written) {
+  counters_.requests.add(1);
+  if (blk.answer != image::Status::ok) counters_.errors.add(1);
   if (ring_->log() != nullptr) log_data(blk.chain);
   ring_->put(blk.chain, written);
   blk.next = std::exchange(free_, &blk);

@@ -6,6 +6,7 @@
 // of answers.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -17,6 +18,7 @@
 #include "export/virtio_blk.h"
 #include "export/virtqueue.h"
 #include "image/disk.h"
+#include "image/stats.h"
 
 namespace pqblk::exports {
 
@@ -26,10 +28,16 @@ inline constexpr std::uint32_t kTakeAtOnce = 128;     // requests of one turn of
 inline constexpr std::uint64_t kLookEveryNs =
     1'000'000;  // where the front-end has no kick descriptor
 
+// Of one ring, over all the front-ends there were; read by anyone.
+struct VringCounters {
+  image::Counter requests, errors;  // answered; of those, with an error. The queue's thread
+  std::atomic<bool> running{false};
+};
+
 class Vring {
  public:
-  Vring(image::Disk& disk, VirtioBlk& device, std::uint32_t queue)
-      : disk_(disk), device_(device), queue_(queue) {}
+  Vring(image::Disk& disk, VirtioBlk& device, std::uint32_t queue, VringCounters& counters)
+      : disk_(disk), device_(device), queue_(queue), counters_(counters) {}
   ~Vring();
   Vring(const Vring&) = delete;
   Vring& operator=(const Vring&) = delete;
@@ -68,6 +76,7 @@ class Vring {
   image::Disk& disk_;
   VirtioBlk& device_;
   const std::uint32_t queue_;
+  VringCounters& counters_;
 
   // The queue's thread, while running.
   std::unique_ptr<Virtqueue> ring_;

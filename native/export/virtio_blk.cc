@@ -255,6 +255,7 @@ void VirtioBlk::completed(BlkRequest& blk) {
 }
 
 void VirtioBlk::finish(BlkRequest& blk, Answer answer) {
+  blk.answer = answer;
   std::uint32_t written = 0;
   if (std::uint8_t* status = blk.chain.last_writable) {
     std::atomic_ref<std::uint8_t>(*status).store(static_cast<std::uint8_t>(answer),

@@ -55,6 +55,7 @@ struct BlkRequest {
   std::uint32_t reads = 0;  // data bytes that an answer without error has filled
   std::array<std::uint8_t, kBlkRangesMax * kBlkRangeBytes> ranges{};
   std::uint32_t range_count = 0, range_next = 0;
+  image::Status answer = image::Status::ok;  // once `done` is called
 };
 
 class VirtioBlk {

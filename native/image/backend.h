@@ -130,7 +130,8 @@ struct Extent {
 };
 
 struct BackendStats {  // counters since open
-  std::uint64_t metadata_reads = 0, metadata_writes = 0, cache_hits = 0, cache_misses = 0;
+  std::uint64_t metadata_reads = 0, metadata_writes = 0, l2_hits = 0, l2_misses = 0;
+  std::uint64_t entry_hits = 0, entry_misses = 0;  // sealed
   std::uint64_t log_bytes = 0, log_capacity = 0, log_used = 0, checkpoints = 0;
   std::uint64_t integrity_failures = 0, sectors_sealed = 0, sectors_opened = 0;
 };

@@ -63,8 +63,8 @@ Error Disk::Impl::open_image(OpenOptions& options) {
   shape = backend->geometry();
   id = make_id();
   server = std::make_unique<RequestServer>(*backend, RequestServer::Settings{read_only, cache, id});
-  for (auto& queue : queues) queue->set_handler(*server);
-  service->set_handler(*server);
+  for (auto& queue : queues) queue->set_handler(*server, &throttle);
+  service->set_handler(*server, nullptr);
   return {};
 }
 
@@ -143,6 +143,7 @@ Error Disk::close() {
   std::lock_guard guard(impl_->control);
   if (impl_->closed) return impl_->close_error;
   impl_->closed = true;
+  const Hurry hurry(*this);
   for (auto& queue : impl_->queues) queue->shut();
   Impl& impl = *impl_;
   impl.close_error = io::run_sync(impl.service->ring(),
@@ -222,6 +223,18 @@ Result<std::vector<Extent>> Disk::extents(std::uint64_t offset, std::uint64_t le
   if (covered > length) found.back().length -= covered - length;
   return found;
 }
+
+Error Disk::set_rate_limits(const RateLimits& limits) {
+  if (Error e = limits.check()) return std::move(e).in(impl_->file.path);
+  impl_->throttle.set(limits, impl_->queues.front()->ring().now_ns());
+  return {};
+}
+
+RateLimits Disk::rate_limits() const { return impl_->throttle.limits(); }
+
+Disk::Hurry::Hurry(Disk& disk) : disk_(disk) { disk_.impl_->throttle.lift(); }
+
+Disk::Hurry::~Hurry() { disk_.impl_->throttle.restore(); }
 
 DiskFacts Disk::facts() const {
   const Impl& impl = *impl_;

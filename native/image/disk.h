@@ -7,6 +7,7 @@
 
 #include <sys/uio.h>
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -18,6 +19,7 @@
 #include "base/error.h"
 #include "crypto/aead.h"
 #include "image/backend.h"
+#include "image/throttle.h"
 #include "io/queue.h"
 #include "sealed/backend_api.h"
 #include "sealed/keys.h"
@@ -53,8 +55,9 @@ struct Request {
   Status status = Status::ok;
   Error error;  // why, when status is not ok
   void (*complete)(Request&) = nullptr;
-  void* context = nullptr;  // the submitter's
-  Request* next = nullptr;  // used by the queue while the request waits
+  void* context = nullptr;       // the submitter's
+  Request* next = nullptr;       // used by the queue while the request waits
+  std::uint64_t arrived_ns = 0;  // the queue's
 };
 
 // Something to do once at the end of a queue's turn, however many completions ask for it: one
@@ -107,9 +110,22 @@ struct DiskFacts {
   std::uint32_t session_id = 0;
 };
 
+// How long requests took, from when their queue saw them to their completion. Bucket i counts those
+// of at most 2^(kLatencyFirstBits + i) ns that are in no smaller one; the last one has no bound.
+inline constexpr std::size_t kLatencyBuckets = 26;
+inline constexpr std::uint32_t kLatencyFirstBits = 10;
+struct LatencyStats {
+  std::array<std::uint64_t, kLatencyBuckets> buckets{};
+  std::uint64_t sum_ns = 0;
+};
+
 struct QueueStats {
-  std::uint64_t reads = 0, writes = 0, flushes = 0, discards = 0, zeroes = 0, errors = 0;
+  std::uint64_t reads = 0, writes = 0, flushes = 0, discards = 0, zeroes = 0;  // that went well
+  std::uint64_t errors = 0;
   std::uint64_t read_bytes = 0, written_bytes = 0;
+  std::uint64_t in_flight = 0;  // now, those that the limits hold back included
+  std::uint64_t throttled = 0;  // had to wait for the limits
+  LatencyStats read_latency, write_latency, flush_latency, discard_latency, zero_latency;
 };
 
 // A pass over a sealed disk that writes again what is not of the current epoch of the data key.
@@ -172,6 +188,22 @@ class Disk {
   // Forgets every other epoch and its sessions; then the key area need not hold them any more.
   // Kind::invalid_argument unless a whole verifying pass has found nothing since begin_epoch().
   Error finish_epoch();
+
+  // Any thread, at any time. invalid_argument, and nothing changes, when they contradict
+  // themselves.
+  Error set_rate_limits(const RateLimits& limits);
+  RateLimits rate_limits() const;
+  // Nothing is held back while one of these exists: for whoever waits for requests in flight.
+  class Hurry {
+   public:
+    explicit Hurry(Disk& disk);
+    ~Hurry();
+    Hurry(const Hurry&) = delete;
+    Hurry& operator=(const Hurry&) = delete;
+
+   private:
+    Disk& disk_;
+  };
 
   DiskFacts facts() const;
   std::uint64_t size() const;

@@ -12,6 +12,7 @@
 #include "image/request_queue.h"
 #include "image/request_server.h"
 #include "image/sealed_backend.h"
+#include "image/throttle.h"
 
 namespace pqblk::image {
 
@@ -22,6 +23,7 @@ struct Disk::Impl {
   io::File file;
   std::string fallback_cause;
   std::string id;
+  Throttle throttle;
   std::vector<std::unique_ptr<RequestQueue>> queues;
   std::unique_ptr<RequestQueue> service;  // background work of the backend, open, close
   std::unique_ptr<Backend> backend;

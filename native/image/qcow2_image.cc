@@ -43,8 +43,8 @@ BackendStats Qcow2Image::stats() const {
   BackendStats s;
   s.metadata_reads = metadata_->io().reads();
   s.metadata_writes = metadata_->io().writes();
-  s.cache_hits = tables_.cache_hits();
-  s.cache_misses = tables_.cache_misses();
+  s.l2_hits = tables_.cache_hits();
+  s.l2_misses = tables_.cache_misses();
   return s;
 }
 

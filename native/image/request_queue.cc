@@ -1,5 +1,6 @@
 #include "image/request_queue.h"
 
+#include <algorithm>
 #include <cassert>
 #include <utility>
 
@@ -45,7 +46,7 @@ RequestQueue::~RequestQueue() { stop(); }
 void RequestQueue::stop() {
   if (thread_ == nullptr) return;
   thread_->stop();
-  assert(running_ == 0 && waiting_ == nullptr && pollers_ == nullptr);
+  assert(running_ == 0 && waiting_ == nullptr && held_ == nullptr && pollers_ == nullptr);
 }
 
 // ---- any thread ----
@@ -93,6 +94,7 @@ bool RequestQueue::turn() {
     work->run(*work);
     work = next;
   }
+  now_ns_ = 0;  // it may sleep now
   return worked;
 }
 
@@ -124,6 +126,7 @@ bool RequestQueue::take_inbox() {
   Request** end = &newest->next;  // the newest ends up last
   while (newest != nullptr) {
     Request* older = std::exchange(newest->next, oldest);
+    arrived(*newest);
     oldest = newest;
     newest = older;
   }
@@ -135,6 +138,7 @@ bool RequestQueue::take_inbox() {
 
 void RequestQueue::start(Request& request) {
   if (shut_) return refuse(request, Kind::closed, "the disk is closed");
+  arrived(request);
   request.next = nullptr;
   *waiting_end_ = &request;
   waiting_end_ = &request.next;
@@ -143,43 +147,133 @@ void RequestQueue::start(Request& request) {
   if (!draining_) drain();
 }
 
+void RequestQueue::arrived(Request& request) {
+  request.arrived_ns = now();
+  counters_.accepted.add(1);
+}
+
+// One look at the clock serves all that a turn picks up, and a completion has looked anyway.
+std::uint64_t RequestQueue::now() {
+  if (now_ns_ == 0) now_ns_ = ring().now_ns();
+  return now_ns_;
+}
+
 void RequestQueue::drain() {
   draining_ = true;
+  const bool more = drain_waiting() || (held_ != nullptr && drain_held());
+  draining_ = false;
+  if (!more) return;
+  drain_later_.run = [](Deferred& work) { static_cast<RequestQueue*>(work.context)->drain(); };
+  drain_later_.context = this;
+  defer(drain_later_);
+}
+
+void RequestQueue::serve_first(Request*& list, Request**& list_end) {
+  Request& request = *list;
+  list = request.next;
+  if (list == nullptr) list_end = &list;
+  ++running_;
+  handler_->serve(*this, request);
+}
+
+// True: there is more to start, in the next turn.
+bool RequestQueue::drain_waiting() {
   for (std::uint32_t n = 0; waiting_ != nullptr && running_ < kRunningMax && !paused_; ++n) {
-    if (n == kStartsAtOnce) {
-      drain_later_.run = [](Deferred& work) { static_cast<RequestQueue*>(work.context)->drain(); };
-      drain_later_.context = this;
-      defer(drain_later_);
-      break;
+    if (n == kStartsAtOnce) return true;
+    const bool limited = throttle_ != nullptr && throttle_->on() &&
+                         waiting_->type != RequestType::flush &&
+                         waiting_->type != RequestType::get_id;
+    if (!limited) {
+      serve_first(waiting_, waiting_end_);
+      continue;
     }
     Request& request = *waiting_;
     waiting_ = request.next;
     if (waiting_ == nullptr) waiting_end_ = &waiting_;
-    ++running_;
-    handler_->serve(*this, request);
+    request.next = nullptr;
+    *held_end_ = &request;
+    held_end_ = &request.next;
   }
-  draining_ = false;
+  return false;
+}
+
+// ---- limits ----
+
+// Whether the limits let the first one go. It reserves once; the queues' reservations take turns.
+bool RequestQueue::may_start() {
+  if (!throttle_->on()) {
+    reserved_version_ = 0;
+    return true;
+  }
+  const std::uint64_t now_ns = ring().now_ns();
+  const std::uint64_t version = throttle_->version();
+  if (reserved_version_ != version) {
+    const bool counts = held_->type == RequestType::in || held_->type == RequestType::out;
+    held_until_ns_ = throttle_->reserve(counts ? held_->length : 0, now_ns);
+    reserved_version_ = version;
+    if (held_until_ns_ > now_ns) counters_.throttled.add(1);
+  }
+  if (held_until_ns_ > now_ns) return false;
+  reserved_version_ = 0;
+  return true;
+}
+
+// True: there is more to start, in the next turn.
+bool RequestQueue::drain_held() {
+  for (std::uint32_t n = 0; held_ != nullptr && running_ < kRunningMax && !paused_; ++n) {
+    if (n == kStartsAtOnce) return true;
+    if (!may_start()) {
+      if (!watching_) watch_clock();
+      return false;
+    }
+    serve_first(held_, held_end_);
+  }
+  return false;
+}
+
+// Sleeps in short steps, since nothing else ends its sleep when the limits change or the disk is
+// closed. It ends when nothing waits for the clock; whoever completes or resumes looks again.
+detail::Detached RequestQueue::watch_clock() {
+  watching_ = true;
+  while (held_ != nullptr && running_ < kRunningMax && !paused_) {
+    const std::uint64_t now_ns = ring().now_ns();
+    if (throttle_->on() && held_until_ns_ > now_ns) {
+      co_await ring().sleep(std::min(held_until_ns_ - now_ns, kWatchNs));
+    } else {
+      co_await yield();
+    }
+    drain();
+  }
+  watching_ = false;
+  tell_if_quiet();
 }
 
 void RequestQueue::finish(Request& request) {
   --running_;
+  now_ns_ = ring().now_ns();
+  counters_.count(request, now_ns_ - request.arrived_ns);
   request.complete(request);
-  if (waiting_ != nullptr && !draining_) drain();
-  if (running_ == 0 && idle_waiter_ != nullptr && (paused_ || waiting_ == nullptr)) {
-    ring().post(*std::exchange(idle_waiter_, nullptr));
-  }
+  if ((waiting_ != nullptr || held_ != nullptr) && !draining_) drain();
+  tell_if_quiet();
 }
 
 // ---- control, from outside ----
+
+bool RequestQueue::quiet() const {
+  if (running_ != 0) return false;
+  return paused_ || (waiting_ == nullptr && held_ == nullptr && !watching_);
+}
+
+void RequestQueue::tell_if_quiet() {
+  if (idle_waiter_ != nullptr && quiet()) ring().post(*std::exchange(idle_waiter_, nullptr));
+}
 
 // Returns once nothing runs and, unless paused, nothing waits.
 Task<bool> RequestQueue::idle() {
   struct Idle : ReadyNode {
     RequestQueue& queue;
     explicit Idle(RequestQueue& q) : queue(q) {}
-    bool await_ready() const {
-      return queue.running_ == 0 && (queue.paused_ || queue.waiting_ == nullptr);
-    }
+    bool await_ready() const { return queue.quiet(); }
     void await_suspend(std::coroutine_handle<> h) {
       handle = h;
       queue.idle_waiter_ = this;
@@ -219,6 +313,7 @@ void RequestQueue::shut() {
   thread_->run_sync([&]() -> Task<bool> {
     shut_ = true;
     refuse_later_ones();
+    drain();  // what the limits held back, now that they are lifted
     co_return co_await idle();
   });
 }

@@ -2,7 +2,8 @@
 //
 // Room image/: moves requests between threads and bounds how many run; what a request means is the
 // server's business (request_server.h). A request waits in the inbox (any thread, lock-free), then
-// in the FIFO of this queue's thread while kRunningMax others run or the queue is paused.
+// in the FIFO of this queue's thread while kRunningMax others run or the queue is paused. Those
+// that the disk's limits hold back wait in a list of their own, past which flushes go.
 #pragma once
 
 #include <atomic>
@@ -21,7 +22,8 @@ namespace pqblk::image {
 // Started in one go; then completions of others get their turn, also when every request is answered
 // from memory at once.
 inline constexpr std::uint32_t kStartsAtOnce = 256;
-inline constexpr std::uint32_t kRunningMax = 1024;  // requests of one queue inside the backend
+inline constexpr std::uint32_t kRunningMax = 1024;     // requests of one queue inside the backend
+inline constexpr std::uint64_t kWatchNs = 20'000'000;  // other limits are noticed after this
 
 class RequestQueue;
 
@@ -44,8 +46,12 @@ class RequestQueue {
 
   io::Queue& ring() { return thread_->queue(); }
   QueueContext& context() { return *context_; }
-  QueueCounters& counters() { return counters_; }
-  void set_handler(RequestHandler& handler) { handler_ = &handler; }  // before the first request
+  const QueueCounters& counters() const { return counters_; }
+  // Before the first request. Without a throttle nothing is ever held back.
+  void set_handler(RequestHandler& handler, Throttle* throttle) {
+    handler_ = &handler;
+    throttle_ = throttle;
+  }
 
   // Any thread. False when the queue is shut: the list is untouched.
   bool submit(Request* first);
@@ -65,19 +71,35 @@ class RequestQueue {
  private:
   RequestQueue() = default;
   Task<bool> idle();
+  bool quiet() const;
+  void tell_if_quiet();
   bool turn();
   bool take_inbox();
+  void arrived(Request& request);
+  std::uint64_t now();
   void drain();
+  bool drain_waiting();
+  bool drain_held();
+  bool may_start();
+  void serve_first(Request*& list, Request**& list_end);
+  detail::Detached watch_clock();
   void refuse_later_ones();
 
   std::unique_ptr<io::QueueThread> thread_;
   std::unique_ptr<QueueContext> context_;
   RequestHandler* handler_ = nullptr;
+  Throttle* throttle_ = nullptr;
   QueueCounters counters_;
 
   // Own thread only.
   Request* waiting_ = nullptr;
   Request** waiting_end_ = &waiting_;
+  Request* held_ = nullptr;  // by the limits
+  Request** held_end_ = &held_;
+  std::uint64_t held_until_ns_ = 0;     // the first of them; as reserved
+  std::uint64_t reserved_version_ = 0;  // of the limits then; 0: not yet reserved
+  bool watching_ = false;               // watch_clock() runs
+  std::uint64_t now_ns_ = 0;            // 0: not asked in this turn
   std::uint32_t running_ = 0;
   bool draining_ = false;
   Deferred drain_later_;

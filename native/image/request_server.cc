@@ -83,26 +83,6 @@ Error RequestServer::write_failure() const {
   return failure_;
 }
 
-void RequestServer::count(QueueCounters& counters, const Request& request) {
-  if (request.status != Status::ok) return counters.errors.add(1);
-  switch (request.type) {
-    case RequestType::in:
-      counters.reads.add(1);
-      return counters.read_bytes.add(request.length);
-    case RequestType::out:
-      counters.writes.add(1);
-      return counters.written_bytes.add(request.length);
-    case RequestType::flush:
-      return counters.flushes.add(1);
-    case RequestType::discard:
-      return counters.discards.add(1);
-    case RequestType::write_zeroes:
-      return counters.zeroes.add(1);
-    case RequestType::get_id:
-      return;
-  }
-}
-
 detail::Detached RequestServer::run(RequestQueue& queue, Request& request) {
   QueueContext& q = queue.context();
   Error error = check(request);
@@ -139,7 +119,6 @@ detail::Detached RequestServer::run(RequestQueue& queue, Request& request) {
     request.status = Status::ok;
     if (request.error) request.error = Error();
   }
-  count(queue.counters(), request);
   queue.finish(request);
 }
 

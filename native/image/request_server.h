@@ -67,7 +67,6 @@ class RequestServer final : public RequestHandler {
            (request.fua && settings_.cache != Cache::unsafe);
   }
   Error write_failure() const;
-  static void count(QueueCounters& counters, const Request& request);
 
   Backend& backend_;
   const Settings settings_;

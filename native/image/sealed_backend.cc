@@ -387,8 +387,10 @@ BackendStats SealedBackend::stats() const {
   BackendStats s;
   s.metadata_reads = meta_->io().reads();
   s.metadata_writes = meta_->io().writes();
-  s.cache_hits = entries_->hits() + meta_->tables().cache_hits();
-  s.cache_misses = entries_->misses() + meta_->tables().cache_misses();
+  s.l2_hits = meta_->tables().cache_hits();
+  s.l2_misses = meta_->tables().cache_misses();
+  s.entry_hits = entries_->hits();
+  s.entry_misses = entries_->misses();
   s.log_bytes = log_->bytes_written();
   s.log_capacity = log_->ring_pages() * kPage;
   s.log_used = log_->used_pages() * kPage;

@@ -171,6 +171,18 @@ class BenchJob final : public Job {
   image::BenchResult result_;
 };
 
+// { buckets, sumNs }
+Napi::Object latency_to_js(Napi::Env env, const image::LatencyStats& stats) {
+  const Napi::Array buckets = Napi::Array::New(env, stats.buckets.size());
+  for (std::uint32_t i = 0; i < stats.buckets.size(); ++i) {
+    buckets.Set(i, number_to_js(env, stats.buckets[i]));
+  }
+  const Napi::Object out = Napi::Object::New(env);
+  out.Set("buckets", buckets);
+  out.Set("sumNs", number_to_js(env, stats.sum_ns));
+  return out;
+}
+
 Napi::Object queue_stats_to_js(Napi::Env env, const image::QueueStats& stats) {
   const Napi::Object out = Napi::Object::New(env);
   out.Set("reads", number_to_js(env, stats.reads));
@@ -181,6 +193,15 @@ Napi::Object queue_stats_to_js(Napi::Env env, const image::QueueStats& stats) {
   out.Set("errors", number_to_js(env, stats.errors));
   out.Set("readBytes", number_to_js(env, stats.read_bytes));
   out.Set("writtenBytes", number_to_js(env, stats.written_bytes));
+  out.Set("inFlight", number_to_js(env, stats.in_flight));
+  out.Set("throttled", number_to_js(env, stats.throttled));
+  const Napi::Object latency = Napi::Object::New(env);
+  latency.Set("reads", latency_to_js(env, stats.read_latency));
+  latency.Set("writes", latency_to_js(env, stats.write_latency));
+  latency.Set("flushes", latency_to_js(env, stats.flush_latency));
+  latency.Set("discards", latency_to_js(env, stats.discard_latency));
+  latency.Set("zeroes", latency_to_js(env, stats.zero_latency));
+  out.Set("latency", latency);
   return out;
 }
 
@@ -188,8 +209,10 @@ Napi::Object backend_stats_to_js(Napi::Env env, const image::BackendStats& stats
   const Napi::Object out = Napi::Object::New(env);
   out.Set("metadataReads", number_to_js(env, stats.metadata_reads));
   out.Set("metadataWrites", number_to_js(env, stats.metadata_writes));
-  out.Set("cacheHits", number_to_js(env, stats.cache_hits));
-  out.Set("cacheMisses", number_to_js(env, stats.cache_misses));
+  out.Set("l2Hits", number_to_js(env, stats.l2_hits));
+  out.Set("l2Misses", number_to_js(env, stats.l2_misses));
+  out.Set("entryHits", number_to_js(env, stats.entry_hits));
+  out.Set("entryMisses", number_to_js(env, stats.entry_misses));
   out.Set("logBytes", number_to_js(env, stats.log_bytes));
   out.Set("logCapacity", number_to_js(env, stats.log_capacity));
   out.Set("logUsed", number_to_js(env, stats.log_used));
@@ -242,8 +265,10 @@ Napi::Function DiskHandle::define(Napi::Env env) {
       env, "Disk",
       {InstanceMethod<&DiskHandle::close>("close"), InstanceMethod<&DiskHandle::resize>("resize"),
        InstanceMethod<&DiskHandle::extents>("extents"), InstanceMethod<&DiskHandle::facts>("facts"),
-       InstanceMethod<&DiskHandle::stats>("stats"), InstanceMethod<&DiskHandle::channel>("channel"),
-       InstanceMethod<&DiskHandle::bench>("bench"),
+       InstanceMethod<&DiskHandle::stats>("stats"),
+       InstanceMethod<&DiskHandle::set_limits>("setLimits"),
+       InstanceMethod<&DiskHandle::limits>("limits"),
+       InstanceMethod<&DiskHandle::channel>("channel"), InstanceMethod<&DiskHandle::bench>("bench"),
        InstanceMethod<&DiskHandle::serve_nbd>("serveNbd"),
        InstanceMethod<&DiskHandle::serve_vhost_user>("serveVhostUser")});
 }
@@ -373,6 +398,36 @@ Napi::Value DiskHandle::stats(const Napi::CallbackInfo& info) {
   const Napi::Object out = Napi::Object::New(env);
   out.Set("queues", queues);
   out.Set("backend", backend_stats_to_js(env, disk->backend_stats()));
+  return out;
+}
+
+// setLimits({ iopsMax, iopsBurst, bpsMax, bpsBurst }); what is missing has no limit.
+Napi::Value DiskHandle::set_limits(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::shared_ptr<image::Disk> disk = disk_or_throw(env);
+  image::RateLimits limits;
+  const Options options(env, info[0]);
+  options.read("iopsMax", limits.iops_max);
+  options.read("iopsBurst", limits.iops_burst);
+  options.read("bpsMax", limits.bps_max);
+  options.read("bpsBurst", limits.bps_burst);
+  if (env.IsExceptionPending()) return env.Undefined();
+  if (const Error error = disk->set_rate_limits(limits)) {
+    Napi::Error(env, error_to_js(env, error)).ThrowAsJavaScriptException();
+  }
+  return env.Undefined();
+}
+
+Napi::Value DiskHandle::limits(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::shared_ptr<image::Disk> disk = disk_or_throw(env);
+  if (disk == nullptr) return env.Undefined();
+  const image::RateLimits limits = disk->rate_limits();
+  const Napi::Object out = Napi::Object::New(env);
+  out.Set("iopsMax", number_to_js(env, limits.iops_max));
+  out.Set("iopsBurst", number_to_js(env, limits.iops_burst));
+  out.Set("bpsMax", number_to_js(env, limits.bps_max));
+  out.Set("bpsBurst", number_to_js(env, limits.bps_burst));
   return out;
 }
 

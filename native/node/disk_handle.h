@@ -28,6 +28,8 @@ class DiskHandle : public Napi::ObjectWrap<DiskHandle> {
   Napi::Value extents(const Napi::CallbackInfo& info);
   Napi::Value facts(const Napi::CallbackInfo& info);
   Napi::Value stats(const Napi::CallbackInfo& info);
+  Napi::Value set_limits(const Napi::CallbackInfo& info);
+  Napi::Value limits(const Napi::CallbackInfo& info);
   Napi::Value channel(const Napi::CallbackInfo& info);
   Napi::Value bench(const Napi::CallbackInfo& info);
   Napi::Value serve_nbd(const Napi::CallbackInfo& info);

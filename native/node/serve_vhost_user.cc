@@ -24,6 +24,20 @@ VhostUserOptions read_options(const Napi::CallbackInfo& info) {
   return out;
 }
 
+Napi::Value stats_to_js(Napi::Env env, const exports::VhostUserStats& stats) {
+  const Napi::Object out = Napi::Object::New(env);
+  out.Set("connected", Napi::Boolean::New(env, stats.connected));
+  for (const auto& [name, value] : {std::pair<const char*, std::uint64_t>{"rings", stats.rings},
+                                    {"runningRings", stats.running},
+                                    {"accepted", stats.accepted},
+                                    {"refusedFrontEnds", stats.refused},
+                                    {"requests", stats.requests},
+                                    {"errors", stats.errors}}) {
+    out.Set(name, number_to_js(env, value));
+  }
+  return out;
+}
+
 class VhostUserServer final : public DiskServer {
  public:
   VhostUserServer(std::shared_ptr<image::Disk> disk, VhostUserOptions options)
@@ -48,6 +62,10 @@ class VhostUserServer final : public DiskServer {
     };
     tell("serving", &exports::VhostUserServer::serving);
     tell("connected", &exports::VhostUserServer::connected);
+    handle.Set("stats", Napi::Function::New(
+                            env, [this, keep = shared_from_this()](const Napi::CallbackInfo& call) {
+                              return stats_to_js(call.Env(), server_->stats());
+                            }));
   }
 
   VhostUserOptions options_;

@@ -14,7 +14,9 @@ constexpr char kOnReports[] = "onReports";
 
 void DiskServer::stop() {
   std::lock_guard guard(stopping_);
-  if (std::exchange(started_, false)) end();
+  if (!std::exchange(started_, false)) return;
+  const image::Disk::Hurry hurry(*disk_);
+  end();
 }
 
 void DiskServer::report(const std::string& text) {

@@ -1,180 +1,369 @@
-// Room cli/: what a serving process tells of itself: HTTP on a Unix socket, for Prometheus and people.
+// Room cli/: the numbers of the disks that this process serves, as Prometheus metrics and as JSON.
 //
-//   GET /metrics   Prometheus text format 0.0.4
-//   GET /stats     the same numbers as JSON
-import { lstat, rm } from 'node:fs/promises';
-import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
-import { connect } from 'node:net';
-import { fromSystem, PqblkError } from '../errors.js';
-import type { BackendStats, Disk, QueueStats } from '../index.js';
+// One table says what each metric is and where its value comes from. Every sample has a label `disk`.
+// Histograms appear with their first request, as do the metrics of a protocol with its server.
+import {
+  type BackendStats,
+  type Disk,
+  type DiskStats,
+  latencyBucketSeconds,
+  type NbdStats,
+  type QueueStats,
+  type RateLimits,
+  type RequestKind,
+  type VhostUserStats,
+} from '../index.js';
 
-/** What a server of the disk counts, by name; clients and the like are gauges. */
-export interface ServerNumbers {
-  readonly protocol: string;
-  stats(): Readonly<Record<string, number>>;
+/** A server of the disk, and what it counts. */
+export type ServerNumbers =
+  | { readonly protocol: 'nbd'; stats(): NbdStats }
+  | { readonly protocol: 'vhost-user-blk'; stats(): VhostUserStats };
+
+export interface ServedDisk {
+  readonly name: string;
+  readonly disk: Disk;
+  readonly servers: readonly ServerNumbers[];
 }
 
-export interface MetricsServer {
-  close(): Promise<void>;
+type Labels = Readonly<Record<string, string | number>>;
+
+interface Sample {
+  /** Of a histogram: what is added to its name. */
+  readonly suffix?: string;
+  readonly labels: Labels;
+  readonly value: number;
+}
+
+/** The numbers of one disk at one moment. */
+interface Snapshot {
+  readonly disk: Disk;
+  readonly stats: DiskStats;
+  readonly nbd: readonly NbdStats[];
+  readonly vhostUser: readonly VhostUserStats[];
 }
 
 interface Metric {
   readonly name: string;
-  readonly type: 'counter' | 'gauge';
+  readonly type: 'counter' | 'gauge' | 'histogram';
   readonly help: string;
-  readonly rows: readonly (readonly [labels: Record<string, string | number>, value: number])[];
+  samples(of: Snapshot): readonly Sample[];
 }
 
-const QUEUE_REQUESTS = {
+const REQUEST_TYPES = {
   read: 'reads',
   write: 'writes',
   flush: 'flushes',
   discard: 'discards',
   write_zeroes: 'zeroes',
-} as const satisfies Record<string, keyof QueueStats>;
+} as const satisfies Record<string, RequestKind>;
 
-const BACKEND_COUNTERS = {
-  metadata_reads_total: ['metadataReads', 'Reads of image metadata'],
-  metadata_writes_total: ['metadataWrites', 'Writes of image metadata'],
-  cache_hits_total: ['cacheHits', 'Look-ups answered by the metadata caches'],
-  cache_misses_total: ['cacheMisses', 'Look-ups that had to be read'],
-  log_bytes_total: ['logBytes', 'Sealed: bytes written to the log'],
-  checkpoints_total: ['checkpoints', 'Sealed: checkpoints of the log'],
-  integrity_failures_total: ['integrityFailures', 'Sealed: sectors whose tag did not hold'],
-  sectors_sealed_total: ['sectorsSealed', 'Sealed: sectors encrypted'],
-  sectors_opened_total: ['sectorsOpened', 'Sealed: sectors decrypted'],
-} as const satisfies Record<string, readonly [keyof BackendStats, string]>;
+const NBD_TYPES = {
+  read: 'reads',
+  write: 'writes',
+  flush: 'flushes',
+  trim: 'trims',
+  cache: 'caches',
+  write_zeroes: 'writeZeroes',
+  block_status: 'blockStatus',
+} as const satisfies Record<string, keyof NbdStats>;
 
-/** Everything there is to tell, as Prometheus metrics. */
-export function metricsOf(disk: Disk, servers: readonly ServerNumbers[]): string {
-  const { queues, backend } = disk.stats();
-  const perQueue = (value: (stats: QueueStats) => number) =>
-    queues.map((stats, queue) => [{ queue }, value(stats)] as const);
-  const metrics: Metric[] = [
-    { name: 'info', type: 'gauge', help: 'What is served', rows: [[infoOf(disk), 1]] },
-    { name: 'size_bytes', type: 'gauge', help: 'Of the disk', rows: [[{}, disk.size]] },
-    {
-      name: 'requests_total',
-      type: 'counter',
-      help: 'Requests completed without an error',
-      rows: Object.entries(QUEUE_REQUESTS).flatMap(([type, key]) =>
-        queues.map((stats, queue) => [{ queue, type }, stats[key]] as const),
-      ),
-    },
-    {
-      name: 'request_errors_total',
-      type: 'counter',
-      help: 'Requests that failed',
-      rows: perQueue(({ errors }) => errors),
-    },
-    {
-      name: 'bytes_total',
-      type: 'counter',
-      help: 'Bytes of reads and writes',
-      rows: queues.flatMap(({ readBytes, writtenBytes }, queue) => [
-        [{ queue, direction: 'read' }, readBytes] as const,
-        [{ queue, direction: 'write' }, writtenBytes] as const,
-      ]),
-    },
-    ...Object.entries(BACKEND_COUNTERS).map(
-      ([name, [key, help]]): Metric => ({
-        name,
-        type: 'counter',
-        help,
-        rows: [[{}, backend[key]]],
-      }),
+const one = (value: number, labels: Labels = {}): Sample[] => [{ labels, value }];
+
+function perQueue(value: (stats: QueueStats) => number): Metric['samples'] {
+  return ({ stats }) =>
+    stats.queues.map((queue, index) => ({ labels: { queue: index }, value: value(queue) }));
+}
+
+const ofBackend =
+  (key: keyof BackendStats): Metric['samples'] =>
+  ({ stats }) =>
+    one(stats.backend[key]);
+
+function ofCaches(l2: keyof BackendStats, entry: keyof BackendStats): Metric['samples'] {
+  return ({ disk, stats: { backend } }) => {
+    const { format } = disk.facts;
+    if (format === 'raw') return [];
+    const tables = one(backend[l2], { cache: 'l2' });
+    return format === 'sealed' ? [...tables, ...one(backend[entry], { cache: 'entry' })] : tables;
+  };
+}
+
+const ofSealed =
+  (key: keyof BackendStats): Metric['samples'] =>
+  (of) =>
+    of.disk.facts.format === 'sealed' ? ofBackend(key)(of) : [];
+
+/** A disk has one server of a protocol at most, but one that was closed and one that is new. */
+function sum<T>(servers: readonly T[], value: (stats: T) => number): Sample[] {
+  if (servers.length === 0) return [];
+  return one(servers.reduce((total, stats) => total + value(stats), 0));
+}
+
+const ofNbd =
+  (value: (stats: NbdStats) => number): Metric['samples'] =>
+  ({ nbd }) =>
+    sum(nbd, value);
+
+const ofVhostUser =
+  (value: (stats: VhostUserStats) => number): Metric['samples'] =>
+  ({ vhostUser }) =>
+    sum(vhostUser, value);
+
+const ofLimits =
+  (key: keyof RateLimits): Metric['samples'] =>
+  ({ disk }) =>
+    one(disk.limits[key] ?? 0);
+
+function durations({ stats }: Snapshot): Sample[] {
+  return stats.queues.flatMap(({ latency }, queue) =>
+    Object.entries(REQUEST_TYPES).flatMap(([type, kind]) => {
+      const { buckets, sumNs } = latency[kind];
+      if (buckets.every((count) => count === 0)) return [];
+      let count = 0;
+      const samples = buckets.map((own, index): Sample => {
+        count += own;
+        const le = latencyBucketSeconds(index, buckets.length);
+        const labels = { queue, type, le: le === Number.POSITIVE_INFINITY ? '+Inf' : le };
+        return { suffix: '_bucket', labels, value: count };
+      });
+      samples.push({ suffix: '_sum', labels: { queue, type }, value: sumNs / 1e9 });
+      samples.push({ suffix: '_count', labels: { queue, type }, value: count });
+      return samples;
+    }),
+  );
+}
+
+const metric = (
+  type: Metric['type'],
+  name: string,
+  help: string,
+  samples: Metric['samples'],
+): Metric => ({ name: `pqblk_${name}`, type, help, samples });
+
+const METRICS: readonly Metric[] = [
+  metric('gauge', 'info', 'What is served', ({ disk }) => {
+    const { format, engine, suite = '', aead = '' } = disk.facts;
+    return one(1, { format, engine, suite, aead });
+  }),
+  metric('gauge', 'size_bytes', 'Of the disk', ({ disk }) => one(disk.size)),
+  metric('counter', 'requests_total', 'Requests completed without an error', ({ stats }) =>
+    Object.entries(REQUEST_TYPES).flatMap(([type, key]) =>
+      stats.queues.map((queue, index) => ({ labels: { queue: index, type }, value: queue[key] })),
     ),
-    gauge('log_used_bytes', 'Sealed: bytes of the log in use', backend.logUsed),
-    gauge('log_capacity_bytes', 'Sealed: bytes the log can hold', backend.logCapacity),
-    {
-      name: 'server',
-      type: 'gauge',
-      help: 'Counters of the servers since their start, and clients now',
-      rows: servers.flatMap(({ protocol, stats }) =>
-        Object.entries(stats()).map(([what, value]) => [{ protocol, what }, value] as const),
+  ),
+  metric(
+    'counter',
+    'request_errors_total',
+    'Requests that failed',
+    perQueue(({ errors }) => errors),
+  ),
+  metric('counter', 'bytes_total', 'Bytes of reads and writes that went well', ({ stats }) =>
+    stats.queues.flatMap(({ readBytes, writtenBytes }, queue) => [
+      ...one(readBytes, { queue, direction: 'read' }),
+      ...one(writtenBytes, { queue, direction: 'write' }),
+    ]),
+  ),
+  metric(
+    'histogram',
+    'request_duration_seconds',
+    'From when its queue saw a request to its completion',
+    durations,
+  ),
+  metric(
+    'gauge',
+    'requests_in_flight',
+    'Requests that are not completed yet',
+    perQueue(({ inFlight }) => inFlight),
+  ),
+  metric(
+    'counter',
+    'throttled_requests_total',
+    'Requests that had to wait for the limits',
+    perQueue(({ throttled }) => throttled),
+  ),
+  metric('gauge', 'limit_iops', 'Requests a second; 0: no limit', ofLimits('iopsMax')),
+  metric('gauge', 'limit_bytes_per_second', 'Bytes a second; 0: no limit', ofLimits('bpsMax')),
+  metric(
+    'counter',
+    'cache_hits_total',
+    'Look-ups that a metadata cache answered',
+    ofCaches('l2Hits', 'entryHits'),
+  ),
+  metric(
+    'counter',
+    'cache_misses_total',
+    'Look-ups that had to be read',
+    ofCaches('l2Misses', 'entryMisses'),
+  ),
+  metric('counter', 'metadata_reads_total', 'Reads of image metadata', ofBackend('metadataReads')),
+  metric(
+    'counter',
+    'metadata_writes_total',
+    'Writes of image metadata',
+    ofBackend('metadataWrites'),
+  ),
+  metric('counter', 'log_bytes_total', 'Bytes written to the log', ofSealed('logBytes')),
+  metric('gauge', 'log_used_bytes', 'Bytes of the log in use', ofSealed('logUsed')),
+  metric('gauge', 'log_capacity_bytes', 'Bytes that the log can hold', ofSealed('logCapacity')),
+  metric('counter', 'checkpoints_total', 'Checkpoints of the log', ofSealed('checkpoints')),
+  metric(
+    'counter',
+    'integrity_failures_total',
+    'Sectors whose tag did not hold',
+    ofSealed('integrityFailures'),
+  ),
+  metric('counter', 'sectors_sealed_total', 'Sectors encrypted', ofSealed('sectorsSealed')),
+  metric('counter', 'sectors_opened_total', 'Sectors decrypted', ofSealed('sectorsOpened')),
+
+  metric(
+    'gauge',
+    'nbd_clients',
+    'Clients now',
+    ofNbd(({ clients }) => clients),
+  ),
+  metric(
+    'gauge',
+    'nbd_negotiating_clients',
+    'Clients in their handshake',
+    ofNbd(({ negotiating }) => negotiating),
+  ),
+  metric(
+    'counter',
+    'nbd_connections_total',
+    'Connections, refused ones included',
+    ofNbd(({ accepted }) => accepted),
+  ),
+  metric(
+    'counter',
+    'nbd_refused_connections_total',
+    'Connections beyond the number of clients allowed',
+    ofNbd(({ refusedClients }) => refusedClients),
+  ),
+  metric(
+    'counter',
+    'nbd_failed_handshakes_total',
+    'TLS handshakes that failed',
+    ofNbd(({ failedHandshakes }) => failedHandshakes),
+  ),
+  metric(
+    'counter',
+    'nbd_timeouts_total',
+    'Clients that were silent for too long',
+    ofNbd(({ timeouts }) => timeouts),
+  ),
+  metric('counter', 'nbd_requests_total', 'Requests answered', ({ nbd }) =>
+    Object.entries(NBD_TYPES).flatMap(([type, key]) =>
+      sum(nbd, (stats) => stats[key]).map(({ value }) => ({ labels: { type }, value })),
+    ),
+  ),
+  metric(
+    'counter',
+    'nbd_request_errors_total',
+    'Requests that the disk failed',
+    ofNbd(({ errors }) => errors),
+  ),
+  metric(
+    'counter',
+    'nbd_refused_requests_total',
+    'Requests that the protocol or the export does not allow',
+    ofNbd(({ refusedRequests }) => refusedRequests),
+  ),
+  metric(
+    'counter',
+    'nbd_received_bytes_total',
+    'Bytes from clients',
+    ofNbd(({ receivedBytes }) => receivedBytes),
+  ),
+  metric(
+    'counter',
+    'nbd_sent_bytes_total',
+    'Bytes to clients',
+    ofNbd(({ sentBytes }) => sentBytes),
+  ),
+
+  metric(
+    'gauge',
+    'vhost_user_connected',
+    'Whether a front-end is there',
+    ofVhostUser(({ connected }) => Number(connected)),
+  ),
+  metric(
+    'gauge',
+    'vhost_user_rings',
+    'Rings of the device',
+    ofVhostUser(({ rings }) => rings),
+  ),
+  metric(
+    'gauge',
+    'vhost_user_running_rings',
+    'Rings that the guest uses',
+    ofVhostUser(({ runningRings }) => runningRings),
+  ),
+  metric(
+    'counter',
+    'vhost_user_connections_total',
+    'Front-ends that were served',
+    ofVhostUser(({ accepted }) => accepted),
+  ),
+  metric(
+    'counter',
+    'vhost_user_refused_connections_total',
+    'Front-ends turned away while another one was there',
+    ofVhostUser(({ refusedFrontEnds }) => refusedFrontEnds),
+  ),
+  metric(
+    'counter',
+    'vhost_user_requests_total',
+    'Requests answered',
+    ofVhostUser(({ requests }) => requests),
+  ),
+  metric(
+    'counter',
+    'vhost_user_request_errors_total',
+    'Requests answered with an error',
+    ofVhostUser(({ errors }) => errors),
+  ),
+];
+
+function snapshotOf({ disk, servers }: ServedDisk): Snapshot {
+  const nbd = servers.flatMap((one) => (one.protocol === 'nbd' ? [one.stats()] : []));
+  const vhostUser = servers.flatMap((one) =>
+    one.protocol === 'vhost-user-blk' ? [one.stats()] : [],
+  );
+  return { disk, stats: disk.stats(), nbd, vhostUser };
+}
+
+/** Everything there is to tell, as Prometheus reads it. The disks are open. */
+export function metricsOf(disks: readonly ServedDisk[]): string {
+  const snapshots = disks.map((served) => [served.name, snapshotOf(served)] as const);
+  return METRICS.map(({ name, type, help, samples }) => {
+    const lines = snapshots.flatMap(([disk, snapshot]) =>
+      samples(snapshot).map(
+        ({ suffix = '', labels, value }) =>
+          `${name}${suffix}{${labelsText({ disk, ...labels })}} ${value}\n`,
       ),
-    },
-  ];
-  return metrics.map(textOf).join('');
+    );
+    if (lines.length === 0) return '';
+    return `# HELP ${name} ${help}\n# TYPE ${name} ${type}\n${lines.join('')}`;
+  }).join('');
 }
 
-function gauge(name: string, help: string, value: number): Metric {
-  return { name, type: 'gauge', help, rows: [[{}, value]] };
+function labelsText(labels: Labels): string {
+  const quoted = (text: string | number) =>
+    `"${String(text).replace(/[\\"\n]/g, (c) => (c === '\n' ? '\\n' : `\\${c}`))}"`;
+  return Object.entries(labels)
+    .map(([label, text]) => `${label}=${quoted(text)}`)
+    .join(',');
 }
 
-function infoOf({ facts }: Disk): Record<string, string> {
-  const { format, engine, suite = '', aead = '' } = facts;
-  return { format, engine, suite, aead };
-}
-
-function textOf({ name, type, help, rows }: Metric): string {
-  const full = `pqblk_${name}`;
-  const lines = rows.map(([labels, value]) => {
-    const inner = Object.entries(labels).map(([label, text]) => `${label}=${quoted(text)}`);
-    return `${full}${inner.length > 0 ? `{${inner.join(',')}}` : ''} ${value}\n`;
+/** The same as a value for JSON. */
+export function numbersOf(disks: readonly ServedDisk[]): unknown {
+  const of = ({ name, disk, servers }: ServedDisk) => ({
+    name,
+    ...disk.facts,
+    limits: disk.limits,
+    ...disk.stats(),
+    servers: servers.map((server) => ({ protocol: server.protocol, ...server.stats() })),
   });
-  return `# HELP ${full} ${help}\n# TYPE ${full} ${type}\n${lines.join('')}`;
-}
-
-function quoted(text: string | number): string {
-  return `"${String(text).replace(/[\\"\n]/g, (c) => (c === '\n' ? '\\n' : `\\${c}`))}"`;
-}
-
-/** Listens on `path`. A stale socket is replaced. Kinds `exists` and those of the file system. */
-export async function serveMetrics(
-  path: string,
-  disk: Disk,
-  servers: readonly ServerNumbers[],
-): Promise<MetricsServer> {
-  const answer = (request: IncomingMessage, response: ServerResponse) => {
-    const send = (status: number, type: string, body: string) => {
-      response.writeHead(status, { 'content-type': type }).end(body);
-    };
-    if (request.method !== 'GET') return send(405, 'text/plain', 'GET only\n');
-    if (disk.closed) return send(503, 'text/plain', 'the disk is being closed\n');
-    if (request.url === '/metrics') {
-      return send(200, 'text/plain; version=0.0.4; charset=utf-8', metricsOf(disk, servers));
-    }
-    if (request.url === '/stats') {
-      const counted = servers.map(({ protocol, stats }) => ({ protocol, ...stats() }));
-      const body = { disk: disk.facts, ...disk.stats(), servers: counted };
-      return send(200, 'application/json', `${JSON.stringify(body, null, 2)}\n`);
-    }
-    return send(404, 'text/plain', '/metrics or /stats\n');
-  };
-  await clearStale(path);
-  const server = createServer({ requestTimeout: 10_000, headersTimeout: 10_000 }, answer);
-  server.maxConnections = 16;
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (error: NodeJS.ErrnoException) => {
-      const details = { path, operation: 'listen' };
-      const taken = error.code === 'EADDRINUSE';
-      reject(
-        taken ? new PqblkError('exists', 'the path is taken', details) : fromSystem(error, details),
-      );
-    });
-    server.listen(path, resolve);
-  });
-  return {
-    close: () =>
-      new Promise<void>((resolve) => {
-        server.close(() => resolve());
-        server.closeAllConnections();
-      }),
-  };
-}
-
-/** Removes a socket that nobody listens on any more. */
-async function clearStale(path: string): Promise<void> {
-  const status = await lstat(path).catch(() => undefined);
-  if (!status?.isSocket()) return; // connecting to a file is refused too
-  const refused = await new Promise<boolean>((resolve) => {
-    const probe = connect(path);
-    probe.once('connect', () => {
-      probe.destroy();
-      resolve(false);
-    });
-    probe.once('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'));
-  });
-  if (refused) await rm(path, { force: true });
+  return { disks: disks.map(of) };
 }

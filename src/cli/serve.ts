@@ -1,46 +1,13 @@
 // Room cli/: `pqblk serve`: a disk for hypervisors and other programs, until a signal ends it.
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { PqblkError } from '../errors.js';
-import { type Disk, noNewPrivileges, notifyServiceManager } from '../index.js';
-import { serveMetrics } from './metrics.js';
-import {
-  addEngineOptions,
-  addOpenOptions,
-  type EngineFlags,
-  keyOption,
-  type OpenFlags,
-  withDisk,
-} from './opening.js';
-import { examples, jsonOption, parseCount } from './options.js';
+import { addEngineOptions, addOpenOptions, keyOption } from './opening.js';
+import { examples, jsonOption, parseCount, sizeArgument } from './options.js';
+import { type DiskPlan, serveAll, type TcpAddress } from './serving.js';
 import type { Terminal } from './terminal.js';
 
-interface TcpAddress {
-  host: string;
-  port: number;
-}
-
-interface Flags extends OpenFlags, EngineFlags {
-  vhostUser?: string;
-  nbd?: string;
-  nbdTcp?: TcpAddress;
-  tlsPsk?: string;
-  tlsCert?: string;
-  insecure?: boolean;
-  exportName?: string;
-  maxClients?: number;
-  idleTimeout?: number;
-  readOnly?: boolean;
+interface Flags extends Omit<DiskPlan, 'path' | 'name'> {
   stats?: string;
   json?: boolean;
-}
-
-/** One way in to the disk that is open now. */
-interface Running {
-  readonly protocol: string;
-  /** How a client reaches it. */
-  readonly addresses: string[];
-  stats(): Record<string, number>;
-  close(): Promise<void>;
 }
 
 export function addServe(program: Command, terminal: Terminal): void {
@@ -71,6 +38,27 @@ export function addServe(program: Command, terminal: Terminal): void {
       ).argParser(parseCount),
     )
     .option('--read-only', 'refuse to change the disk')
+    .addOption(
+      new Option(
+        '--iops-max <n>',
+        'requests a second, flushes not counted, of all queues and clients together',
+      ).argParser(parseCount),
+    )
+    .addOption(
+      new Option(
+        '--iops-burst <n>',
+        'requests that may go at once after a rest (default: a tenth of --iops-max)',
+      ).argParser(parseCount),
+    )
+    .addOption(
+      new Option('--bps-max <size>', 'bytes a second of reads and writes').argParser(sizeArgument),
+    )
+    .addOption(
+      new Option(
+        '--bps-burst <size>',
+        'bytes that may go at once after a rest (default: a tenth of --bps-max)',
+      ).argParser(sizeArgument),
+    )
     .option('--stats <socket>', 'HTTP on a Unix socket: /metrics for Prometheus, /stats as JSON')
     .addOption(keyOption());
   addOpenOptions(addEngineOptions(command))
@@ -79,11 +67,13 @@ export function addServe(program: Command, terminal: Terminal): void {
       'after',
       examples(
         'pqblk serve vm.sealed --key alice --vhost-user /run/vm.sock --queues 4',
-        'pqblk serve vm.sealed --key alice --nbd /run/vm-nbd.sock',
+        'pqblk serve vm.sealed --key alice --nbd /run/vm-nbd.sock --iops-max 2000 --bps-max 200M',
         'pqblk serve vm.sealed --key alice --nbd-tcp 0.0.0.0:10809 --tls-psk keys.psk --queues 4',
       ),
     )
-    .action(async (path: string, flags: Flags) => await serve(terminal, path, flags));
+    .action(async (path: string, { stats, json, ...flags }: Flags) => {
+      await serveAll(terminal, { disks: [{ ...flags, path }], stats, json });
+    });
 }
 
 function parseAddress(text: string): TcpAddress {
@@ -91,87 +81,4 @@ function parseAddress(text: string): TcpAddress {
   const port = Number(found?.[3]);
   if (!found || port > 65535) throw new InvalidArgumentError('expected HOST:PORT.');
   return { host: found[1] ?? found[2] ?? '', port };
-}
-
-async function serve(terminal: Terminal, path: string, flags: Flags): Promise<void> {
-  if ([flags.vhostUser, flags.nbd, flags.nbdTcp].every((way) => way === undefined)) {
-    const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
-    throw new PqblkError('usage', 'no way in was named', { hint });
-  }
-  noNewPrivileges();
-  const { cache = 'none', engine = 'auto', queues = 1, readOnly = false } = flags;
-  await withDisk(path, flags, { cache, engine, queues, readOnly }, async (disk) => {
-    const servers: Running[] = [];
-    try {
-      servers.push(...(await startVhostUser(terminal, disk, flags)));
-      servers.push(...(await startNbd(terminal, disk, flags)));
-      if (flags.stats !== undefined) servers.push(await startStats(flags.stats, disk, servers));
-      announce(terminal, disk, servers, flags.json);
-      await untilAborted(terminal.signal);
-    } finally {
-      notifyServiceManager('STOPPING=1');
-      await Promise.all(servers.map((server) => server.close()));
-    }
-  });
-}
-
-async function startVhostUser(terminal: Terminal, disk: Disk, flags: Flags): Promise<Running[]> {
-  const { vhostUser: place } = flags;
-  if (place === undefined) return [];
-  const inherited = /^fd:(\d+)$/.exec(place)?.[1];
-  const server = await disk.serveVhostUser({
-    ...(inherited === undefined ? { path: place } : { fd: Number(inherited) }),
-    onReport: (text) => terminal.remark(`pqblk: ${text}`),
-  });
-  const stats = () => ({ serving: Number(server.serving) });
-  const addresses = [`vhost-user-blk:${place}`];
-  return [{ protocol: 'vhost-user-blk', addresses, stats, close: () => server.close() }];
-}
-
-async function startNbd(terminal: Terminal, disk: Disk, flags: Flags): Promise<Running[]> {
-  const { nbd: path, nbdTcp: tcp, tlsPsk, tlsCert, insecure, exportName, maxClients } = flags;
-  if (path === undefined && tcp === undefined) return [];
-  const tls = { pskFile: tlsPsk, certificates: tlsCert };
-  const server = await disk.serveNbd({
-    ...{ path, tls, insecure, exportName, maxClients, idleSeconds: flags.idleTimeout },
-    ...(tcp && { host: tcp.host, port: tcp.port }),
-    onReport: (text) => terminal.remark(`pqblk: nbd: ${text}`),
-  });
-  const secure = tlsPsk !== undefined || tlsCert !== undefined ? 'nbds' : 'nbd';
-  const name = encodeURIComponent(exportName ?? '');
-  const addresses: string[] = [];
-  if (path !== undefined) {
-    addresses.push(`${secure}+unix:///${name}?socket=${encodeURI(path)}`);
-  }
-  if (tcp !== undefined) {
-    const host = tcp.host.includes(':') ? `[${tcp.host}]` : tcp.host;
-    addresses.push(`${secure}://${host}:${server.port}/${name}`);
-  }
-  const stats = () => ({ ...server.stats() });
-  return [{ protocol: 'nbd', addresses, stats, close: () => server.close() }];
-}
-
-async function startStats(path: string, disk: Disk, servers: Running[]): Promise<Running> {
-  const { close } = await serveMetrics(path, disk, [...servers]);
-  return { protocol: 'stats', addresses: [], stats: () => ({}), close };
-}
-
-/** The line that scripts wait for, and the word that systemd waits for. */
-function announce(terminal: Terminal, disk: Disk, servers: Running[], json?: boolean): void {
-  const ways = servers.map(({ protocol, addresses }) => ({ protocol, addresses }));
-  if (json) {
-    terminal.json({ ready: true, pid: process.pid, disk: disk.facts, servers: ways });
-  } else {
-    for (const { addresses } of ways) {
-      for (const address of addresses) terminal.line(`ready: ${address}`);
-    }
-  }
-  notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
-}
-
-async function untilAborted(signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return;
-  await new Promise<void>((resolve) => {
-    signal.addEventListener('abort', () => resolve(), { once: true });
-  });
 }

@@ -4,13 +4,21 @@
 // request means is the engine's business; keys pass through unlock.ts only.
 import { rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
-import { calling, type LongWork, longCall, type NativeDisk, native } from '../native.js';
+import {
+  asPqblkError,
+  calling,
+  type LongWork,
+  longCall,
+  type NativeDisk,
+  native,
+} from '../native.js';
 import { RequestFlag, RequestType } from './channel.js';
 import { type CreateDiskOptions, createWithKeys } from './create.js';
 import { DiskQueue, type DiskQueueOptions } from './queue.js';
 import { closedError, Requests } from './requests.js';
 import { type NbdOptions, type NbdServer, serveNbd } from './serve.js';
 import { serveVhostUser, type VhostUserOptions, type VhostUserServer } from './serve-vhost-user.js';
+import { given } from './server.js';
 import type {
   BenchResult,
   BenchSpec,
@@ -20,6 +28,7 @@ import type {
   ExtentKind,
   KeyOptions,
   OpenDiskOptions,
+  RateLimits,
 } from './types.js';
 import { lendKeys, type UnlockedVolume, unlock } from './unlock.js';
 
@@ -144,6 +153,24 @@ export class Disk {
   stats(): DiskStats {
     this.#requireOpen();
     return this.#native.stats() as unknown as DiskStats;
+  }
+
+  /**
+   * Holds requests back from now on, also those of running servers. What already waits meets the
+   * new limits. Kind `invalid_argument`: a burst without its limit; nothing changes.
+   */
+  setLimits(limits: RateLimits): void {
+    this.#requireOpen();
+    try {
+      this.#native.setLimits(given({ ...limits }));
+    } catch (error) {
+      throw asPqblkError(error);
+    }
+  }
+
+  get limits(): Required<RateLimits> {
+    this.#requireOpen();
+    return this.#native.limits() as unknown as Required<RateLimits>;
   }
 
   /** Grows the disk to `size` bytes (a multiple of 512). Requests wait meanwhile. */

@@ -44,7 +44,7 @@ export {
   noNewPrivileges,
   notifyServiceManager,
 } from './serve.js';
-export { type VhostUserOptions, VhostUserServer } from './serve-vhost-user.js';
+export { type VhostUserOptions, VhostUserServer, type VhostUserStats } from './serve-vhost-user.js';
 export type {
   BackendStats,
   BenchDirection,
@@ -59,6 +59,10 @@ export type {
   EngineName,
   ExtentKind,
   KeyOptions,
+  LatencyStats,
   OpenDiskOptions,
   QueueStats,
+  RateLimits,
+  RequestKind,
 } from './types.js';
+export { latencyBucketSeconds } from './types.js';

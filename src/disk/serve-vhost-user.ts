@@ -19,6 +19,22 @@ export interface VhostUserOptions {
   onReport?: OnReport | undefined;
 }
 
+export interface VhostUserStats {
+  /** A front-end is there. */
+  readonly connected: boolean;
+  /** Of the device. */
+  readonly rings: number;
+  /** Of those, in use by the guest now. */
+  readonly runningRings: number;
+  /** Front-ends so far. */
+  readonly accepted: number;
+  /** Turned away: another one was there. */
+  readonly refusedFrontEnds: number;
+  /** Answered; of those, with an error. */
+  readonly requests: number;
+  readonly errors: number;
+}
+
 /** A running server. It keeps the process alive until it, or its disk, is closed. */
 export class VhostUserServer extends DiskServer<NativeVhostUserServer> {
   readonly path: string | undefined;
@@ -37,6 +53,10 @@ export class VhostUserServer extends DiskServer<NativeVhostUserServer> {
   /** Whether a front-end is connected now. */
   get connected(): boolean {
     return this.native.connected();
+  }
+
+  stats(): VhostUserStats {
+    return this.native.stats() as unknown as VhostUserStats;
   }
 }
 

@@ -80,13 +80,48 @@ export interface QueueStats {
   readonly errors: number;
   readonly readBytes: number;
   readonly writtenBytes: number;
+  /** Now; what the limits hold back is included. */
+  readonly inFlight: number;
+  /** Had to wait for the limits. */
+  readonly throttled: number;
+  /** From when the queue saw a request to its completion; failed ones are included. */
+  readonly latency: Readonly<Record<RequestKind, LatencyStats>>;
+}
+
+export type RequestKind = 'reads' | 'writes' | 'flushes' | 'discards' | 'zeroes';
+
+export interface LatencyStats {
+  /** Requests by their time; the upper bound of bucket i is latencyBucketSeconds(i). */
+  readonly buckets: readonly number[];
+  readonly sumNs: number;
+}
+
+/** The most that a request in this bucket took; the last bucket has no bound. */
+export function latencyBucketSeconds(bucket: number, buckets: number): number {
+  return bucket + 1 === buckets ? Number.POSITIVE_INFINITY : 2 ** (10 + bucket) / 1e9;
+}
+
+/** Of a disk: for all its queues and servers together. 0 or left out: no limit. */
+export interface RateLimits {
+  /** Reads, writes, discards and zeroes a second. Flushes are never held back. */
+  iopsMax?: number | undefined;
+  /** Requests that may go at once after a rest. Default: a tenth of a second's. */
+  iopsBurst?: number | undefined;
+  /** Bytes of reads and writes a second. */
+  bpsMax?: number | undefined;
+  /** Bytes that may go at once after a rest. Default: a tenth of a second's. */
+  bpsBurst?: number | undefined;
 }
 
 export interface BackendStats {
   readonly metadataReads: number;
   readonly metadataWrites: number;
-  readonly cacheHits: number;
-  readonly cacheMisses: number;
+  /** Tables of cluster addresses: qcow2 and sealed. */
+  readonly l2Hits: number;
+  readonly l2Misses: number;
+  /** Entries of sectors: sealed. */
+  readonly entryHits: number;
+  readonly entryMisses: number;
   readonly logBytes: number;
   readonly logCapacity: number;
   readonly logUsed: number;

@@ -1,14 +1,15 @@
 // `pqblk serve` with the peers that people use: libnbd's tools, qemu-img, qemu-io and fio.
-import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
-import { get as httpGet, type IncomingMessage } from 'node:http';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
-import { afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
 import { type CheckResult, KeyStore, openDisk } from '../../src/index.js';
-import { exitCode, MAIN, peer, pqblk, pqblkJson, scratch } from './helpers.js';
+import { parseExposition, total } from './exposition.js';
+import { exitCode, peer, pqblk, pqblkJson, scratch } from './helpers.js';
+import { httpGet, running, serve, serveWith } from './serving.js';
 
 const dir = scratch();
 const at = (name: string) => join(dir, name);
@@ -16,7 +17,6 @@ const MiB = 2 ** 20;
 const source = at('source.raw');
 const store = ['--store', at('keys')];
 const PATIENCE = { timeout: 20_000, interval: 20 };
-const running = new Set<ChildProcess>();
 
 beforeAll(async () => {
   peer('qemu-img', 'create', '-q', '-f', 'raw', source, '16M');
@@ -25,55 +25,6 @@ beforeAll(async () => {
   peer('qemu-io', '-f', 'raw', '-c', 'write -q -P 9 9M 70k', source);
   await pqblkJson('key', 'gen', 'alice', '--no-passphrase', ...store);
 });
-
-afterEach(() => {
-  for (const child of running) child.kill('SIGKILL');
-  running.clear();
-});
-
-interface Server {
-  readonly child: ChildProcess;
-  /** Of the ready lines. */
-  readonly uris: string[];
-  stderr(): string;
-  /** Sends SIGTERM and returns the exit code. */
-  end(): Promise<number>;
-}
-
-async function serve(disk: string, ...argv: string[]): Promise<Server> {
-  return await serveWith({}, disk, ...argv);
-}
-
-async function serveWith(env: NodeJS.ProcessEnv, disk: string, ...argv: string[]): Promise<Server> {
-  const child = spawn(process.execPath, [MAIN, 'serve', disk, ...argv], {
-    stdio: ['ignore', 'pipe', 'pipe'],
-    env: { ...process.env, ...env },
-  });
-  running.add(child);
-  const written = { stdout: '', stderr: '' };
-  for (const name of ['stdout', 'stderr'] as const) {
-    child[name].on('data', (text) => {
-      written[name] += text;
-    });
-  }
-  const ended = once(child, 'close').then(([code]) => {
-    running.delete(child);
-    return Number(code);
-  });
-  while (!written.stdout.includes('ready: ')) {
-    const early = await Promise.race([ended, new Promise((go) => setTimeout(go, 20, undefined))]);
-    if (early !== undefined) throw new Error(`serve ended with ${early}: ${written.stderr}`);
-  }
-  return {
-    child,
-    uris: [...written.stdout.matchAll(/^ready: (.*)$/gm)].map((found) => String(found[1])),
-    stderr: () => written.stderr,
-    end: async () => {
-      child.kill('SIGTERM');
-      return await ended;
-    },
-  };
-}
 
 async function sealedDisk(name: string, size = '16M'): Promise<string> {
   await pqblkJson('create', at(name), size, '--key', 'alice', ...store);
@@ -244,30 +195,33 @@ describe('serve --stats', () => {
     const stats = ['--stats', at('stats.sock'), '--queues', '2'];
     const server = await serve(disk, '--nbd', at('s.sock'), ...stats, ...store);
     peer('nbdcopy', source, String(server.uris[0]));
-    const get = async (path: string) => {
-      const response = await new Promise<IncomingMessage>((resolve, reject) => {
-        httpGet({ socketPath: at('stats.sock'), path }, resolve).on('error', reject);
-      });
-      const chunks: Buffer[] = [];
-      for await (const chunk of response) chunks.push(chunk as Buffer);
-      return { status: response.statusCode, body: Buffer.concat(chunks).toString() };
-    };
-    const { body } = await get('/metrics');
-    for (const line of body.trimEnd().split('\n')) {
-      expect(line).toMatch(/^(# (HELP|TYPE) pqblk_\w+ .+|pqblk_\w+(\{[^}]*\})? \d+)$/);
-    }
-    const value = (pattern: RegExp) => Number(pattern.exec(body)?.[1]);
-    const writes = [0, 1].map((queue) =>
-      value(new RegExp(`^pqblk_requests_total\\{queue="${queue}",type="write"\\} (\\d+)$`, 'm')),
-    );
-    const asked = value(/^pqblk_server\{protocol="nbd",what="writes"\} (\d+)$/m);
+    const get = (path: string) => httpGet(at('stats.sock'), path);
+    const families = parseExposition((await get('/metrics')).body);
+    const labels = { disk: 'stats.sealed' };
+    const of = (name: string, more = {}) => total(families, name, { ...labels, ...more });
+    const asked = Number(of('pqblk_nbd_requests_total', { type: 'write' }));
     expect(asked).toBeGreaterThan(0);
-    expect(writes.reduce((sum, n) => sum + n, 0)).toBe(asked);
-    expect(value(/^pqblk_sectors_sealed_total (\d+)$/m)).toBeGreaterThanOrEqual(786);
-    expect(value(/^pqblk_integrity_failures_total (\d+)$/m)).toBe(0);
+    expect(of('pqblk_requests_total', { type: 'write' })).toBe(asked);
+    expect(of('pqblk_request_duration_seconds_count', { type: 'write' })).toBe(asked);
+    expect(of('pqblk_request_duration_seconds_sum', { type: 'write' })).toBeGreaterThan(0);
+    expect(of('pqblk_request_duration_seconds_count', { type: 'discard' })).toBeUndefined();
+    expect(of('pqblk_bytes_total', { direction: 'write' })).toBeGreaterThanOrEqual(3 * MiB);
+    expect(of('pqblk_requests_in_flight')).toBe(0);
+    expect(of('pqblk_sectors_sealed_total')).toBeGreaterThanOrEqual(786);
+    expect(of('pqblk_integrity_failures_total')).toBe(0);
+    expect(of('pqblk_log_used_bytes')).toBeLessThanOrEqual(Number(of('pqblk_log_capacity_bytes')));
+    for (const cache of ['l2', 'entry'])
+      expect(of('pqblk_cache_hits_total', { cache })).toBeDefined();
+    expect(of('pqblk_limit_iops')).toBe(0);
     expect(JSON.parse((await get('/stats')).body)).toMatchObject({
-      disk: { format: 'sealed', queues: 2 },
-      servers: [{ protocol: 'nbd', errors: 0, writes: asked }],
+      disks: [
+        {
+          name: 'stats.sealed',
+          format: 'sealed',
+          queues: [{ errors: 0 }, { errors: 0 }],
+          servers: [{ protocol: 'nbd', errors: 0, writes: asked }],
+        },
+      ],
     });
     expect((await get('/else')).status).toBe(404);
     expect(await server.end()).toBe(0);

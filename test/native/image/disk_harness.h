@@ -215,7 +215,7 @@ class Bench {
     if (geometry.size == 0) geometry.size = (*raw)->geometry().size;
     backend = std::make_unique<WatchedBackend>(std::move(*raw), geometry);
     server = std::make_unique<RequestServer>(*backend, settings);
-    for (auto& queue : queues) queue->set_handler(*server);
+    for (auto& queue : queues) queue->set_handler(*server, nullptr);
   }
   ~Bench() {
     for (auto& queue : queues) queue->shut();

@@ -1,0 +1,69 @@
+// Room cli/: what a serving process tells of itself: HTTP on a Unix socket, for Prometheus and people.
+//
+//   GET /metrics   Prometheus text format 0.0.4
+//   GET /stats     the same numbers as JSON
+import { lstat, rm } from 'node:fs/promises';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { connect } from 'node:net';
+import { fromSystem, PqblkError } from '../errors.js';
+import { metricsOf, numbersOf, type ServedDisk } from './metrics.js';
+
+export interface MetricsServer {
+  close(): Promise<void>;
+}
+
+/** Listens on `path`. A stale socket is replaced. Kinds `exists` and those of the file system. */
+export async function serveMetrics(
+  path: string,
+  disks: readonly ServedDisk[],
+): Promise<MetricsServer> {
+  const answer = (request: IncomingMessage, response: ServerResponse) => {
+    const send = (status: number, type: string, body: string) => {
+      response.writeHead(status, { 'content-type': type }).end(body);
+    };
+    if (request.method !== 'GET') return send(405, 'text/plain', 'GET only\n');
+    const open = disks.filter(({ disk }) => !disk.closed);
+    if (request.url === '/metrics') {
+      return send(200, 'text/plain; version=0.0.4; charset=utf-8', metricsOf(open));
+    }
+    if (request.url === '/stats') {
+      return send(200, 'application/json', `${JSON.stringify(numbersOf(open), null, 2)}\n`);
+    }
+    return send(404, 'text/plain', '/metrics or /stats\n');
+  };
+  await clearStale(path);
+  const server = createServer({ requestTimeout: 10_000, headersTimeout: 10_000 }, answer);
+  server.maxConnections = 16;
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (error: NodeJS.ErrnoException) => {
+      const details = { path, operation: 'listen' };
+      const taken = error.code === 'EADDRINUSE';
+      reject(
+        taken ? new PqblkError('exists', 'the path is taken', details) : fromSystem(error, details),
+      );
+    });
+    server.listen(path, resolve);
+  });
+  return {
+    close: () =>
+      new Promise<void>((resolve) => {
+        server.close(() => resolve());
+        server.closeAllConnections();
+      }),
+  };
+}
+
+/** Removes a socket that nobody listens on any more. */
+async function clearStale(path: string): Promise<void> {
+  const status = await lstat(path).catch(() => undefined);
+  if (!status?.isSocket()) return; // connecting to a file is refused too
+  const refused = await new Promise<boolean>((resolve) => {
+    const probe = connect(path);
+    probe.once('connect', () => {
+      probe.destroy();
+      resolve(false);
+    });
+    probe.once('error', (error: NodeJS.ErrnoException) => resolve(error.code === 'ECONNREFUSED'));
+  });
+  if (refused) await rm(path, { force: true });
+}

@@ -1,0 +1,186 @@
+// Room cli/: disks that are served: opening them all, starting their servers, saying so, ending.
+//
+// Either everything that was asked for runs, or nothing does. What is asked for is the business of
+// serve.ts (one disk, by options) and serve-config.ts (several, by a file).
+import { basename } from 'node:path';
+import { PqblkError } from '../errors.js';
+import {
+  type Disk,
+  noNewPrivileges,
+  notifyServiceManager,
+  openDisk,
+  type RateLimits,
+} from '../index.js';
+import type { ServedDisk, ServerNumbers } from './metrics.js';
+import { serveMetrics } from './metrics-server.js';
+import { type EngineFlags, type OpenFlags, unlocking } from './opening.js';
+import type { Terminal } from './terminal.js';
+
+export interface TcpAddress {
+  host: string;
+  port: number;
+}
+
+/** One disk and its ways in. */
+export interface DiskPlan extends OpenFlags, EngineFlags, RateLimits {
+  path: string;
+  /** What it is called in metrics and messages. Default: the file's name. */
+  name?: string;
+  readOnly?: boolean;
+  vhostUser?: string;
+  nbd?: string;
+  nbdTcp?: TcpAddress;
+  tlsPsk?: string;
+  tlsCert?: string;
+  insecure?: boolean;
+  exportName?: string;
+  maxClients?: number;
+  idleTimeout?: number;
+}
+
+export interface ServePlan {
+  disks: readonly DiskPlan[];
+  stats?: string | undefined;
+  json?: boolean | undefined;
+}
+
+/** One way in to a disk that is open now. */
+type Running = ServerNumbers & {
+  /** How a client reaches it. */
+  readonly addresses: readonly string[];
+  close(): Promise<void>;
+};
+
+interface Served extends ServedDisk {
+  readonly servers: Running[];
+}
+
+/** Serves until the terminal's signal. Kinds: those of opening each disk, and of its servers. */
+export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<void> {
+  for (const disk of plan.disks) requireWayIn(disk);
+  noNewPrivileges();
+  const served: Served[] = [];
+  const many = plan.disks.length > 1;
+  const remark = (name: string, text: string) =>
+    terminal.remark(many ? `pqblk: ${name}: ${text}` : `pqblk: ${text}`);
+  let metrics: { close(): Promise<void> } | undefined;
+  try {
+    for (const disk of plan.disks) await start(disk, served, remark);
+    if (plan.stats !== undefined) metrics = await serveMetrics(plan.stats, served);
+    announce(terminal, served, plan.json);
+    await untilAborted(terminal.signal);
+  } catch (error) {
+    await end(served, metrics).catch(() => {}); // a disk that failed may fail to close as well
+    throw error;
+  }
+  notifyServiceManager('STOPPING=1');
+  await end(served, metrics);
+}
+
+function requireWayIn({ path, vhostUser, nbd, nbdTcp }: DiskPlan): void {
+  if ([vhostUser, nbd, nbdTcp].some((way) => way !== undefined)) return;
+  const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
+  throw new PqblkError('usage', 'no way in was named', { path, hint });
+}
+
+/** Opens a disk and its servers; what was started is in `served` even when the rest fails. */
+async function start(
+  plan: DiskPlan,
+  served: Served[],
+  remark: (name: string, text: string) => void,
+): Promise<void> {
+  const one: Served = {
+    name: plan.name ?? basename(plan.path),
+    disk: await openPlanned(plan),
+    servers: [],
+  };
+  served.push(one);
+  const { iopsMax, iopsBurst, bpsMax, bpsBurst } = plan;
+  one.disk.setLimits({ iopsMax, iopsBurst, bpsMax, bpsBurst });
+  const onReport = (text: string) => remark(one.name, text);
+  one.servers.push(...(await startVhostUser(onReport, one.disk, plan)));
+  one.servers.push(...(await startNbd(onReport, one.disk, plan)));
+}
+
+async function openPlanned(plan: DiskPlan): Promise<Disk> {
+  const { path, cache = 'none', engine = 'auto', queues = 1, readOnly = false } = plan;
+  using unlocked = await unlocking(path, plan);
+  return await openDisk(path, { ...unlocked.options, cache, engine, queues, readOnly });
+}
+
+/** The last things first; every disk is closed, and the first failure is thrown. */
+async function end(
+  served: readonly Served[],
+  metrics: { close(): Promise<void> } | undefined,
+): Promise<void> {
+  await metrics?.close();
+  await Promise.all(served.flatMap(({ servers }) => servers.map((server) => server.close())));
+  const closed = await Promise.allSettled(served.map(({ disk }) => disk.close()));
+  for (const result of closed) if (result.status === 'rejected') throw result.reason;
+}
+
+async function startVhostUser(
+  onReport: (text: string) => void,
+  disk: Disk,
+  { vhostUser: place }: DiskPlan,
+): Promise<Running[]> {
+  if (place === undefined) return [];
+  const inherited = /^fd:(\d+)$/.exec(place)?.[1];
+  const server = await disk.serveVhostUser({
+    ...(inherited === undefined ? { path: place } : { fd: Number(inherited) }),
+    onReport,
+  });
+  const addresses = [`vhost-user-blk:${place}`];
+  const stats = () => server.stats();
+  return [{ protocol: 'vhost-user-blk', addresses, stats, close: () => server.close() }];
+}
+
+async function startNbd(
+  onReport: (text: string) => void,
+  disk: Disk,
+  plan: DiskPlan,
+): Promise<Running[]> {
+  const { nbd: path, nbdTcp: tcp, tlsPsk, tlsCert, insecure, exportName, maxClients } = plan;
+  if (path === undefined && tcp === undefined) return [];
+  const tls = { pskFile: tlsPsk, certificates: tlsCert };
+  const server = await disk.serveNbd({
+    ...{ path, tls, insecure, exportName, maxClients, idleSeconds: plan.idleTimeout },
+    ...(tcp && { host: tcp.host, port: tcp.port }),
+    onReport: (text) => onReport(`nbd: ${text}`),
+  });
+  const secure = tlsPsk !== undefined || tlsCert !== undefined ? 'nbds' : 'nbd';
+  const name = encodeURIComponent(exportName ?? '');
+  const addresses: string[] = [];
+  if (path !== undefined) {
+    addresses.push(`${secure}+unix:///${name}?socket=${encodeURI(path)}`);
+  }
+  if (tcp !== undefined) {
+    const host = tcp.host.includes(':') ? `[${tcp.host}]` : tcp.host;
+    addresses.push(`${secure}://${host}:${server.port}/${name}`);
+  }
+  const stats = () => server.stats();
+  return [{ protocol: 'nbd', addresses, stats, close: () => server.close() }];
+}
+
+/** The line that scripts wait for, and the word that systemd waits for. */
+function announce(terminal: Terminal, served: readonly Served[], json?: boolean): void {
+  if (json) {
+    const disks = served.map(({ name, disk, servers }) => ({
+      name,
+      ...disk.facts,
+      servers: servers.map(({ protocol, addresses }) => ({ protocol, addresses })),
+    }));
+    terminal.json({ ready: true, pid: process.pid, disks });
+  } else {
+    const addresses = served.flatMap(({ servers }) => servers.flatMap((one) => one.addresses));
+    for (const address of addresses) terminal.line(`ready: ${address}`);
+  }
+  notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
+}
+
+async function untilAborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return;
+  await new Promise<void>((resolve) => {
+    signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+}
