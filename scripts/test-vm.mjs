@@ -3,15 +3,18 @@
 //   1. The disk is plugged into the running guest, taken out and plugged in again.
 //   2. fio writes with checksums on both queues, and with an fsync after each write; the server is
 //      killed with SIGKILL in the middle of that. The guest goes on, and every checksum holds.
-//   3. fstrim, and the host has the space back.
-//   4. The guest says what it has synced, file by file, under load; QEMU and the server are killed
+//   3. The machine is saved under the same load and goes on in another QEMU: what the server wrote into
+//      the guest's memory meanwhile was told (LOG_SHMFD).
+//   4. fstrim, and the host has the space back.
+//   5. The guest says what it has synced, file by file, under load; QEMU and the server are killed
 //      together. The journal replays, on the host and in the guest, and all that was synced is there.
 //
 // The processor is emulated unless `--kvm` says otherwise. The exit code is 1 when any proof fails.
-import { statSync } from 'node:fs';
+import { rmSync, statSync } from 'node:fs';
 import { get } from 'node:http';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { QmpConnection } from '../dist/index.js';
 import { fsckComplaint } from './demo/ext4.mjs';
 import {
   fetchGuest,
@@ -46,6 +49,7 @@ const KEPT = '--name=kept --size=4m --verify=crc32c --iodepth=8';
 const LOADS = {
   load: '--name=load --size=12m --numjobs=2 --iodepth=16 --verify=crc32c',
   fsyncs: '--name=fsyncs --size=2m --numjobs=2 --iodepth=4 --fsync=1 --verify=crc32c',
+  moved: '--name=moved --size=12m --numjobs=2 --iodepth=16 --verify=crc32c',
 };
 const NOISE = '--name=noise --size=8m --iodepth=8 --time_based --runtime=200';
 
@@ -72,7 +76,7 @@ const FIRST_LIFE = [
   `load kept ${KEPT}`,
   ...Object.entries(LOADS).map(([name, options]) => `load ${name} ${options}`),
   'sync; say full; sleep 1',
-  'rm /tools/data/load* /tools/data/fsyncs*; sync; fstrim /tools/data; sync; say trimmed',
+  'rm /tools/data/load* /tools/data/fsyncs* /tools/data/moved*; sync; fstrim /tools/data; sync; say trimmed',
   'dmesg | grep -iE "i/o error|ext4-fs error" && say complains',
   `mkdir /tools/data/j; ${FIO} ${NOISE} > /noise 2>&1 &`,
   'i=0; while :; do i=$((i+1)); f=/tools/data/j/$i',
@@ -92,46 +96,62 @@ const SECOND_LIFE = [
   'trap - EXIT; sync; poweroff -f',
 ];
 
-/** A running QEMU; `said` has what the guest told so far, and `heard(what)` waits for more. */
-function boot(initramfs, args) {
+/** What a guest told so far, whichever QEMU it lives in; `heard(what)` waits for more. */
+class Story {
+  said = new Map();
+  files = new Map();
+  over = false;
+  wake = () => {};
+
+  tell(line) {
+    if (process.env.PQBLK_VERBOSE) console.log(line);
+    const [, what, rest] = /GUEST (\S+) ?(.*?)\r?$/.exec(line) ?? [];
+    if (what === undefined) return;
+    this.said.set(what, rest);
+    if (what === 'synced' || what === 'found') {
+      const [number, sum] = rest.split(' ');
+      this.files.set(Number(number), sum);
+    }
+    this.wake();
+  }
+
+  async heard(...whats) {
+    while (!whats.some((what) => this.said.has(what))) {
+      if (this.over || this.said.has('failed')) {
+        throw new Error(`the guest never said “${whats}”; last ${[...this.said.keys()].at(-1)}`);
+      }
+      await new Promise((resolve) => {
+        this.wake = resolve;
+      });
+    }
+    return this.said.get(whats.find((what) => this.said.has(what)));
+  }
+}
+
+const MONITOR = ['-qmp', `unix:${at('qmp')},server=on,wait=off`];
+
+/** `-device` and so on for the disk, as pqblk attach plugs it in. */
+const withDisk = (id) => [
+  ...['-chardev', `socket,id=${id}-vhost,path=${at('s')},reconnect=1`],
+  ...['-device', `vhost-user-blk-pci,id=${id},chardev=${id}-vhost,num-queues=2,bus=rp1`],
+];
+
+/** A QEMU that tells `story`, until it ends or its time is over. */
+function boot(story, initramfs, args) {
   const vm = start(QEMU, [
     ...machine(guest, initramfs),
     ...['-drive', `if=none,id=tools,format=raw,read-only=on,file=${at('tools.raw')}`],
     ...['-device', 'virtio-blk-pci,drive=tools', ...args],
   ]);
-  vm.said = new Map();
-  vm.files = new Map();
-  let wake = () => {};
-  vm.lines.on('line', (line) => {
-    if (process.env.PQBLK_VERBOSE) console.log(line);
-    const [, what, rest] = /GUEST (\S+) ?(.*?)\r?$/.exec(line) ?? [];
-    if (what === undefined) return;
-    vm.said.set(what, rest);
-    if (what === 'synced' || what === 'found') {
-      const [number, sum] = rest.split(' ');
-      vm.files.set(Number(number), sum);
-    }
-    wake();
-  });
-  let over = false;
+  vm.lines.on('line', (line) => story.tell(line));
   const timer = setTimeout(() => vm.kill('SIGKILL'), PATIENCE_MS);
-  vm.ended.then(() => {
+  vm.ended = vm.ended.then(() => {
     clearTimeout(timer);
-    over = true;
-    wake();
+    if (vm.moves) return;
+    if (vm.complaint) console.error(vm.complaint);
+    story.over = true;
+    story.wake();
   });
-  vm.heard = async (...whats) => {
-    while (!whats.some((what) => vm.said.has(what))) {
-      if (over || vm.said.has('failed')) {
-        throw new Error(`the guest never said “${whats}”; last ${[...vm.said.keys()].at(-1)}
-${vm.complaint}`);
-      }
-      await new Promise((resolve) => {
-        wake = resolve;
-      });
-    }
-    return vm.said.get(whats.find((what) => vm.said.has(what)));
-  };
   return vm;
 }
 
@@ -169,59 +189,80 @@ async function killServer(server) {
 const attach = (id) => ['attach', '--server', at('s'), '--qmp', at('qmp'), '--id', id];
 
 /** Plugs the disk in, out and in again. */
-async function hotplug(vm) {
+async function hotplug(story) {
   report.heading('The disk is plugged into a running guest');
-  await vm.heard('awaits');
+  await story.heard('awaits');
   pqblk.text([...attach('disk'), '--queues', '2']);
-  report.prove((await vm.heard('plugged')) === '2', 'pqblk attach: the guest sees 2 queues');
-  await vm.heard('releases');
+  report.prove((await story.heard('plugged')) === '2', 'pqblk attach: the guest sees 2 queues');
+  await story.heard('releases');
   const out = pqblk.try(['detach', 'disk', '--qmp', at('qmp')]);
   report.prove(out.code === 0, 'pqblk detach: QEMU says that it is gone', out.stderr);
-  await vm.heard('unplugged');
+  await story.heard('unplugged');
   report.prove(true, 'and so does the guest');
   pqblk.text([...attach('again'), '--queues', '2']);
-  report.prove((await vm.heard('note')) === 'kept', 'plugged in again, it has what was written');
+  report.prove((await story.heard('note')) === 'kept', 'plugged in again, it has what was written');
 }
 
 /** Loads with checksums while servers are killed; returns the last server. */
-async function loads(vm, first) {
+async function loads(story, first) {
   report.heading('fio verifies what it writes, and the server is killed meanwhile');
   let server = first;
-  const kept = await verdict(vm, 'kept');
-  report.prove(kept, 'fio: random writes, crc32c, 8 in flight');
+  report.prove(await verdict(story, 'kept'), 'fio: random writes, crc32c, 8 in flight');
   for (const [name, kills] of [
     ['load', 2],
     ['fsyncs', 1],
   ]) {
-    await vm.heard(`${name}-begins`);
+    await story.heard(`${name}-begins`);
     const queues = [];
     for (let kill = 0; kill < kills; kill++) {
       const killed = await killServer(server);
       server = killed.server;
       queues.push(killed.queues);
     }
-    const during = !vm.said.has(`${name}-holds`);
+    const during = !story.said.has(`${name}-holds`);
     report.prove(during, `${name}: the server was killed ${kills} times, with SIGKILL`);
     report.prove(
       queues.every((writes) => writes.every((count) => count > 0)),
       `${name}: both queues wrote (${queues.map((writes) => writes.join(' + ')).join(', ')})`,
     );
-    report.prove(await verdict(vm, name), `${name}: every checksum holds`);
+    report.prove(await verdict(story, name), `${name}: every checksum holds`);
   }
   return server;
 }
 
-async function verdict(vm, name) {
-  await vm.heard(`${name}-holds`, `${name}-fails`);
-  return vm.said.has(`${name}-holds`);
+/** Saves the machine to a file while it is under load, and resumes it in another QEMU. */
+async function move(story, vm) {
+  report.heading('The machine moves to another QEMU');
+  await story.heard('moved-begins');
+  await sleep(500);
+  const monitor = await QmpConnection.connect(at('qmp'));
+  await monitor.execute('migrate', { uri: `exec:cat > ${at('state')}` });
+  const state = async () => (await monitor.execute('query-migrate')).status;
+  while (!/completed|failed/.test(await state())) await sleep(50);
+  report.prove((await state()) === 'completed', 'it is saved, under load');
+  report.prove(!story.said.has('moved-holds'), 'which goes on meanwhile');
+  vm.moves = true;
+  await monitor.execute('quit');
+  monitor.close();
+  await vm.ended;
+  const incoming = ['-incoming', `exec:cat ${at('state')}`];
+  const next = boot(story, at('first'), [...MONITOR, ...withDisk('again'), ...incoming]);
+  report.prove(await verdict(story, 'moved'), 'resumed: every checksum holds');
+  rmSync(at('state'));
+  return next;
 }
 
-async function trim(vm) {
+async function verdict(story, name) {
+  await story.heard(`${name}-holds`, `${name}-fails`);
+  return story.said.has(`${name}-holds`);
+}
+
+async function trim(story) {
   report.heading('fstrim');
   const blocks = () => statSync(at('disk.sealed')).blocks * 512;
-  await vm.heard('full');
+  await story.heard('full');
   const before = blocks();
-  await vm.heard('trimmed');
+  await story.heard('trimmed');
   // Clusters are given back by the next checkpoint, which the load that follows brings about.
   const end = performance.now() + CHECKPOINT_MS;
   while (before - blocks() < TRIMMED_BYTES && performance.now() < end) await sleep(100);
@@ -229,33 +270,30 @@ async function trim(vm) {
   report.prove(before - blocks() >= TRIMMED_BYTES, `the host has ${back} of ${had} MiB back`);
 }
 
-async function powerLoss(vm, server) {
+async function powerLoss({ said, files }, vm, server) {
   report.heading('Power loss');
-  while (vm.files.size < SYNCED_BEFORE_CRASH) await sleep(50);
+  while (files.size < SYNCED_BEFORE_CRASH) await sleep(50);
   for (const child of [vm, server]) child.kill('SIGKILL');
   await Promise.all([vm.ended, server.ended]);
-  report.prove(!vm.said.has('complains'), 'until then the guest saw no I/O error');
-  report.done(`QEMU and server killed; ${vm.files.size} files were synced under load`);
+  report.prove(!said.has('complains'), 'until then the guest saw no I/O error');
+  report.done(`QEMU and server killed; ${files.size} files were synced under load`);
   pqblk.text(['export', at('disk.sealed'), at('crashed.raw'), '--key', 'vm']);
   const replay = run('sh', ['-c', `e2fsck -fp ${at('crashed.raw')} 2>&1; echo "exit $?"`]);
   report.prove(/recovering journal/.test(replay), 'the journal is there to replay', replay);
   report.prove(/exit [01]\n/.test(replay), 'e2fsck replays it on the host', replay);
   const complaint = fsckComplaint(at('crashed.raw'));
   report.prove(complaint === '', 'and finds nothing to complain about', complaint);
-  return vm.files;
+  return files;
 }
 
 async function secondLife(synced) {
   report.heading('The guest boots again');
   const server = await serve();
-  const vm = boot(at('second'), [
-    ...['-chardev', `socket,id=disk,path=${at('s')},reconnect=1`],
-    ...['-device', 'vhost-user-blk-pci,chardev=disk,num-queues=2'],
-  ]);
-  await vm.ended;
+  const story = new Story();
+  await boot(story, at('second'), withDisk('disk')).ended;
   server.kill('SIGTERM');
   await server.ended;
-  const { said, files } = vm;
+  const { said, files } = story;
   report.prove(said.has('mounted') && said.has('recovered'), 'it replays the journal and mounts');
   const lost = [...synced].filter(([number, sum]) => files.get(number) !== sum);
   report.prove(lost.length === 0, `all ${synced.size} synced files are there, with their content`);
@@ -277,10 +315,12 @@ makeTools(at('tools'), at('tools.raw'), 160 * MiB, ['fio', 'mkfs.ext4', 'e2fsck'
 pqblk.text(['key', 'gen', 'vm', '--no-passphrase']);
 pqblk.text(['create', at('disk.sealed'), '128M', '--key', 'vm']);
 const first = await serve();
-const vm = boot(at('first'), ['-qmp', `unix:${at('qmp')},server=on,wait=off`]);
-await hotplug(vm);
-const last = await loads(vm, first);
-await trim(vm);
-await secondLife(await powerLoss(vm, last));
+const story = new Story();
+const vm = boot(story, at('first'), MONITOR);
+await hotplug(story);
+const last = await loads(story, first);
+const moved = await move(story, vm);
+await trim(story);
+await secondLife(await powerLoss(story, moved, last));
 report.verdict();
 process.exit(report.failed() ? 1 : 0);
