@@ -11,9 +11,11 @@ import { fileURLToPath } from 'node:url';
 const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const children = new Set();
 
-/** A directory, in memory where there is such a place; it and all children go when this process does. */
-export function workplace(name) {
-  const dir = mkdtempSync(join(existsSync('/dev/shm') ? '/dev/shm' : tmpdir(), name));
+const MEMORY = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();
+
+/** A directory, in memory unless told otherwise; it and all children go when this process does. */
+export function workplace(name, where = MEMORY) {
+  const dir = mkdtempSync(join(where, name));
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, () => process.exit(1));
   process.on('exit', () => {
     for (const child of children) child.kill('SIGKILL');
