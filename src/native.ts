@@ -107,6 +107,14 @@ export interface NativeAddon {
     options: { path: string; uuid: Uint8Array; count?: number; timeoutMs?: number },
     keys: NativeKeys,
   ): NativeKeyAgent;
+  backUpHeader(options: {
+    path: string;
+  }): Promise<{ uuid: Uint8Array; header: Uint8Array; sessions: Uint8Array }>;
+  restoreHeader(
+    options: { path: string; uuid: Uint8Array; header: Uint8Array; sessions: Uint8Array },
+    keys: NativeKeys,
+  ): Promise<{ header: boolean; sessions: number }>;
+  clearCorrupt(options: { path: string }): Promise<void>;
   engineInfo(): Promise<unknown>;
   freeSpace(options: { path: string }): Promise<number>;
   inSystemDirectory(options: { path: string }): boolean;

@@ -29,6 +29,9 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("diskInfo", Napi::Function::New(env, disk_info, "diskInfo"));
   exports.Set("checkDisk", Napi::Function::New(env, check_disk, "checkDisk"));
   exports.Set("replaceKeyArea", Napi::Function::New(env, replace_key_area, "replaceKeyArea"));
+  exports.Set("backUpHeader", Napi::Function::New(env, back_up_header, "backUpHeader"));
+  exports.Set("restoreHeader", Napi::Function::New(env, restore_header, "restoreHeader"));
+  exports.Set("clearCorrupt", Napi::Function::New(env, clear_corrupt, "clearCorrupt"));
   exports.Set("handKeys", Napi::Function::New(env, hand_keys, "handKeys"));
   exports.Set("keyAgent", Napi::Function::New(env, key_agent, "keyAgent"));
   exports.Set("engineInfo", Napi::Function::New(env, engine_info, "engineInfo"));

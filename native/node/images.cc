@@ -9,6 +9,7 @@
 #include "image/disk_check.h"
 #include "image/disk_create.h"
 #include "image/disk_info.h"
+#include "image/header_backup.h"
 #include "node/convert.h"
 #include "node/job.h"
 
@@ -246,6 +247,59 @@ Napi::Value replace_key_area(const Napi::CallbackInfo& info) {
   if (env.IsExceptionPending()) return env.Undefined();
   return start_job(
       env, env.Undefined(), [path, change] { return image::replace_key_area(path, *change); },
+      [](Napi::Env e) { return e.Undefined(); });
+}
+
+Napi::Value back_up_header(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Options options(env, info[0]);
+  std::string path;
+  options.read("path", path);
+  if (env.IsExceptionPending()) return env.Undefined();
+  return answer_job<image::HeaderBackup>(
+      env, env.Undefined(), [path](TokenCore&) { return image::read_header_backup(path); },
+      +[](Napi::Env e, const image::HeaderBackup& backup) -> Napi::Value {
+        const Napi::Object out = Napi::Object::New(e);
+        out.Set("uuid", bytes_to_js(e, backup.uuid));
+        out.Set("header", bytes_to_js(e, backup.header));
+        out.Set("sessions", bytes_to_js(e, backup.sessions));
+        return out;
+      });
+}
+
+Napi::Value restore_header(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Options options(env, info[0]);
+  std::string path;
+  auto backup = std::make_shared<image::HeaderBackup>();
+  auto keys = std::make_shared<sealed::VolumeKeys>();
+  options.read("path", path);
+  options.read("uuid", backup->uuid);
+  options.read("header", backup->header);
+  options.read("sessions", backup->sessions);
+  read_keys(env, info[1], *keys);
+  if (env.IsExceptionPending()) return env.Undefined();
+  return answer_job<image::HeaderRestored>(
+      env, env.Undefined(),
+      [path, backup, keys](TokenCore&) {
+        return image::restore_header(path, *backup, std::move(*keys));
+      },
+      +[](Napi::Env e, const image::HeaderRestored& restored) -> Napi::Value {
+        const Napi::Object out = Napi::Object::New(e);
+        out.Set("header", restored.header);
+        out.Set("sessions", restored.sessions);
+        return out;
+      });
+}
+
+Napi::Value clear_corrupt(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const Options options(env, info[0]);
+  std::string path;
+  options.read("path", path);
+  if (env.IsExceptionPending()) return env.Undefined();
+  return start_job(
+      env, env.Undefined(), [path] { return image::clear_corrupt(path); },
       [](Napi::Env e) { return e.Undefined(); });
 }
 

@@ -15,6 +15,12 @@ Napi::Value disk_info(const Napi::CallbackInfo& info);
 Napi::Value check_disk(const Napi::CallbackInfo& info);
 // replaceKeyArea({ path, keyArea?, expectedGeneration?, level? }) -> Promise<void>
 Napi::Value replace_key_area(const Napi::CallbackInfo& info);
+// backUpHeader({ path }) -> Promise<{ uuid, header, sessions }>
+Napi::Value back_up_header(const Napi::CallbackInfo& info);
+// restoreHeader({ path, uuid, header, sessions }, keys) -> Promise<{ header, sessions }>
+Napi::Value restore_header(const Napi::CallbackInfo& info);
+// clearCorrupt({ path }) -> Promise<void>
+Napi::Value clear_corrupt(const Napi::CallbackInfo& info);
 // engineInfo() -> Promise<{ engine, fallbackCause? }>: what this machine allows
 Napi::Value engine_info(const Napi::CallbackInfo& info);
 // freeSpace({ path }) -> Promise<number>: bytes left in a directory

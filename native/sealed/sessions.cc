@@ -80,28 +80,63 @@ Error Sessions::absorb(const AlignedBuffer& copy, bool& head_valid) {
   return {};
 }
 
+Task<Error> Sessions::read_copies(io::Queue& io, const io::File& file, bool& any_head) {
+  AlignedBuffer copy[2] = {AlignedBuffer(length_), AlignedBuffer(length_)};
+  for (int i = 0; i < 2; ++i) {
+    if (Error e = co_await io.read(file, place_[i], copy[i].data(), copy[i].size())) {
+      if (e.kind() != Kind::io_error) co_return e;
+      needs_repair_ = true;  // an unreadable copy is what the other one is for
+      continue;
+    }
+    bool valid = false;
+    if (Error e = absorb(copy[i], valid)) co_return e;
+    any_head = any_head || valid;
+  }
+  if (std::memcmp(copy[0].data(), copy[1].data(), copy[0].size()) != 0) needs_repair_ = true;
+  co_return require_room();
+}
+
+Error Sessions::require_room() const {
+  if ((entries_.size() + 1) * kSessionEntryBytes <= length_) return {};
+  return Error(Kind::integrity, "the session table's copies hold more entries than fit");
+}
+
 Task<Result<std::unique_ptr<Sessions>>> Sessions::load(io::Queue& io, const io::File& file,
                                                        const Extension& extension, VolumeKeys& keys,
                                                        const MacKeys& mac) {
   std::unique_ptr<Sessions> table(new Sessions(extension, keys, mac));
-  AlignedBuffer copy[2] = {AlignedBuffer(table->length_), AlignedBuffer(table->length_)};
-  bool valid[2] = {false, false};
-  for (int i = 0; i < 2; ++i) {
-    if (Error e = co_await io.read(file, table->place_[i], copy[i].data(), copy[i].size())) {
-      if (e.kind() != Kind::io_error) co_return e;
-      table->needs_repair_ = true;  // an unreadable copy is what the other one is for
-      continue;
-    }
-    if (Error e = table->absorb(copy[i], valid[i])) co_return e;
-  }
-  if ((table->entries_.size() + 1) * kSessionEntryBytes > table->length_) {
-    co_return Error(Kind::integrity, "the session table's copies hold more entries than fit");
-  }
-  if (!valid[0] && !valid[1]) {
-    co_return Error(Kind::integrity, "both copies of the session table are damaged");
-  }
-  if (std::memcmp(copy[0].data(), copy[1].data(), copy[0].size()) != 0) table->needs_repair_ = true;
+  bool any_head = false;
+  if (Error e = co_await table->read_copies(io, file, any_head)) co_return e;
+  if (!any_head) co_return Error(Kind::integrity, "both copies of the session table are damaged");
   co_return std::move(table);
+}
+
+Task<Result<std::unique_ptr<Sessions>>> Sessions::load_with(io::Queue& io, const io::File& file,
+                                                            const Extension& extension,
+                                                            VolumeKeys& keys, const MacKeys& mac,
+                                                            std::span<const std::uint8_t> backup) {
+  std::unique_ptr<Sessions> table(new Sessions(extension, keys, mac));
+  bool any_head = false;
+  if (Error e = co_await table->read_copies(io, file, any_head)) co_return e;
+  const std::size_t before = table->entries_.size();
+  if (!any_head && before == 0) {
+    co_return Error(Kind::integrity, "no session table is where the header has it");
+  }
+  AlignedBuffer third(
+      std::max<std::size_t>(table->length_, align_up<std::size_t>(backup.size(), kPage)));
+  std::copy(backup.begin(), backup.end(), third.data());
+  bool valid = false;
+  if (Error e = table->absorb(third, valid)) co_return e;
+  if (!valid) co_return Error(Kind::integrity, "the session table of the backup does not hold");
+  if (Error e = table->require_room()) co_return e;
+  table->restored_ = static_cast<std::uint32_t>(table->entries_.size() - before);
+  if (table->restored_ > 0) table->needs_repair_ = true;
+  co_return std::move(table);
+}
+
+Task<Error> Sessions::repair_copies(io::Queue& io, const io::File& file) {
+  if (needs_repair_) co_return co_await repair(io, file);
+  co_return Error();
 }
 
 Result<std::unique_ptr<SessionKeys>> Sessions::derive(const SessionEntryRaw& entry) const {

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 
 #include "base/aligned.h"
@@ -36,6 +37,17 @@ class Sessions {
   static Task<Result<std::unique_ptr<Sessions>>> load(io::Queue& io, const io::File& file,
                                                       const Extension& extension, VolumeKeys& keys,
                                                       const MacKeys& mac);
+  // The same with a third copy, of a backup, which may be shorter than a table: entries that both
+  // copies on the disk have lost come back. At least one copy on the disk must show that the table
+  // is there: a head or an entry that holds.
+  static Task<Result<std::unique_ptr<Sessions>>> load_with(io::Queue& io, const io::File& file,
+                                                           const Extension& extension,
+                                                           VolumeKeys& keys, const MacKeys& mac,
+                                                           std::span<const std::uint8_t> backup);
+  // Entries that only the backup had.
+  std::uint32_t restored() const { return restored_; }
+  // Writes both copies anew where one of them lacks anything.
+  Task<Error> repair_copies(io::Queue& io, const io::File& file);
   // Bytes of an empty table copy, for a new image.
   static AlignedBuffer empty_copy(std::size_t length, const Uuid& uuid, const MacKeys& mac);
 
@@ -63,6 +75,8 @@ class Sessions {
 
  private:
   Sessions(const Extension& extension, VolumeKeys& keys, const MacKeys& mac);
+  Task<Error> read_copies(io::Queue& io, const io::File& file, bool& any_head);
+  Error require_room() const;
   Error absorb(const AlignedBuffer& copy, bool& head_valid);
   Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry) const;
   void put_head(AlignedBuffer& image) const;
@@ -80,6 +94,7 @@ class Sessions {
   std::uint32_t length_;
   std::uint32_t high_water_ = 0;
   bool needs_repair_ = false;
+  std::uint32_t restored_ = 0;
   struct Known {
     SessionEntryRaw raw;
     std::size_t position;  // entry number in the table

@@ -14,6 +14,7 @@ import { addCreate } from './create.js';
 import { addDetach } from './detach.js';
 import { addExitCodes } from './exit-codes.js';
 import { addExport } from './export.js';
+import { addHeader } from './header.js';
 import { addImport } from './import.js';
 import { addInfo } from './info.js';
 import { addKey } from './key.js';
@@ -42,6 +43,7 @@ const COMMANDS = [
   addRewrap,
   addRotate,
   addAudit,
+  addHeader,
   addServe,
   addAttach,
   addDetach,

@@ -31,17 +31,21 @@ import {
   openStore,
   type PassphraseFlags,
   passphraseOf,
+  type StoreFlags,
 } from './options.js';
 import { isPast, policyOf } from './policy.js';
 import type { Terminal } from './terminal.js';
 
-export interface RekeyFlags extends KeyUseFlags {
-  trust?: string[];
+export interface ApproveFlags extends StoreFlags {
   approve?: string[];
   approveStore?: string;
   approvePassphraseFile?: string;
   approvePassphraseFd?: number;
   approvePassphraseEnv?: string;
+}
+
+export interface RekeyFlags extends KeyUseFlags, ApproveFlags {
+  trust?: string[];
   audit?: string;
   restartAudit?: boolean;
   dryRun?: boolean;
@@ -118,7 +122,10 @@ export async function rekey(
   }
 }
 
-async function approversOf(flags: RekeyFlags): Promise<{ identities: Identity[] } & Disposable> {
+/** The keys named by --approve, unlocked. */
+export async function approversOf(
+  flags: ApproveFlags,
+): Promise<{ identities: Identity[] } & Disposable> {
   const store = openStore({ ...flags, ...(flags.approveStore && { store: flags.approveStore }) });
   const passphrase: PassphraseFlags = {
     ...(flags.approvePassphraseFile !== undefined && {

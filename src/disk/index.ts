@@ -24,6 +24,18 @@ export {
 export { createAndOpenDisk, Disk, openDisk, type WriteOptions, type ZeroOptions } from './disk.js';
 export { handKeys, type KeyAgentOptions, serveKeys } from './hand-keys.js';
 export {
+  backUpHeader,
+  encodeHeaderBackup,
+  type HeaderBackup,
+  parseHeaderBackup,
+  type RestoredHeader,
+  type RestoredSlots,
+  type RestoreHeaderOptions,
+  readHeaderBackup,
+  restoreHeader,
+  writeHeaderBackup,
+} from './header-backup.js';
+export {
   type CheckDiskOptions,
   type CheckResult,
   checkDisk,

@@ -1,0 +1,187 @@
+#include "image/header_backup.h"
+
+#include <algorithm>
+#include <memory>
+#include <optional>
+
+#include "base/aligned.h"
+#include "format/qcow2/header.h"
+#include "io/queue_thread.h"
+#include "sealed/extension.h"
+#include "sealed/sessions.h"
+#include "storage/file.h"
+
+namespace pqblk::image {
+namespace {
+
+using namespace sealed;  // NOLINT
+namespace qcow2 = format::qcow2;
+
+constexpr std::size_t kFeaturesByte = 79;  // of incompatible_features, with the corrupt bit
+constexpr std::uint8_t kCorruptMask = 1u << qcow2::kCorruptBit;
+constexpr std::size_t kClusterBytesMax = std::size_t{2} << 20;
+
+struct ParsedHeader {
+  qcow2::Header header;
+  Extension extension;
+};
+
+Result<ParsedHeader> parse(std::span<const std::uint8_t> bytes, std::uint64_t file_size) {
+  auto cluster = qcow2::header_cluster_size(bytes);
+  if (!cluster) return cluster.take_error();
+  auto header = qcow2::parse_header(bytes.first(std::min<std::size_t>(*cluster, bytes.size())),
+                                    file_size, true);
+  if (!header) return header.take_error();
+  const qcow2::Extension* raw = header->find(kExtensionType);
+  if (!header->sealed() || raw == nullptr) {
+    return Error(Kind::unsupported, "this qcow2 image is not sealed");
+  }
+  auto extension = parse_extension(raw->data, *cluster);
+  if (!extension) return extension.take_error();
+  return ParsedHeader{std::move(*header), *extension};
+}
+
+Error verify(const ParsedHeader& parsed, const MacKeys& mac, std::span<const std::uint8_t> bytes) {
+  return verify_header(mac, bytes.first<kHeaderMacBytes>(),
+                       parsed.header.backing_name.value_or(""));
+}
+
+std::size_t used_bytes(std::span<const std::uint8_t> bytes) {
+  std::size_t n = bytes.size();
+  while (n > 0 && bytes[n - 1] == 0) --n;
+  return n;
+}
+
+// The first bytes of the file: a cluster, whatever its size, or the whole file.
+Task<Result<AlignedBuffer>> read_start(io::Queue& io, const io::File& file) {
+  AlignedBuffer bytes(std::min<std::uint64_t>(kClusterBytesMax, file.size / kPage * kPage));
+  if (bytes.size() == 0) co_return Error(Kind::unsupported, "the file is shorter than a header");
+  if (Error e = co_await io.read(file, 0, bytes.data(), bytes.size())) co_return e;
+  co_return std::move(bytes);
+}
+
+Task<Error> back_up(io::Queue& io, const io::File& file, HeaderBackup& out) {
+  auto start = co_await read_start(io, file);
+  if (!start) co_return start.take_error();
+  auto parsed = parse(start->span(), file.size);
+  if (!parsed) co_return parsed.take_error();
+  const Extension& x = parsed->extension;
+  out.uuid = x.uuid;
+  const auto cluster = start->span().first(
+      std::min<std::size_t>(start->size(), parsed->header.layout.cluster_size()));
+  out.header.assign(cluster.begin(),
+                    cluster.begin() + static_cast<std::ptrdiff_t>(used_bytes(cluster)));
+  AlignedBuffer table(x.session_table_length);
+  for (const std::uint64_t place : x.session_table) {
+    if (Error e = co_await io.read(file, place, table.data(), table.size())) {
+      if (e.kind() != Kind::io_error) co_return e;
+      continue;
+    }
+    if (std::memcmp(table.data(), kSessionMagic, 8) != 0) continue;
+    out.sessions.assign(table.data(), table.data() + used_bytes(table.span()));
+    co_return Error();
+  }
+  co_return Error(Kind::integrity, "both copies of the session table are damaged");
+}
+
+// The backup's header cluster with the zeros that the backup leaves out.
+Result<AlignedBuffer> whole_cluster(const HeaderBackup& backup) {
+  if (backup.header.size() < kHeaderMacBytes)
+    return Error(Kind::corrupt, "no header in the backup");
+  auto size = qcow2::header_cluster_size(backup.header);
+  if (!size) return size.take_error();
+  if (backup.header.size() > *size) return Error(Kind::corrupt, "more than a header in the backup");
+  AlignedBuffer bytes(*size);
+  std::copy(backup.header.begin(), backup.header.end(), bytes.data());
+  return bytes;
+}
+
+// In the place of a header that nobody can read, marked corrupt.
+Task<Error> write_header(io::Queue& io, const io::File& file, AlignedBuffer& cluster) {
+  cluster.data()[kFeaturesByte] |= kCorruptMask;
+  if (Error e = co_await io.write(file, 0, cluster.data(), cluster.size())) co_return e;
+  co_return co_await io.fdatasync(file);
+}
+
+Task<Error> restore(io::Queue& io, const io::File& file, const HeaderBackup& backup,
+                    VolumeKeys& keys, HeaderRestored& out) {
+  auto mac = derive_mac_keys(keys.integrity, backup.uuid);
+  if (!mac) co_return mac.take_error();
+  auto start = co_await read_start(io, file);
+  if (!start) co_return start.take_error();
+  auto present = parse(start->span(), file.size);
+  if (present && present->extension.uuid != backup.uuid) {
+    co_return Error(Kind::wrong_key, "the backup is of another volume (UUID differs)");
+  }
+  const bool readable = present && !verify(*present, *mac, start->span());
+  auto cluster = whole_cluster(backup);
+  if (!cluster) co_return cluster.take_error();
+  auto chosen = readable ? std::move(present) : parse(cluster->span(), file.size);
+  if (!chosen) co_return chosen.take_error();
+  if (!readable) {
+    if (Error e = verify(*chosen, *mac, cluster->span())) co_return e;
+  }
+  // Proves that this file is the volume, before a byte of it changes.
+  auto table =
+      co_await Sessions::load_with(io, file, chosen->extension, keys, *mac, backup.sessions);
+  if (!table) co_return table.take_error();
+  if (!readable) {
+    if (Error e = co_await write_header(io, file, *cluster)) co_return e;
+    out.header = true;
+  }
+  out.sessions = (*table)->restored();
+  co_return co_await (*table)->repair_copies(io, file);
+}
+
+Task<Error> clear(io::Queue& io, const io::File& file) {
+  AlignedBuffer page(kPage);
+  if (Error e = co_await io.read(file, 0, page.data(), page.size())) co_return e;
+  page.data()[kFeaturesByte] &= static_cast<std::uint8_t>(~kCorruptMask);
+  if (Error e = co_await io.write(file, 0, page.data(), page.size())) co_return e;
+  co_return co_await io.fdatasync(file);
+}
+
+template <class Work>
+Error with_file(const std::string& path, const storage::OpenOptions& how, Work work) {
+  auto file = storage::open_file(path, how);
+  if (!file) return file.take_error();
+  auto thread = io::QueueThread::start(io::QueueOptions{});
+  Error e;
+  if (thread) {
+    e = (*thread)->run_sync([&] { return work((*thread)->queue(), *file); });
+    (*thread)->stop();
+  } else {
+    e = thread.take_error();
+  }
+  storage::close_file(*file);
+  return e && e.path().empty() ? std::move(e).in(path) : std::move(e);
+}
+
+}  // namespace
+
+Result<HeaderBackup> read_header_backup(const std::string& path) {
+  storage::OpenOptions how;
+  how.read_only = true;
+  how.lock = storage::Lock::none;
+  HeaderBackup backup;
+  Error e = with_file(
+      path, how, [&](io::Queue& io, const io::File& file) { return back_up(io, file, backup); });
+  if (e) return e;
+  return backup;
+}
+
+Result<HeaderRestored> restore_header(const std::string& path, const HeaderBackup& backup,
+                                      VolumeKeys keys) {
+  HeaderRestored restored;
+  Error e = with_file(path, {}, [&](io::Queue& io, const io::File& file) {
+    return restore(io, file, backup, keys, restored);
+  });
+  if (e) return e;
+  return restored;
+}
+
+Error clear_corrupt(const std::string& path) {
+  return with_file(path, {}, [](io::Queue& io, const io::File& file) { return clear(io, file); });
+}
+
+}  // namespace pqblk::image

@@ -1,0 +1,41 @@
+// What a sealed disk cannot be opened without, taken aside and put back: header and session table.
+//
+// Room image/. The key area is replaced by other means (disk_info.h); whether a backup is the right
+// one is the key layer's decision. docs/keys.md, "Header backup".
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/error.h"
+#include "sealed/keys.h"
+
+namespace pqblk::image {
+
+struct HeaderBackup {
+  sealed::Uuid uuid{};
+  std::vector<std::uint8_t> header;    // the first cluster, without the zeros at its end
+  std::vector<std::uint8_t> sessions;  // one copy of the session table, likewise
+};
+
+// Blocking, takes no lock: a served disk can be backed up, as of some moment.
+Result<HeaderBackup> read_header_backup(const std::string& path);
+
+struct HeaderRestored {
+  bool header = false;         // it was unreadable and is the backup's now, marked corrupt
+  std::uint32_t sessions = 0;  // that the backup gave back
+};
+
+// Blocking, under the disk's lock. A header that is readable is left alone. Of the session table,
+// entries that the disk has lost come back, and nothing goes. A header that was put back is marked
+// corrupt until clear_corrupt: whether its table positions are still true, a check must tell.
+// Errors: wrong_key (another volume), integrity (the backup's MACs do not hold, or the session
+// table is not where the backup's header has it), locked.
+Result<HeaderRestored> restore_header(const std::string& path, const HeaderBackup& backup,
+                                      sealed::VolumeKeys keys);
+
+// Takes the mark off again. Blocking, under the disk's lock.
+Error clear_corrupt(const std::string& path);
+
+}  // namespace pqblk::image

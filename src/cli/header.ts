@@ -1,0 +1,150 @@
+// Room cli/: `pqblk header backup|restore`.
+import type { Command } from 'commander';
+import {
+  backUpHeader,
+  chooseKey,
+  describeKeyArea,
+  formatUuid,
+  openKeyArea,
+  type RestoredHeader,
+  type RestoredSlots,
+  readHeaderBackup,
+  requireAllowed,
+  restoreHeader,
+  type SlotDescription,
+  writeHeaderBackup,
+} from '../index.js';
+import { addKeyUse, type KeyUseFlags } from './opening.js';
+import {
+  addPassphraseOptions,
+  collect,
+  examples,
+  jsonOption,
+  openStore,
+  passphraseOf,
+} from './options.js';
+import { policyOf } from './policy.js';
+import { type ApproveFlags, approversOf, showSlots } from './rekeying.js';
+import type { Terminal } from './terminal.js';
+
+interface RestoreFlags extends KeyUseFlags, ApproveFlags {
+  force?: boolean;
+  json?: boolean;
+}
+
+export function addHeader(program: Command, terminal: Terminal): void {
+  const header = program
+    .command('header')
+    .description('Take aside, and put back, what a sealed disk cannot be opened without.');
+  addBackup(header, terminal);
+  addRestore(header, terminal);
+}
+
+const OPENS_FOR_EVER =
+  'whoever can open the disk now can open it with this backup for ever, revoked or not: keep it like ' +
+  'the disk, and make a new one after each change of keys';
+
+function addBackup(header: Command, terminal: Terminal): void {
+  header
+    .command('backup <disk> <file>')
+    .description('Write header, session table and key area to a new file. The disk may be in use.')
+    .addOption(jsonOption())
+    .addHelpText('after', examples('pqblk header backup vm.sealed vm.header'))
+    .action(async (path: string, file: string, flags: { json?: boolean }) => {
+      const backup = await backUpHeader(path);
+      await writeHeaderBackup(file, backup);
+      const { slots, generation } = describeKeyArea(backup.keyArea);
+      const volumeUuid = formatUuid(backup.volumeUuid);
+      if (flags.json) {
+        terminal.json({ path, file, volumeUuid, generation, slots, warnings: [OPENS_FOR_EVER] });
+        return;
+      }
+      terminal.line(`header of volume ${volumeUuid}, generation ${generation}, in ${file}`);
+      terminal.remark(`warning: ${OPENS_FOR_EVER}`);
+    });
+}
+
+function addRestore(header: Command, terminal: Terminal): void {
+  const command = header
+    .command('restore <disk> <file>')
+    .description('Put a backup back. A header that can be read is never touched.')
+    .option('--force', 'though data keys that are newer than the backup would be lost')
+    .option('--approve <key>', 'second key that opens the backup: two-person rule', collect)
+    .option('--approve-store <dir>', 'key store of the second person (default: the same)');
+  addPassphraseOptions(addKeyUse(command), 'approve-', 'passphrase of the second key')
+    .addOption(jsonOption())
+    .addHelpText(
+      'after',
+      `
+The key area is replaced by that of the backup: slots that were revoked since open again, and those that
+were added since are gone. A backup that is older than what this host has seen needs --allow-rollback,
+and --confirm-vmk when the master key was another one.
+${examples('pqblk header restore vm.sealed vm.header --key alice')}`,
+    )
+    .action(async (path: string, file: string, flags: RestoreFlags) => {
+      const restored = await restore(path, file, flags);
+      report(terminal, path, restored, flags);
+    });
+}
+
+async function restore(path: string, file: string, flags: RestoreFlags): Promise<RestoredHeader> {
+  const backup = await readHeaderBackup(file);
+  const store = openStore(flags);
+  const policy = await policyOf(flags);
+  const { slots } = describeKeyArea(backup.keyArea);
+  const reference = [flags.key ?? []].flat()[0] ?? (await chooseKey(store, slots)).fingerprint;
+  using passphrase = await passphraseOf(store, reference, flags);
+  using identity = await store.unlock(reference, passphrase);
+  using approvers = await approversOf(flags);
+  const approvedBy: string[] = [];
+  for (const approver of approvers.identities) {
+    using opened = await openKeyArea(backup.keyArea, approver);
+    if (!Buffer.from(approver.fingerprint).equals(identity.fingerprint)) {
+      approvedBy.push(opened.slot.fingerprint);
+    }
+  }
+  const approve = ({ before, after }: RestoredSlots) => {
+    if (!policy) return;
+    const operation = 'header-restore';
+    requireAllowed(policy, { operation, before, after, approvedBy, audited: true });
+  };
+  const { allowRollback, confirmVmk, force } = flags;
+  const pins = { pins: store.pins, allowRollback, confirmVmk };
+  return await restoreHeader(path, backup, { identity, ...pins, force, approve });
+}
+
+function report(
+  terminal: Terminal,
+  path: string,
+  restored: RestoredHeader,
+  { json }: RestoreFlags,
+): void {
+  const warnings = warningsFor(restored);
+  if (json) {
+    terminal.json({ path, ...restored, warnings });
+    return;
+  }
+  const { header, sessions, keyArea, after } = restored;
+  terminal.fields([
+    ['header', header ? 'put back: it was unreadable' : 'untouched'],
+    ['sessions', sessions > 0 ? `${sessions} put back` : 'all there'],
+    ['key area', keyArea ? 'that of the backup' : 'the same'],
+  ]);
+  terminal.line();
+  showSlots(terminal, after);
+  for (const warning of warnings) terminal.remark(`warning: ${warning}`);
+}
+
+/** Slots that open again, and those that are gone. */
+function warningsFor({ before = [], after }: RestoredHeader): string[] {
+  const opens = (slots: readonly SlotDescription[], { fingerprint }: SlotDescription) =>
+    slots.some((slot) => slot.fingerprint === fingerprint && slot.state !== 'revoked');
+  const named = ({ label, fingerprint }: SlotDescription) =>
+    `"${label}" (${fingerprint.slice(0, 16)})`;
+  const back = after.filter((slot) => opens(after, slot) && !opens(before, slot));
+  const gone = before.filter((slot) => opens(before, slot) && !opens(after, slot));
+  return [
+    ...(before.length > 0 ? back.map((slot) => `${named(slot)} opens the disk again`) : []),
+    ...gone.map((slot) => `${named(slot)} opens the disk no more`),
+  ];
+}

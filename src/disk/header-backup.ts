@@ -1,0 +1,249 @@
+// Room disk/: header backups: what a sealed disk cannot be opened without, in one file.
+//
+// The file holds header, session table and key area with a checksum over all of it; docs/keys.md has
+// its layout. Nothing in it is secret that the disk itself does not show, and whoever could open the
+// disk when it was made can open it with the backup for ever.
+import { open } from 'node:fs/promises';
+import { fromSystem, PqblkError } from '../errors.js';
+import { equalConstantTime, viewOf } from '../keys/bytes.js';
+import { sha3_256 } from '../keys/hash.js';
+import {
+  describeKeyArea,
+  formatUuid,
+  type Identity,
+  openKeyArea,
+  type PinOptions,
+  type Pins,
+  type SlotDescription,
+} from '../keys/index.js';
+import { calling, native } from '../native.js';
+import { checkDisk } from './info.js';
+import { keyAreaOf } from './key-area-file.js';
+import { lendKeys } from './unlock.js';
+
+const MAGIC = new TextEncoder().encode('PQBLKBAK');
+const VERSION = 1;
+const HEAD_BYTES = 64;
+const CHECKSUM_BYTES = 32;
+const KEY_AREA_BYTES = 65_536;
+/** A header cluster of at most 2 MiB, a session table of at most 128 MiB. */
+const BACKUP_BYTES_MAX = 2 ** 28;
+
+const OFFSET = {
+  magic: 0,
+  version: 8, // u32, little-endian like all of these
+  header: 12, // u32: bytes
+  sessions: 16, // u32
+  keyArea: 20, // u32, 65536
+  created: 24, // u64, seconds since 1970
+  uuid: 32, // 16 bytes; then 16 bytes zero
+} as const;
+
+export interface HeaderBackup {
+  readonly volumeUuid: Uint8Array;
+  /** Seconds since 1970. */
+  readonly created: number;
+  readonly header: Uint8Array;
+  readonly sessions: Uint8Array;
+  readonly keyArea: Uint8Array;
+}
+
+/** Reads what a backup holds. A served disk can be backed up. Kind `key_area_damaged`, … */
+export async function backUpHeader(path: string): Promise<HeaderBackup> {
+  const { blob } = await keyAreaOf(path).read();
+  if (blob.length === 0) {
+    throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', { path });
+  }
+  const { uuid, header, sessions } = await calling(() => native().backUpHeader({ path }));
+  const created = Math.floor(Date.now() / 1000);
+  return { volumeUuid: Uint8Array.from(uuid), created, header, sessions, keyArea: blob };
+}
+
+export function encodeHeaderBackup(backup: HeaderBackup): Uint8Array {
+  const { header, sessions, keyArea } = backup;
+  const length = HEAD_BYTES + header.length + sessions.length + keyArea.length;
+  const bytes = new Uint8Array(length + CHECKSUM_BYTES);
+  const view = viewOf(bytes);
+  bytes.set(MAGIC, OFFSET.magic);
+  view.setUint32(OFFSET.version, VERSION, true);
+  view.setUint32(OFFSET.header, header.length, true);
+  view.setUint32(OFFSET.sessions, sessions.length, true);
+  view.setUint32(OFFSET.keyArea, keyArea.length, true);
+  view.setBigUint64(OFFSET.created, BigInt(backup.created), true);
+  bytes.set(backup.volumeUuid, OFFSET.uuid);
+  let at = HEAD_BYTES;
+  for (const part of [header, sessions, keyArea]) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  bytes.set(sha3_256(bytes.subarray(0, length)), length);
+  return bytes;
+}
+
+/** Kinds `corrupt` (its checksum does not hold, or it is no backup), `newer_version`. */
+export function parseHeaderBackup(bytes: Uint8Array, path?: string): HeaderBackup {
+  const corrupt = (message: string) =>
+    new PqblkError('corrupt', message, { path, operation: 'read header backup' });
+  if (bytes.length < HEAD_BYTES + CHECKSUM_BYTES) throw corrupt('too short for a header backup');
+  if (!equalConstantTime(bytes.subarray(0, 8), MAGIC)) throw corrupt('not a header backup');
+  const view = viewOf(bytes);
+  const version = view.getUint32(OFFSET.version, true);
+  if (version !== VERSION) {
+    throw new PqblkError('newer_version', `header backup of version ${version}`, { path });
+  }
+  const body = bytes.subarray(0, bytes.length - CHECKSUM_BYTES);
+  if (!equalConstantTime(sha3_256(body), bytes.subarray(body.length))) {
+    throw corrupt('damaged: its checksum does not hold');
+  }
+  const lengths = [OFFSET.header, OFFSET.sessions, OFFSET.keyArea].map((at) =>
+    view.getUint32(at, true),
+  );
+  const [header = 0, sessions = 0, keyArea = 0] = lengths;
+  if (HEAD_BYTES + header + sessions + keyArea !== body.length || keyArea !== KEY_AREA_BYTES) {
+    throw corrupt('the lengths in it contradict each other');
+  }
+  return {
+    volumeUuid: bytes.slice(OFFSET.uuid, OFFSET.uuid + 16),
+    created: Number(view.getBigUint64(OFFSET.created, true)),
+    header: bytes.slice(HEAD_BYTES, HEAD_BYTES + header),
+    sessions: bytes.slice(HEAD_BYTES + header, HEAD_BYTES + header + sessions),
+    keyArea: bytes.slice(HEAD_BYTES + header + sessions, body.length),
+  };
+}
+
+/** Writes a new file, mode 0600, durably. Kind `exists`. */
+export async function writeHeaderBackup(path: string, backup: HeaderBackup): Promise<void> {
+  try {
+    const file = await open(path, 'wx', 0o600);
+    try {
+      await file.writeFile(encodeHeaderBackup(backup));
+      await file.sync();
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    throw fromSystem(error, { path, operation: 'write header backup' });
+  }
+}
+
+export async function readHeaderBackup(path: string): Promise<HeaderBackup> {
+  try {
+    const file = await open(path, 'r');
+    try {
+      const { size } = await file.stat();
+      if (size > BACKUP_BYTES_MAX) throw new PqblkError('corrupt', `${size} bytes`, { path });
+      return parseHeaderBackup(await file.readFile(), path);
+    } finally {
+      await file.close();
+    }
+  } catch (error) {
+    throw fromSystem(error, { path, operation: 'read header backup' });
+  }
+}
+
+export interface RestoreHeaderOptions extends PinOptions {
+  /** Opens the key area of the backup. */
+  readonly identity: Identity;
+  readonly pins?: Pins | undefined;
+  /** Replace a key area that has data keys which the backup lacks: their sectors are lost. */
+  readonly force?: boolean | undefined;
+  /** Called before anything is written; what it throws is thrown. */
+  readonly approve?: ((slots: RestoredSlots) => void) | undefined;
+}
+
+export interface RestoredSlots {
+  /** Undefined when both copies on the disk are damaged. */
+  readonly before: readonly SlotDescription[] | undefined;
+  readonly after: readonly SlotDescription[];
+}
+
+export interface RestoredHeader extends RestoredSlots {
+  readonly volumeUuid: string;
+  /** The header was unreadable and came from the backup; a check found its tables true. */
+  readonly header: boolean;
+  /** Entries of the session table that came back. */
+  readonly sessions: number;
+  /** The key area is another one now. */
+  readonly keyArea: boolean;
+}
+
+/**
+ * Puts a backup back: the key area as it was, lost entries of the session table, and the header when
+ * nobody can read the one on the disk. Kinds: those of opening the backup's key area and of the pin,
+ * `wrong_key` (another volume), `policy` (newer data keys would be lost), `corrupt` (the tables moved
+ * since: the disk is left marked corrupt, to be read only), `locked`.
+ */
+export async function restoreHeader(
+  path: string,
+  backup: HeaderBackup,
+  options: RestoreHeaderOptions,
+): Promise<RestoredHeader> {
+  const { identity, pins } = options;
+  const expectedVolumeUuid = backup.volumeUuid;
+  using keys = await openKeyArea(backup.keyArea, identity, { expectedVolumeUuid });
+  await pins?.check(keys, options);
+  const after = describeKeyArea(backup.keyArea).slots;
+  const before = await presentSlots(path, keys.currentEpoch, options.force === true);
+  options.approve?.({ before, after });
+  const { header, sessions } = backup;
+  const restored = await calling(() =>
+    lendKeys(keys, (lent) =>
+      native().restoreHeader({ path, uuid: expectedVolumeUuid, header, sessions }, lent),
+    ),
+  );
+  const place = keyAreaOf(path);
+  const present = await place.read();
+  const keyArea = !equalConstantTime(present.blob, backup.keyArea);
+  if (keyArea) await place.replaceOlder(backup.keyArea, present.generation);
+  await place.level((await place.read()).generation);
+  await pins?.record(keys, options);
+  if (restored.header) await trustTables(path, identity);
+  return { volumeUuid: formatUuid(expectedVolumeUuid), ...restored, keyArea, before, after };
+}
+
+async function presentSlots(
+  path: string,
+  epoch: number,
+  force: boolean,
+): Promise<readonly SlotDescription[] | undefined> {
+  const blob = await keyAreaOf(path)
+    .read()
+    .then(
+      (copies) => copies.blob,
+      (error: unknown) => unlessUnreadable(error),
+    );
+  if (blob.length === 0) return undefined;
+  const { slots, currentEpoch, nextEpoch } = describeKeyArea(blob);
+  if (Math.max(currentEpoch, nextEpoch ?? 0) > epoch && !force) {
+    throw new PqblkError(
+      'policy',
+      `the disk is of epoch ${currentEpoch}, the backup of epoch ${epoch}: its newer data keys would be lost`,
+      { path, operation: 'restore header', hint: '--force restores it all the same' },
+    );
+  }
+  return slots;
+}
+
+/** A header that does not parse is what a backup is for. */
+function unlessUnreadable(error: unknown): Uint8Array {
+  const kinds = ['unsupported', 'corrupt', 'invalid_argument', 'integrity'];
+  if (error instanceof PqblkError && kinds.includes(error.kind)) return new Uint8Array(0);
+  throw error;
+}
+
+/** The header of a backup may point to tables that have moved: a check of the whole disk tells. */
+async function trustTables(path: string, identity: Identity): Promise<void> {
+  const { corruptions, sectorsBad } = await checkDisk(path, { format: 'sealed', identity });
+  if (corruptions > 0 || sectorsBad > 0) {
+    throw new PqblkError(
+      'corrupt',
+      'the header of the backup is older than the tables of the disk, which have moved since',
+      {
+        path,
+        operation: 'restore header',
+        hint: 'the disk is marked corrupt: `pqblk export` may still read what is there',
+      },
+    );
+  }
+  await calling(() => native().clearCorrupt({ path }));
+}

@@ -1,0 +1,183 @@
+// `pqblk header backup|restore`: each thing that a backup brings back, what it opens again, and what it
+// must never do: touch a header that can be read, or trust table positions that are no longer true.
+import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it } from 'vitest';
+import type { RestoredHeader } from '../../src/index.js';
+import { KEY_AREA_COPY_BYTES, parseHeader } from '../reader/header.js';
+import { exitCode, peer, pqblk, pqblkJson, scratch } from './helpers.js';
+
+const dir = scratch();
+const at = (name: string) => join(dir, name);
+const withStore = (argv: string[]) => [...argv, '--store', at('keys')];
+const run = (...argv: string[]) => pqblk(...withStore(argv));
+const source = at('source.raw');
+let pristine: string;
+
+beforeAll(async () => {
+  peer('qemu-img', 'create', '-q', '-f', 'raw', source, '16M');
+  peer('qemu-io', '-f', 'raw', '-c', 'write -q -P 7 1M 3M', '-c', 'write -q -P 9 9M 70k', source);
+  for (const name of ['alice', 'bob', 'carol']) {
+    await run('key', 'gen', name, '--no-passphrase');
+  }
+  pristine = at('pristine.sealed');
+  const keys = ['--key', 'alice', '--key', 'bob'];
+  const small = ['--cluster-size', '4k', '--log-size', '8M'];
+  await pqblkJson(...withStore(['import', source, pristine, ...keys, ...small]));
+});
+
+let made = 0;
+/** A disk with content, its backup, and a key store that has never seen either. */
+async function disk(): Promise<{ path: string; backup: string; own: string[] }> {
+  made += 1;
+  const path = at(`${made}.sealed`);
+  const backup = at(`${made}.backup`);
+  copyFileSync(pristine, path);
+  await pqblkJson('header', 'backup', path, backup);
+  const own = at(`keys-${made}`);
+  peer('cp', '-a', at('keys'), own);
+  peer('rm', '-rf', join(own, 'pins'));
+  return { path, backup, own: ['--store', own] };
+}
+
+const headerOf = (path: string) => {
+  const bytes = readFileSync(path);
+  return parseHeader(bytes.subarray(0, 2 ** 21), bytes.length);
+};
+
+function damage(path: string, ...ranges: { offset: number; length: number }[]): void {
+  const bytes = readFileSync(path);
+  for (const { offset, length } of ranges) bytes.fill(0x5a, offset, offset + length);
+  writeFileSync(path, bytes);
+}
+
+const places = (path: string) => {
+  const { keyAreas, sessionTables } = headerOf(path);
+  return {
+    header: { offset: 0, length: 512 },
+    keyAreas: keyAreas.map(({ offset }) => ({ offset, length: KEY_AREA_COPY_BYTES })),
+    // All but the head: who damages both heads as well leaves no proof of what lies there.
+    sessions: sessionTables.map(({ offset }) => ({ offset: offset + 128, length: 1024 })),
+  };
+};
+
+async function requireContent(path: string, own: string[]): Promise<void> {
+  const out = at(`out-${made}.raw`);
+  const exported = await pqblk('export', path, out, '--key', 'alice', '--force', ...own);
+  expect(exported).toMatchObject({ code: 0 });
+  peer('cmp', source, out);
+}
+
+const restoreJson = async (path: string, backup: string, ...argv: string[]) =>
+  await pqblkJson<RestoredHeader & { warnings: string[] }>(
+    ...['header', 'restore', path, backup, '--key', 'alice', ...argv],
+  );
+
+describe('a backup brings back', () => {
+  it.each(['header', 'keyAreas', 'sessions', 'all'] as const)('%s', async (what) => {
+    const { path, backup, own } = await disk();
+    const known = places(path);
+    const ranges =
+      what === 'all' ? [known.header, ...known.keyAreas, ...known.sessions] : [known[what]].flat();
+    damage(path, ...ranges);
+    const broken = await pqblk('export', path, at('x.raw'), '--key', 'alice', '--force', ...own);
+    expect(broken.code).not.toBe(0);
+    const restored = await restoreJson(path, backup, ...own);
+    expect(restored).toMatchObject({
+      header: what === 'header' || what === 'all',
+      keyArea: what === 'keyAreas' || what === 'all',
+      sessions: what === 'sessions' || what === 'all' ? 1 : 0,
+    });
+    await requireContent(path, own);
+    expect((await pqblk('check', path, '--key', 'bob', ...own)).code).toBe(0);
+    const again = await restoreJson(path, backup, ...own);
+    expect(again).toMatchObject({ header: false, keyArea: false, sessions: 0 });
+  });
+
+  it('keys that were revoked since, and says so', async () => {
+    const { path, backup, own } = await disk();
+    const old = await pqblkJson<{ vmkCheck: string }>('slot', 'test', path, '--key', 'bob', ...own);
+    await pqblkJson('slot', 'revoke', path, 'bob', '--key', 'alice', ...own);
+    const argv = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+    expect((await pqblk(...argv)).code).toBe(exitCode('vmk_changed'));
+    const confirm = ['--confirm-vmk', old.vmkCheck];
+    expect((await pqblk(...argv, ...confirm)).code).toBe(exitCode('rollback'));
+    const restored = await restoreJson(path, backup, ...own, ...confirm, '--allow-rollback');
+    expect(restored.warnings).toEqual([expect.stringMatching(/"bob".*opens the disk again/)]);
+    expect((await pqblk('slot', 'test', path, '--key', 'bob', ...own)).code).toBe(0);
+  });
+});
+
+describe('a restore refuses', () => {
+  it('to trust table positions that have changed since', async () => {
+    const { path, backup, own } = await disk();
+    const before = headerOf(path).l1Offset;
+    expect((await pqblk('resize', path, '8G', '--key', 'alice', ...own)).code).toBe(0);
+    expect(headerOf(path).l1Offset).not.toBe(before); // the L1 table had to move
+    const grown = readFileSync(path);
+    damage(path, places(path).header);
+    const { code, stderr } = await pqblk(
+      ...['header', 'restore', path, backup, '--key', 'alice', ...own],
+    );
+    expect([code, stderr]).toEqual([exitCode('corrupt'), expect.stringContaining('have moved')]);
+    const resized = await pqblk('resize', path, '16G', '--key', 'alice', ...own);
+    expect([resized.code, resized.stderr]).toEqual([
+      exitCode('corrupt'),
+      expect.stringContaining('marked corrupt'),
+    ]);
+    // The header that can be read is the truth, whatever an old backup says.
+    writeFileSync(path, grown);
+    expect(await restoreJson(path, backup, ...own)).toMatchObject({ header: false });
+    expect(readFileSync(path).subarray(0, 4096).equals(grown.subarray(0, 4096))).toBe(true);
+  });
+
+  it('the backup of another disk, and a file that is no disk', async () => {
+    const { path, backup, own } = await disk();
+    const other = at(`other-${made}.sealed`);
+    await pqblkJson('create', other, '16M', '--key', 'alice', '--log-size', '8M', ...own);
+    const before = readFileSync(other);
+    const restore = ['--key', 'alice', ...own];
+    const wrong = await pqblk('header', 'restore', other, backup, ...restore);
+    expect(wrong.code).toBe(exitCode('wrong_key'));
+    expect(readFileSync(other).equals(before)).toBe(true);
+    const raw = at(`raw-${made}.raw`);
+    copyFileSync(source, raw);
+    const nothing = await pqblk('header', 'restore', raw, backup, ...restore);
+    expect(nothing.code).not.toBe(0);
+    peer('cmp', source, raw);
+    const stranger = ['header', 'restore', path, backup, '--key', 'carol', ...own];
+    expect((await pqblk(...stranger)).code).toBe(exitCode('no_slot'));
+  });
+
+  it('a backup with any byte changed, and what is none', async () => {
+    const { path, backup, own } = await disk();
+    const bytes = readFileSync(backup);
+    const before = readFileSync(path);
+    const restore = ['header', 'restore', path, at('changed'), '--key', 'alice', ...own];
+    for (let offset = 0; offset < bytes.length; offset += offset < 64 ? 7 : 9973) {
+      const changed = Buffer.from(bytes);
+      changed[offset] = (changed[offset] ?? 0) ^ 1;
+      writeFileSync(at('changed'), changed);
+      expect([exitCode('corrupt'), exitCode('newer_version')]).toContain(
+        (await pqblk(...restore)).code,
+      );
+    }
+    for (const text of [Buffer.alloc(0), bytes.subarray(1), bytes.subarray(0, 200)]) {
+      writeFileSync(at('changed'), text);
+      expect((await pqblk(...restore)).code).toBe(exitCode('corrupt'));
+    }
+    expect(readFileSync(path).equals(before)).toBe(true);
+    const exists = await pqblk('header', 'backup', path, backup);
+    expect(exists.code).toBe(exitCode('exists'));
+  });
+
+  it('without the second person that the policy asks for', async () => {
+    const { path, backup, own } = await disk();
+    writeFileSync(at('two.yaml'), 'version: 1\ntwoPersons: [header-restore]\n');
+    const argv = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+    const rules = ['--policy', at('two.yaml')];
+    expect((await pqblk(...argv, ...rules)).code).toBe(exitCode('policy'));
+    expect((await pqblk(...argv, ...rules, '--approve', 'alice')).code).toBe(exitCode('policy'));
+    expect((await pqblk(...argv, ...rules, '--approve', 'bob')).code).toBe(0);
+  });
+});
