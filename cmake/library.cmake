@@ -27,21 +27,19 @@ add_library(pqblk_static STATIC $<TARGET_OBJECTS:pqblk_cabi> $<TARGET_OBJECTS:pq
 set_target_properties(pqblk_static PROPERTIES
   OUTPUT_NAME pqblk EXPORT_NAME static LINKER_LANGUAGE CXX)
 
-# What libpqblk.a needs of others: packages that pkg-config knows, and plain libraries.
-set(private_packages liburing libcrypto zlib libzstd)
-set(private_libraries stdc++ m pthread)
+# What libpqblk.a needs of others. By name and not as packages: pkg-config would want their files even
+# from who links libpqblk.so, which has no use for them.
+set(private_libraries uring crypto z zstd stdc++ m pthread)
 if(PQBLK_IPSEC_MB)
   list(PREPEND private_libraries IPSec_MB)
 endif()
-target_link_libraries(pqblk_static INTERFACE
-  "$<INSTALL_INTERFACE:uring;crypto;z;zstd;${private_libraries}>")
+target_link_libraries(pqblk_static INTERFACE "$<INSTALL_INTERFACE:${private_libraries}>")
 
 foreach(target pqblk_shared pqblk_static)
   target_include_directories(${target} INTERFACE
     "$<INSTALL_INTERFACE:${CMAKE_INSTALL_INCLUDEDIR}>")
 endforeach()
 
-list(JOIN private_packages " " PQBLK_PC_REQUIRES)
 list(TRANSFORM private_libraries PREPEND "-l" OUTPUT_VARIABLE flags)
 list(JOIN flags " " PQBLK_PC_LIBS)
 set(pc_dir "${CMAKE_INSTALL_LIBDIR}/pkgconfig")

@@ -38,10 +38,13 @@ export function compilerCache(): NodeJS.ProcessEnv {
   return status === 0 ? { CCACHE_DIR: stdout.trim() } : {};
 }
 
-/** Builds the library and installs it below `prefix`. One at a time: there is one build directory. */
+/** For shell scripts: one at a time in the build directory. */
+export const LOCKED = 'mkdir -p build/stamps && exec 9> build/stamps/lock && flock 9';
+
+/** Builds the library and installs it below `prefix`. */
 export function install(prefix: string): void {
   shell(
-    `mkdir -p build/stamps && exec 9> build/stamps/lock && flock 9
+    `${LOCKED}
      cmake -S . -B build/library -DPQBLK_BUILD_LIBRARY=ON
      cmake --build build/library --parallel 2
      cmake --install build/library --prefix '${prefix}'`,

@@ -13,6 +13,7 @@ import {
   install,
   installed,
   killAll,
+  LOCKED,
   root,
   shell,
   startAgent,
@@ -186,7 +187,7 @@ describe('README', () => {
     shell(`mkdir -p '${home}'`, {});
     const keys = { HOME: home, PQBLK_KEYS: at('keys') };
     await pqblkJson('create', join(home, 'vm.sealed'), '4M', '--key', 'alice', ...store);
-    const said = shell(commands.join('\n'), {
+    const said = shell([LOCKED, ...commands].join('\n'), {
       ...keys,
       ...compilerCache(),
       PATH: `${commandDirectory(dir)}:${process.env.PATH}`,
