@@ -25,7 +25,7 @@ static_assert(PQBLK_WRITE_ZEROES == static_cast<int>(image::RequestType::write_z
 // What programs were compiled with.
 static_assert(sizeof(pqblk_error) == 512 && sizeof(pqblk_data_key) == 40);
 static_assert(sizeof(pqblk_open_options) == 96 && sizeof(pqblk_facts) == 328);
-static_assert(sizeof(pqblk_stats) == 96 && sizeof(pqblk_queue_stats) == 72);
+static_assert(sizeof(pqblk_stats) == 112 && sizeof(pqblk_queue_stats) == 80);
 static_assert(sizeof(pqblk_image_info) == 64 && sizeof(pqblk_extent) == 24);
 static_assert(sizeof(pqblk_request) == 56 && sizeof(pqblk_completion) == 16);
 

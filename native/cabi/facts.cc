@@ -74,13 +74,20 @@ uint64_t pqblk_size(pqblk_disk* disk) { return disk->disk->size(); }
 int pqblk_get_stats(pqblk_disk* disk, pqblk_stats* stats, pqblk_error* error) {
   return guarded(error, [&] {
     const image::BackendStats from = disk->disk->backend_stats();
-    const pqblk_stats out = {sizeof(pqblk_stats),     0,
-                             from.metadata_reads,     from.metadata_writes,
-                             from.cache_hits,         from.cache_misses,
-                             from.log_bytes,          from.log_capacity,
-                             from.log_used,           from.checkpoints,
-                             from.integrity_failures, from.sectors_sealed,
-                             from.sectors_opened};
+    pqblk_stats out = PQBLK_STATS_INIT;
+    out.metadata_reads = from.metadata_reads;
+    out.metadata_writes = from.metadata_writes;
+    out.l2_hits = from.l2_hits;
+    out.l2_misses = from.l2_misses;
+    out.entry_hits = from.entry_hits;
+    out.entry_misses = from.entry_misses;
+    out.log_bytes = from.log_bytes;
+    out.log_capacity = from.log_capacity;
+    out.log_used = from.log_used;
+    out.checkpoints = from.checkpoints;
+    out.integrity_failures = from.integrity_failures;
+    out.sectors_sealed = from.sectors_sealed;
+    out.sectors_opened = from.sectors_opened;
     return put(stats, out);
   });
 }
@@ -90,16 +97,16 @@ int pqblk_get_queue_stats(pqblk_disk* disk, uint32_t queue, pqblk_queue_stats* s
   return guarded(error, [&] {
     if (queue >= disk->queues) return Error(Kind::not_found, "the disk has no such queue");
     const image::QueueStats from = disk->disk->queue_stats(queue);
-    const pqblk_queue_stats out = {sizeof(pqblk_queue_stats),
-                                   0,
-                                   from.reads,
-                                   from.writes,
-                                   from.flushes,
-                                   from.discards,
-                                   from.zeroes,
-                                   from.errors,
-                                   from.read_bytes,
-                                   from.written_bytes};
+    pqblk_queue_stats out = PQBLK_QUEUE_STATS_INIT;
+    out.reads = from.reads;
+    out.writes = from.writes;
+    out.flushes = from.flushes;
+    out.discards = from.discards;
+    out.zeroes = from.zeroes;
+    out.errors = from.errors;
+    out.read_bytes = from.read_bytes;
+    out.written_bytes = from.written_bytes;
+    out.in_flight = from.in_flight;
     return put(stats, out);
   });
 }

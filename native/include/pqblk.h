@@ -228,11 +228,13 @@ PQBLK_API uint64_t pqblk_size(pqblk_disk* disk);
 typedef struct pqblk_stats {
   uint32_t size;
   uint32_t reserved;
-  uint64_t metadata_reads, metadata_writes, cache_hits, cache_misses;
-  uint64_t log_bytes;              /* sealed: written to the log */
-  uint64_t log_capacity, log_used; /* sealed: bytes, now */
-  uint64_t checkpoints;            /* sealed: times the log was written home */
-  uint64_t integrity_failures;     /* sealed: sectors whose tag did not hold */
+  uint64_t metadata_reads, metadata_writes;
+  uint64_t l2_hits, l2_misses;       /* qcow2, sealed: the cache of mappings */
+  uint64_t entry_hits, entry_misses; /* sealed: the cache of sector entries */
+  uint64_t log_bytes;                /* sealed: written to the log */
+  uint64_t log_capacity, log_used;   /* sealed: bytes, now */
+  uint64_t checkpoints;              /* sealed: times the log was written home */
+  uint64_t integrity_failures;       /* sealed: sectors whose tag did not hold */
   uint64_t sectors_sealed, sectors_opened;
 } pqblk_stats;
 #define PQBLK_STATS_INIT \
@@ -244,6 +246,7 @@ typedef struct pqblk_queue_stats {
   uint64_t reads, writes, flushes, discards, zeroes; /* that succeeded */
   uint64_t errors;
   uint64_t read_bytes, written_bytes;
+  uint64_t in_flight; /* now */
 } pqblk_queue_stats;
 #define PQBLK_QUEUE_STATS_INIT \
   { sizeof(pqblk_queue_stats), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
