@@ -45,6 +45,13 @@ export interface NativeChannel {
   memory(): NativeChannelMemory;
 }
 
+/** See KeyAreaChange in native/sealed/backend_api.h. */
+export interface NativeKeyAreaChange {
+  keyArea?: Uint8Array;
+  expectedGeneration?: number;
+  level?: boolean;
+}
+
 export interface NativeDisk {
   close(): Promise<void>;
   resize(options: { size: number }): Promise<void>;
@@ -59,6 +66,11 @@ export interface NativeDisk {
     onCompletions: () => void,
   ): NativeChannel;
   bench(spec: object, token?: NativeToken): Promise<unknown>;
+  changeKeyArea(change: NativeKeyAreaChange): Promise<void>;
+  /** The key is copied before this returns. */
+  beginEpoch(options: { epoch: number; key: Uint8Array }): Promise<void>;
+  rekey(spec: object, token?: NativeToken): Promise<unknown>;
+  finishEpoch(): Promise<void>;
   serveNbd(options: object): Promise<NativeNbdServer>;
   serveVhostUser(options: object): Promise<NativeVhostUserServer>;
 }

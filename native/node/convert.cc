@@ -91,6 +91,15 @@ void Options::read(const char* name, std::uint8_t& out) const {
   out = static_cast<std::uint8_t>(wide);
 }
 
+void Options::read(const char* name, double& out) const {
+  if (!has(name)) return;
+  const Napi::Value v = object_.Get(name);
+  if (!v.IsNumber() || !std::isfinite(v.As<Napi::Number>().DoubleValue())) {
+    return bad(name, "a number");
+  }
+  out = v.As<Napi::Number>().DoubleValue();
+}
+
 void Options::read(const char* name, std::string& out) const {
   if (!has(name)) return;
   const Napi::Value v = object_.Get(name);
@@ -151,6 +160,15 @@ void read_keys(Napi::Env env, const Napi::Value& value, sealed::VolumeKeys& out)
     entry.read("epoch", key.epoch);
     entry.take_secret("key", key.key);
     out.data.push_back(std::move(key));
+  }
+}
+
+void read_key_area_change(Napi::Env env, const Options& options, sealed::KeyAreaChange& out) {
+  options.read("keyArea", out.blob);
+  options.read("expectedGeneration", out.expected_generation);
+  options.read("level", out.level);
+  if (!out.blob.empty() && out.blob.size() != sealed::kKeyAreaBytes) {
+    throw_type_error(env, "keyArea: expected 65536 bytes");
   }
 }
 

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "crypto/kdf.h"
 #include "image/disk.h"
+#include "sealed/backend_api.h"
 #include "sealed/keys.h"
 
 namespace pqblk::node {
@@ -38,6 +39,7 @@ class Options {
   void read(const char* name, std::uint64_t& out) const;
   void read(const char* name, std::uint32_t& out) const;
   void read(const char* name, std::uint8_t& out) const;
+  void read(const char* name, double& out) const;  // finite
   void read(const char* name, std::string& out) const;
   void read(const char* name, std::vector<std::uint8_t>& out) const;
   void read(const char* name, sealed::Uuid& out) const;
@@ -79,5 +81,7 @@ class Options {
 std::span<const std::pair<std::string_view, image::Format>> format_names();
 // integrity, data: [{ epoch, key }], currentEpoch
 void read_keys(Napi::Env env, const Napi::Value& value, sealed::VolumeKeys& out);
+// keyArea, expectedGeneration, level.
+void read_key_area_change(Napi::Env env, const Options& options, sealed::KeyAreaChange& out);
 
 }  // namespace pqblk::node

@@ -269,6 +269,10 @@ Napi::Function DiskHandle::define(Napi::Env env) {
        InstanceMethod<&DiskHandle::set_limits>("setLimits"),
        InstanceMethod<&DiskHandle::limits>("limits"),
        InstanceMethod<&DiskHandle::channel>("channel"), InstanceMethod<&DiskHandle::bench>("bench"),
+       InstanceMethod<&DiskHandle::change_key_area>("changeKeyArea"),
+       InstanceMethod<&DiskHandle::begin_epoch>("beginEpoch"),
+       InstanceMethod<&DiskHandle::rekey>("rekey"),
+       InstanceMethod<&DiskHandle::finish_epoch>("finishEpoch"),
        InstanceMethod<&DiskHandle::serve_nbd>("serveNbd"),
        InstanceMethod<&DiskHandle::serve_vhost_user>("serveVhostUser")});
 }

@@ -32,6 +32,11 @@ class DiskHandle : public Napi::ObjectWrap<DiskHandle> {
   Napi::Value limits(const Napi::CallbackInfo& info);
   Napi::Value channel(const Napi::CallbackInfo& info);
   Napi::Value bench(const Napi::CallbackInfo& info);
+  // disk_handle_rekey.cc
+  Napi::Value change_key_area(const Napi::CallbackInfo& info);
+  Napi::Value begin_epoch(const Napi::CallbackInfo& info);
+  Napi::Value rekey(const Napi::CallbackInfo& info);
+  Napi::Value finish_epoch(const Napi::CallbackInfo& info);
   Napi::Value serve_nbd(const Napi::CallbackInfo& info);
   Napi::Value serve_vhost_user(const Napi::CallbackInfo& info);
   std::shared_ptr<image::Disk> disk_or_throw(Napi::Env env) const;

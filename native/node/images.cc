@@ -238,12 +238,7 @@ Napi::Value replace_key_area(const Napi::CallbackInfo& info) {
   std::string path;
   auto change = std::make_shared<sealed::KeyAreaChange>();
   options.read("path", path);
-  options.read("keyArea", change->blob);
-  options.read("expectedGeneration", change->expected_generation);
-  options.read("level", change->level);
-  if (!change->blob.empty() && change->blob.size() != sealed::kKeyAreaBytes) {
-    throw_type_error(env, "keyArea: expected 65536 bytes");
-  }
+  read_key_area_change(env, options, *change);
   if (env.IsExceptionPending()) return env.Undefined();
   return start_job(
       env, env.Undefined(), [path, change] { return image::replace_key_area(path, *change); },

@@ -22,6 +22,7 @@ import { reportError } from './report-error.js';
 import { addResize } from './resize.js';
 import { addRewrap } from './rewrap.js';
 import { addRotate } from './rotate.js';
+import { addRotateDataKey } from './rotate-data-key.js';
 import { addServe } from './serve.js';
 import { addSlot } from './slot.js';
 import { type Streams, Terminal } from './terminal.js';
@@ -42,6 +43,7 @@ const COMMANDS = [
   addSlot,
   addRewrap,
   addRotate,
+  addRotateDataKey,
   addAudit,
   addHeader,
   addServe,

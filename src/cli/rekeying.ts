@@ -9,6 +9,8 @@ import { fromSystem, PqblkError } from '../errors.js';
 import {
   AuditLog,
   type ChangedKeyArea,
+  type ChangeKeyAreaOptions,
+  ControlClient,
   changeKeyArea,
   fingerprintOf,
   formatUuid,
@@ -86,23 +88,32 @@ export interface Rekeying {
   readonly testers?: readonly Identity[];
 }
 
-/** Unlocks, changes, and returns what became of it. */
-export async function rekey(
+/** What a change of keys needs besides the change itself. */
+export interface Permit {
+  /** The process that serves the disk, when one does: it does the writing then. */
+  readonly served: ControlClient | undefined;
+  readonly options: Omit<ChangeKeyAreaOptions, 'operation' | 'edit' | 'onStep'>;
+  /** To be called at the end of an edit: believes the keys that --trust named. */
+  trust(editor: KeyAreaEditor): void;
+}
+
+/** Unlocks the disk's key and everything else that the flags name, and calls `use`. */
+export async function withPermit<T>(
   path: string,
   flags: RekeyFlags,
-  { operation, edit, testers }: Rekeying,
-): Promise<ChangedKeyArea> {
+  use: (permit: Permit) => Promise<T>,
+): Promise<T> {
   const store = openStore(flags);
   const policy = await policyOf(flags);
   const trust = await trustOf(store, flags);
-  const place = keyAreaOf(path);
+  using served = await ControlClient.open(path);
+  const place = served?.keyArea ?? keyAreaOf(path);
   using identity = await unlockKey(store, path, flags);
   using approvers = await approversOf(flags);
   try {
-    return await changeKeyArea({
+    const options = {
       place,
       identity,
-      operation,
       policy,
       pins: store.pins,
       approvers: approvers.identities,
@@ -110,16 +121,35 @@ export async function rekey(
       allowRollback: flags.allowRollback,
       confirmVmk: flags.confirmVmk,
       dryRun: flags.dryRun,
-      testers,
-      edit: async (editor) => {
-        await edit(editor);
-        trust.extend(editor.sealedFromImage);
-      },
       trusted: trust.fingerprints,
+    };
+    return await use({
+      served,
+      options,
+      trust: (editor) => trust.extend(editor.sealedFromImage),
     });
   } catch (error) {
     throw inPath(error, path);
   }
+}
+
+/** Unlocks, changes, and returns what became of it. */
+export async function rekey(
+  path: string,
+  flags: RekeyFlags,
+  { operation, edit, testers }: Rekeying,
+): Promise<ChangedKeyArea> {
+  return await withPermit(path, flags, ({ options, trust }) =>
+    changeKeyArea({
+      ...options,
+      operation,
+      testers,
+      edit: async (editor) => {
+        await edit(editor);
+        trust(editor);
+      },
+    }),
+  );
 }
 
 /** The keys named by --approve, unlocked. */

@@ -5,11 +5,13 @@
 import { basename } from 'node:path';
 import { PqblkError } from '../errors.js';
 import {
+  type ControlServer,
   type Disk,
   noNewPrivileges,
   notifyServiceManager,
   openDisk,
   type RateLimits,
+  serveControl,
 } from '../index.js';
 import type { ServedDisk, ServerNumbers } from './metrics.js';
 import { serveMetrics } from './metrics-server.js';
@@ -53,6 +55,8 @@ type Running = ServerNumbers & {
 
 interface Served extends ServedDisk {
   readonly servers: Running[];
+  /** Where `pqblk slot`, `pqblk rotate-data-key` and others ask for a change of its keys. */
+  control?: ControlServer;
 }
 
 /** Serves until the terminal's signal. Kinds: those of opening each disk, and of its servers. */
@@ -100,6 +104,8 @@ async function start(
   const onReport = (text: string) => remark(one.name, text);
   one.servers.push(...(await startVhostUser(onReport, one.disk, plan)));
   one.servers.push(...(await startNbd(onReport, one.disk, plan)));
+  const { format, readOnly } = one.disk.facts;
+  if (format === 'sealed' && !readOnly) one.control = await serveControl(one.disk);
 }
 
 async function openPlanned(plan: DiskPlan): Promise<Disk> {
@@ -114,6 +120,7 @@ async function end(
   metrics: { close(): Promise<void> } | undefined,
 ): Promise<void> {
   await metrics?.close();
+  await Promise.all(served.map(({ control }) => control?.close()));
   await Promise.all(served.flatMap(({ servers }) => servers.map((server) => server.close())));
   const closed = await Promise.allSettled(served.map(({ disk }) => disk.close()));
   for (const result of closed) if (result.status === 'rejected') throw result.reason;

@@ -4,6 +4,7 @@
 // request means is the engine's business; keys pass through unlock.ts only.
 import { rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
+import { type KeyAreaPlace, type Secret, unmovedCopy } from '../keys/index.js';
 import {
   asPqblkError,
   calling,
@@ -14,8 +15,10 @@ import {
 } from '../native.js';
 import { RequestFlag, RequestType } from './channel.js';
 import { type CreateDiskOptions, createWithKeys } from './create.js';
+import { keyAreaPlace } from './key-area-file.js';
 import { DiskQueue, type DiskQueueOptions } from './queue.js';
 import { closedError, Requests } from './requests.js';
+import type { RekeyOptions, RekeyPass } from './rotate.js';
 import { type NbdOptions, type NbdServer, serveNbd } from './serve.js';
 import { serveVhostUser, type VhostUserOptions, type VhostUserServer } from './serve-vhost-user.js';
 import { given } from './server.js';
@@ -184,6 +187,42 @@ export class Disk {
   async bench(spec: BenchSpec, work: LongWork = {}): Promise<BenchResult> {
     this.#requireOpen();
     return (await longCall(work, (token) => this.#native.bench(spec, token))) as BenchResult;
+  }
+
+  /** Sealed: the key area, changed while the disk is in use. */
+  get keyArea(): KeyAreaPlace {
+    return keyAreaPlace(this.#facts.path, async (change) => {
+      this.#requireOpen();
+      await this.#native.changeKeyArea(change);
+    });
+  }
+
+  /** Sealed: see RotationHost, which a Disk is. Use `rotateDataKey`. */
+  async beginEpoch(epoch: number, key: Secret): Promise<void> {
+    this.#requireOpen();
+    const begun = key.use((bytes) => {
+      const copy = unmovedCopy(bytes);
+      try {
+        return this.#native.beginEpoch({ epoch, key: copy });
+      } finally {
+        copy.fill(0);
+      }
+    });
+    await calling(() => begun);
+  }
+
+  /** Sealed: a pass over the disk, which is in use meanwhile. */
+  async rekey(options: RekeyOptions): Promise<RekeyPass> {
+    this.#requireOpen();
+    const { onProgress, signal, ...spec } = options;
+    return (await longCall({ onProgress, signal }, (token) =>
+      this.#native.rekey(given(spec), token),
+    )) as RekeyPass;
+  }
+
+  async finishEpoch(): Promise<void> {
+    this.#requireOpen();
+    await calling(() => this.#native.finishEpoch());
   }
 
   /** Serves the disk to NBD clients, each on one of its queues. See NbdOptions for the kinds. */

@@ -3,6 +3,8 @@
 // Open disks, their queues, making, describing, checking and copying them. It may use native.ts, the
 // room keys/ and errors.ts; it knows no command line.
 export type { LongWork, Progress } from '../native.js';
+export { ControlClient } from './control-client.js';
+export { type ControlServer, serveControl } from './control-server.js';
 export {
   type CopyOptions,
   type CopyResult,
@@ -48,6 +50,16 @@ export {
 } from './info.js';
 export { keyAreaOf, readKeyArea } from './key-area-file.js';
 export { type CompletionHandler, DiskQueue, type DiskQueueOptions } from './queue.js';
+export {
+  type RekeyOptions,
+  type RekeyPass,
+  ROTATION_STEPS,
+  type RotateDataKeyOptions,
+  type RotatedDataKey,
+  type RotationHost,
+  type RotationStep,
+  rotateDataKey,
+} from './rotate.js';
 export {
   type NbdOptions,
   NbdServer,

@@ -1,10 +1,10 @@
-// Room disk/: the key area of a disk that nobody has open.
+// Room disk/: where the key area of a disk lies, and who may write it.
 //
-// Each call takes the disk's lock for itself, so that a second process never writes a disk that is
-// served; the generation that the caller read tells whether somebody was quicker in between.
+// Of a disk that nobody has open each call takes the lock for itself, so that a second process never
+// writes a disk that is served; of one that is open its owner writes. The generation that the caller read tells whether somebody was quicker in between.
 import { PqblkError } from '../errors.js';
 import type { KeyAreaCopies, KeyAreaPlace } from '../keys/index.js';
-import { calling, native } from '../native.js';
+import { calling, type NativeKeyAreaChange, native } from '../native.js';
 
 interface RawCopies {
   readonly uuid: Uint8Array;
@@ -14,8 +14,15 @@ interface RawCopies {
   readonly keyAreaCopiesDiffer: boolean;
 }
 
+type Change = (change: NativeKeyAreaChange) => Promise<void>;
+
 /** The key area of the sealed disk at `path`. `locked` names the process that has it open. */
 export function keyAreaOf(path: string): KeyAreaPlace {
+  return keyAreaPlace(path, (change) => native().replaceKeyArea({ path, ...change }));
+}
+
+/** The same where somebody has the disk open and changes it for us. */
+export function keyAreaPlace(path: string, change: Change): KeyAreaPlace {
   return {
     async read(): Promise<KeyAreaCopies> {
       const info = await calling(() => native().diskInfo({ path, format: 'sealed' }));
@@ -29,13 +36,13 @@ export function keyAreaOf(path: string): KeyAreaPlace {
       };
     },
     async probe(expectedGeneration) {
-      await calling(() => native().replaceKeyArea({ path, expectedGeneration }));
+      await calling(() => change({ expectedGeneration }));
     },
     async replaceOlder(keyArea, expectedGeneration) {
-      await calling(() => native().replaceKeyArea({ path, keyArea, expectedGeneration }));
+      await calling(() => change({ keyArea, expectedGeneration }));
     },
     async level(expectedGeneration) {
-      await calling(() => native().replaceKeyArea({ path, expectedGeneration, level: true }));
+      await calling(() => change({ expectedGeneration, level: true }));
     },
   };
 }

@@ -29,7 +29,8 @@ export function lendKeys<T>(keys: VolumeKeys, fn: (lent: NativeKeys) => T): T {
     return fn({
       integrity: keys.integrityKey.use(copy),
       data: [...keys.dataKeys].map(([epoch, key]) => ({ epoch, key: key.use(copy) })),
-      currentEpoch: keys.currentEpoch,
+      // While a rotation is under way everything is written under the next epoch already.
+      currentEpoch: keys.nextEpoch ?? keys.currentEpoch,
     });
   } finally {
     for (const made of copies) made.fill(0);

@@ -1,0 +1,100 @@
+// Room cli/: `pqblk rotate-data-key`: everything on a sealed disk under a new key, in use or not.
+import { type Command, InvalidArgumentError, Option } from 'commander';
+import { openDisk, type RotatedDataKey, type RotationHost, rotateDataKey } from '../index.js';
+import { examples, parseCount, sizeArgument } from './options.js';
+import { addRekeyOptions, type Permit, type RekeyFlags, withPermit } from './rekeying.js';
+import { formatSize } from './sizes.js';
+import type { Terminal } from './terminal.js';
+
+const SECTOR_BYTES = 4096;
+/** Of the time, on a disk that guests use: they keep most of the machine. */
+const ONLINE_SHARE = 0.2;
+
+interface Flags extends RekeyFlags {
+  rate?: number;
+  share?: number;
+  fromEpoch?: number;
+  abort?: boolean;
+}
+
+export function addRotateDataKey(program: Command, terminal: Terminal): void {
+  const command = program
+    .command('rotate-data-key <disk>')
+    .description(
+      'Write everything on a sealed disk again under a new data key, and forget the old.',
+    )
+    .addOption(
+      new Option('--rate <size>', 'bytes a second at most (default: no limit)').argParser(
+        sizeArgument,
+      ),
+    )
+    .addOption(
+      new Option(
+        '--share <percent>',
+        `part of the time that the rotation works (default: 100; ${ONLINE_SHARE * 100} where the ` +
+          'disk is served)',
+      ).argParser(parsePercent),
+    )
+    .addOption(
+      new Option('--from-epoch <n>', 'only if the current epoch is this one').argParser(parseCount),
+    )
+    .option('--abort', 'go back to the current epoch, before a rotation has ended');
+  addRekeyOptions(command)
+    .addHelpText(
+      'after',
+      `
+A disk that \`pqblk serve\` serves is rotated by that process, under its guests. Ctrl-C stops; the same
+command goes on, after a crash as well. With --from-epoch it can be repeated without rotating twice.
+Copies and backups that were made before still open with the old key.
+${examples(
+  'pqblk rotate-data-key vm.sealed --key alice --rate 100M',
+  'pqblk rotate-data-key vm.sealed --key alice --abort',
+)}`,
+    )
+    .action(async (path: string, flags: Flags) => {
+      const done = await withPermit(path, flags, (permit) => rotate(terminal, path, flags, permit));
+      report(terminal, done, flags.json);
+    });
+}
+
+async function rotate(
+  terminal: Terminal,
+  path: string,
+  flags: Flags,
+  { served, options }: Permit,
+): Promise<RotatedDataKey> {
+  const { rate, fromEpoch, abort } = flags;
+  const share = flags.share ?? (served ? ONLINE_SHARE : undefined);
+  const with_ = (host: RotationHost) => {
+    const bar = terminal.progress(abort ? 'go back' : 'rotate');
+    const work = { signal: terminal.signal, onProgress: bar.update };
+    const how = { bytesPerSecond: rate, share, fromEpoch, abort };
+    return rotateDataKey(host, { ...options, ...how, ...work }).finally(bar.stop);
+  };
+  if (served) return await with_(served);
+  const { identity, pins, allowRollback, confirmVmk } = options;
+  const keys = { identity, pins, allowRollback, confirmVmk };
+  await using disk = await openDisk(path, { format: 'sealed', cache: 'none', ...keys });
+  return await with_(disk);
+}
+
+function report(terminal: Terminal, done: RotatedDataKey, json?: boolean): void {
+  const { fromEpoch, toEpoch, changed, dryRun, resumed, aborted, sectors } = done;
+  if (json || !changed || dryRun) {
+    if (json) terminal.json(done);
+    else if (!changed) terminal.line(`nothing to do: the current epoch is ${toEpoch}`);
+    else terminal.line(`would move the disk from epoch ${fromEpoch} to ${toEpoch}`);
+    return;
+  }
+  if (resumed && !aborted) terminal.line('a rotation that was cut short is complete now');
+  terminal.line(
+    `the disk is of epoch ${toEpoch}; ${formatSize(sectors * SECTOR_BYTES)} were written again, and the ` +
+      `key of epoch ${fromEpoch} is forgotten`,
+  );
+}
+
+function parsePercent(text: string): number {
+  const percent = Number(text);
+  if (percent > 0 && percent <= 100) return percent / 100;
+  throw new InvalidArgumentError('expected more than 0 and at most 100.');
+}

@@ -1,0 +1,137 @@
+// Room disk/: the other end of control-server.ts: changes the keys of a disk that another process serves.
+import { connect, type Socket } from 'node:net';
+import { fromSystem, PqblkError } from '../errors.js';
+import { type KeyAreaPlace, type Secret, unmovedCopy } from '../keys/index.js';
+import type { Progress } from '../native.js';
+import {
+  controlPathOf,
+  errorFromMessage,
+  type Frame,
+  isControlDirectoryOurs,
+  receive,
+  send,
+} from './control-protocol.js';
+import { keyAreaPlace } from './key-area-file.js';
+import type { RekeyOptions, RekeyPass, RotationHost } from './rotate.js';
+
+interface Call {
+  resolve(result: unknown): void;
+  reject(error: unknown): void;
+  onProgress: Progress | undefined;
+}
+
+/** A connection to the process that has a sealed disk open. Close it. */
+export class ControlClient implements RotationHost {
+  readonly path: string;
+  readonly #socket: Socket;
+  readonly #calls = new Map<number, Call>();
+  #nextId = 1;
+
+  private constructor(path: string, socket: Socket) {
+    this.path = path;
+    this.#socket = socket;
+    receive(
+      socket,
+      (frame) => this.#take(frame),
+      (error) => this.#ended(error),
+    );
+  }
+
+  /** Undefined when nobody who serves the disk at `path` listens. */
+  static async open(path: string): Promise<ControlClient | undefined> {
+    if (!(await isControlDirectoryOurs())) return undefined;
+    const socketPath = await controlPathOf(path);
+    const socket = connect(socketPath);
+    const absent = await new Promise<NodeJS.ErrnoException | undefined>((resolve) => {
+      socket.once('connect', () => resolve(undefined));
+      socket.once('error', resolve);
+    });
+    if (!absent) return new ControlClient(path, socket);
+    if (absent.code === 'ENOENT' || absent.code === 'ECONNREFUSED') return undefined;
+    throw fromSystem(absent, { path: socketPath, operation: 'ask the serving process' });
+  }
+
+  get keyArea(): KeyAreaPlace {
+    return keyAreaPlace(this.path, async ({ keyArea, expectedGeneration: generation, level }) => {
+      if (keyArea) await this.#call({ op: 'replace-key-area', generation }, keyArea);
+      else await this.#call({ op: level ? 'level-key-area' : 'probe-key-area', generation });
+    });
+  }
+
+  async beginEpoch(epoch: number, key: Secret): Promise<void> {
+    const answer = key.use((bytes) => {
+      const copy = unmovedCopy(bytes);
+      try {
+        return this.#call({ op: 'begin-epoch', epoch }, copy);
+      } finally {
+        copy.fill(0);
+      }
+    });
+    await answer;
+  }
+
+  async rekey(options: RekeyOptions): Promise<RekeyPass> {
+    const { signal, onProgress, ...rest } = options;
+    const pass = this.#nextId;
+    const answer = this.#call({ op: 'rekey', ...rest }, undefined, onProgress);
+    const stop = () => void this.#call({ op: 'stop', pass }).catch(() => {}); // told by the pass
+    signal?.addEventListener('abort', stop, { once: true });
+    if (signal?.aborted) stop();
+    try {
+      return (await answer) as RekeyPass;
+    } finally {
+      signal?.removeEventListener('abort', stop);
+    }
+  }
+
+  async finishEpoch(): Promise<void> {
+    await this.#call({ op: 'finish-epoch' });
+  }
+
+  close(): void {
+    this.#socket.end();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+
+  #call(message: object, binary?: Uint8Array, onProgress?: Progress): Promise<unknown> {
+    const id = this.#nextId++;
+    return new Promise((resolve, reject) => {
+      if (!this.#socket.writable) {
+        reject(this.#gone());
+        return;
+      }
+      this.#calls.set(id, { resolve, reject, onProgress });
+      send(this.#socket, { id, ...message }, binary);
+    });
+  }
+
+  #take({ message }: Frame): void {
+    const id = Number(message.id);
+    const call = this.#calls.get(id);
+    if (!call) return;
+    if (Array.isArray(message.progress)) {
+      const [done, total] = message.progress.map(Number);
+      call.onProgress?.(done ?? 0, total ?? 0);
+      return;
+    }
+    this.#calls.delete(id);
+    if (message.error !== undefined) call.reject(errorFromMessage(message.error));
+    else call.resolve(message.result);
+  }
+
+  #ended(error?: Error): void {
+    for (const call of this.#calls.values()) call.reject(this.#gone(error));
+    this.#calls.clear();
+  }
+
+  #gone(cause?: Error): PqblkError {
+    return new PqblkError('closed', 'the process that serves the disk has ended the connection', {
+      path: this.path,
+      cause,
+      hint: 'run the same command again: what was begun goes on',
+    });
+  }
+}

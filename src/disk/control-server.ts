@@ -1,0 +1,149 @@
+// Room disk/: lets other processes of the same user change the keys of a disk that is served here.
+//
+// What may be asked: replace the key area, and the steps of a rotation of the data key. The asker
+// holds the keys and decides; this process has the disk and does it. A connection that ends stops
+// the pass that it asked for; a rotation that was begun stays begun, and can be taken up again.
+import { rm } from 'node:fs/promises';
+import { createServer, type Socket } from 'node:net';
+import { fromSystem, PqblkError } from '../errors.js';
+import { KEY_AREA_BYTES, Secret } from '../keys/index.js';
+import {
+  controlPathOf,
+  errorToMessage,
+  type Frame,
+  makeControlDirectory,
+  receive,
+  send,
+} from './control-protocol.js';
+import type { Disk } from './disk.js';
+
+const CLIENTS_MAX = 8;
+
+export interface ControlServer {
+  /** Unix socket; `pqblk` finds it by the disk's file. */
+  readonly path: string;
+  close(): Promise<void>;
+}
+
+/** Listens for changes of the keys of an open sealed disk. Kinds `permission`, `io_error`. */
+export async function serveControl(disk: Disk): Promise<ControlServer> {
+  await makeControlDirectory();
+  const path = await controlPathOf(disk.facts.path);
+  const server = createServer((socket) => new Connection(disk, socket));
+  server.maxConnections = CLIENTS_MAX;
+  await rm(path, { force: true }); // of a process that was killed: this one holds the disk's lock
+  await new Promise<void>((resolve, reject) => {
+    server.once('error', (error) =>
+      reject(fromSystem(error, { path, operation: 'listen for control' })),
+    );
+    server.listen({ path, readableAll: false, writableAll: false }, resolve);
+  });
+  const connections = new Set<Socket>();
+  server.on('connection', (socket) => {
+    connections.add(socket);
+    socket.once('close', () => connections.delete(socket));
+  });
+  return {
+    path,
+    close: () =>
+      new Promise((resolve) => {
+        server.close(() => resolve()); // removes the socket
+        for (const socket of connections) socket.destroy();
+      }),
+  };
+}
+
+class Connection {
+  readonly #disk: Disk;
+  readonly #socket: Socket;
+  readonly #ended = new AbortController();
+  /** The pass that is running, by the id of its request. */
+  readonly #passes = new Map<unknown, AbortController>();
+
+  constructor(disk: Disk, socket: Socket) {
+    this.#disk = disk;
+    this.#socket = socket;
+    receive(
+      socket,
+      (frame) => void this.#serve(frame),
+      () => this.#ended.abort(),
+    );
+  }
+
+  async #serve(frame: Frame): Promise<void> {
+    const { id, op } = frame.message;
+    try {
+      const result = await this.#perform(String(op), frame);
+      this.#answer({ id, result: result ?? null });
+    } catch (error) {
+      this.#answer({ id, error: errorToMessage(error) });
+    } finally {
+      frame.binary.fill(0);
+    }
+  }
+
+  #answer(message: object): void {
+    if (this.#socket.writable) send(this.#socket, message);
+  }
+
+  async #perform(op: string, { message, binary }: Frame): Promise<unknown> {
+    const disk = this.#disk;
+    switch (op) {
+      case 'hello':
+        return { pid: process.pid, path: disk.facts.path };
+      case 'probe-key-area':
+        return await disk.keyArea.probe(count(message, 'generation'));
+      case 'replace-key-area':
+        requireBytes(binary, KEY_AREA_BYTES);
+        return await disk.keyArea.replaceOlder(binary, count(message, 'generation'));
+      case 'level-key-area':
+        return await disk.keyArea.level(count(message, 'generation'));
+      case 'begin-epoch': {
+        using key = Secret.copyOf(binary);
+        return await disk.beginEpoch(count(message, 'epoch'), key);
+      }
+      case 'rekey':
+        return await this.#rekey(message);
+      case 'stop':
+        return this.#passes.get(message.pass)?.abort();
+      case 'finish-epoch':
+        return await disk.finishEpoch();
+      default:
+        throw new PqblkError('unsupported', `the serving process knows no operation '${op}'`, {
+          hint: 'it may be of an older version: restart it',
+        });
+    }
+  }
+
+  async #rekey(message: Frame['message']): Promise<unknown> {
+    const stop = new AbortController();
+    this.#passes.set(message.id, stop);
+    try {
+      return await this.#disk.rekey({
+        verify: message.verify === true,
+        from: optional(message, 'from'),
+        bytesPerSecond: optional(message, 'bytesPerSecond'),
+        share: typeof message.share === 'number' ? message.share : undefined,
+        signal: AbortSignal.any([stop.signal, this.#ended.signal]),
+        onProgress: (done, total) => this.#answer({ id: message.id, progress: [done, total] }),
+      });
+    } finally {
+      this.#passes.delete(message.id);
+    }
+  }
+}
+
+function count(message: Frame['message'], name: string): number {
+  const value = message[name];
+  if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value;
+  throw new PqblkError('invalid_argument', `${name}: expected an integer from 0 on`);
+}
+
+function requireBytes(binary: Uint8Array, expected: number): void {
+  if (binary.length === expected) return;
+  throw new PqblkError('invalid_argument', `expected ${expected} bytes, not ${binary.length}`);
+}
+
+function optional(message: Frame['message'], name: string): number | undefined {
+  return message[name] === undefined ? undefined : count(message, name);
+}

@@ -1,0 +1,206 @@
+// Room disk/: rotating the data key of a sealed disk that is open, here or in the process that serves it.
+//
+// The order of the steps is docs/rotation.md's: the key area holds the next key before anything is
+// written under it, and loses the old one after nothing is left of it. The key area is the only
+// state: whoever runs this again, after whatever happened, completes it.
+import { PqblkError } from '../errors.js';
+import {
+  type ChangedKeyArea,
+  type ChangeKeyAreaOptions,
+  changeKeyArea,
+  type KeyAreaEditor,
+  type KeyAreaPlace,
+  openKeyArea,
+  type Secret,
+} from '../keys/index.js';
+import type { LongWork } from '../native.js';
+
+export interface RekeyOptions extends LongWork {
+  /** Only count what is of another epoch. */
+  verify?: boolean | undefined;
+  /** Bytes: where a pass that was stopped goes on. */
+  from?: number | undefined;
+  /** Default: no limit. */
+  bytesPerSecond?: number | undefined;
+  /** Share of the time that the pass works, above 0 and at most 1; the rest is the guests' alone. */
+  share?: number | undefined;
+}
+
+export interface RekeyPass {
+  /** False: it was stopped. */
+  readonly complete: boolean;
+  /** Bytes: everything before is done. */
+  readonly reached: number;
+  /** Written again; in a verifying pass: found. */
+  readonly sectors: number;
+  /** Of another epoch, and their tag does not hold: left as they are. */
+  readonly damaged: number;
+  /** The first of them. */
+  readonly damagedSectors: readonly number[];
+}
+
+/** Whoever has the disk open: a Disk of this process, or a ControlClient of one that serves it. */
+export interface RotationHost {
+  readonly keyArea: KeyAreaPlace;
+  /** From its end on everything is written under this key, which the key area holds. */
+  beginEpoch(epoch: number, key: Secret): Promise<void>;
+  rekey(options: RekeyOptions): Promise<RekeyPass>;
+  /** Forgets the keys and sessions of other epochs; a verifying pass has found nothing of them. */
+  finishEpoch(): Promise<void>;
+}
+
+/** The steps in order; `onStep` hears of each when it is done. */
+export const ROTATION_STEPS = [
+  'prepared', // the key area holds both keys
+  'begun', // every new sector is of the new epoch
+  'rewritten', // and every old one
+  'verified', // and that was looked at again
+  'finished', // the engine has forgotten the old epoch
+  'forgotten', // and so has the key area
+] as const;
+export type RotationStep = (typeof ROTATION_STEPS)[number];
+
+export interface RotateDataKeyOptions
+  extends Pick<RekeyOptions, 'bytesPerSecond' | 'share'>,
+    LongWork,
+    Omit<ChangeKeyAreaOptions, 'place' | 'operation' | 'edit' | 'onStep'> {
+  /** Only if the current epoch is this one: a run that was killed can be repeated safely. */
+  readonly fromEpoch?: number | undefined;
+  /** Back to the current epoch: what was written under the next one is written again. */
+  readonly abort?: boolean | undefined;
+  readonly onStep?: ((step: RotationStep) => void | Promise<void>) | undefined;
+}
+
+export interface RotatedDataKey {
+  /** False: `fromEpoch` is not the current one any more, so nothing was done. */
+  readonly changed: boolean;
+  /** A rotation that was cut short was completed. */
+  readonly resumed: boolean;
+  readonly aborted: boolean;
+  readonly dryRun: boolean;
+  readonly fromEpoch: number;
+  readonly toEpoch: number;
+  /** Written again by this run. */
+  readonly sectors: number;
+  readonly keyArea: ChangedKeyArea;
+}
+
+interface Plan {
+  readonly fromEpoch: number;
+  readonly toEpoch: number;
+  readonly resumed: boolean;
+}
+
+/**
+ * Rotates the data key, or takes a rotation that was cut short to its end. Kinds: those of changing a
+ * key area; `canceled` (stopped, and can go on), `integrity` (sectors that cannot be read, by number:
+ * their old key is kept), `not_found` (nothing to abort), `no_space`.
+ */
+export async function rotateDataKey(
+  host: RotationHost,
+  options: RotateDataKeyOptions,
+): Promise<RotatedDataKey> {
+  const step = async (name: RotationStep) => await options.onStep?.(name);
+  const { plan, changed } = await prepare(host, options);
+  const { abort: aborted = false, dryRun = false } = options;
+  const result = { aborted, dryRun, ...plan, keyArea: changed };
+  if (dryRun || plan.toEpoch === plan.fromEpoch) {
+    return { ...result, changed: dryRun && plan.toEpoch !== plan.fromEpoch, sectors: 0 };
+  }
+  await step('prepared');
+  await beginEpoch(host, plan.toEpoch, options);
+  await step('begun');
+  const { sectors } = await pass(host, options, false);
+  await step('rewritten');
+  const left = await pass(host, options, true);
+  if (left.sectors > 0) {
+    throw new PqblkError('integrity', `${left.sectors} sectors are still of another epoch`, {
+      operation: 'verify rotation',
+      hint: 'run the same command again; the old key is kept until nothing is left of it',
+    });
+  }
+  await step('verified');
+  await host.finishEpoch();
+  await step('finished');
+  const keyArea = await change(host, options, (editor) => {
+    if (!options.abort) editor.commitDataKey();
+    const { current, all } = editor.epochs;
+    for (const epoch of all) if (epoch !== current) editor.forgetDataKey(epoch);
+  });
+  await step('forgotten');
+  return { ...result, changed: true, sectors, keyArea };
+}
+
+function change(
+  host: RotationHost,
+  options: RotateDataKeyOptions,
+  edit: (editor: KeyAreaEditor) => void,
+): Promise<ChangedKeyArea> {
+  const { onStep: _, ...rest } = options;
+  return changeKeyArea({ ...rest, place: host.keyArea, operation: 'rotate-data-key', edit });
+}
+
+/** The key area holds the key of the epoch to move to; what there is to do. */
+async function prepare(
+  host: RotationHost,
+  options: RotateDataKeyOptions,
+): Promise<{ plan: Plan; changed: ChangedKeyArea }> {
+  let plan: Plan | undefined;
+  const changed = await change(host, options, (editor) => {
+    const { current, next } = editor.epochs;
+    const resumed = next !== undefined;
+    if (options.abort) {
+      if (next === undefined) {
+        throw new PqblkError('not_found', 'no rotation of the data key is under way');
+      }
+      plan = { fromEpoch: next, toEpoch: current, resumed };
+      return;
+    }
+    if (options.fromEpoch !== undefined && options.fromEpoch !== current) {
+      plan = { fromEpoch: current, toEpoch: current, resumed: false };
+      return;
+    }
+    plan = { fromEpoch: current, toEpoch: next ?? editor.addDataKey(), resumed };
+  });
+  return { plan: plan as unknown as Plan, changed };
+}
+
+async function beginEpoch(
+  host: RotationHost,
+  epoch: number,
+  { identity }: RotateDataKeyOptions,
+): Promise<void> {
+  const { blob, volumeUuid } = await host.keyArea.read();
+  using keys = await openKeyArea(blob, identity, { expectedVolumeUuid: volumeUuid });
+  const key = keys.dataKeys.get(epoch);
+  if (!key) throw new PqblkError('locked', 'the key area was replaced meanwhile');
+  await host.beginEpoch(epoch, key);
+}
+
+async function pass(
+  host: RotationHost,
+  { bytesPerSecond, share, signal, onProgress }: RotateDataKeyOptions,
+  verify: boolean,
+): Promise<RekeyPass> {
+  const progress = verify ? {} : { onProgress };
+  const done = await host.rekey({ verify, bytesPerSecond, share, signal, ...progress });
+  if (!done.complete || signal?.aborted) {
+    throw new PqblkError('canceled', 'stopped; the rotation is not finished', {
+      operation: 'rotate data key',
+      hint: 'the same command goes on with it, --abort goes back; the disk can be used meanwhile',
+    });
+  }
+  if (done.damaged > 0) {
+    const more = done.damaged > done.damagedSectors.length ? ', …' : '';
+    throw new PqblkError(
+      'integrity',
+      `${done.damaged} sectors (of 4096 bytes) do not authenticate and cannot be written again: ` +
+        `${done.damagedSectors.join(', ')}${more}`,
+      {
+        operation: 'rotate data key',
+        hint: 'restore or discard them, then run the same command again; the old key is kept until then',
+      },
+    );
+  }
+  return done;
+}

@@ -1,0 +1,298 @@
+// Rotation of the data key: killed at every step, under load, over the control socket. The oracles are
+// a copy of what was written and the second reader, which knows the format from its description only.
+import { spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { copyFileSync, existsSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { connect } from 'node:net';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { controlPathOf } from '../../src/disk/control-protocol.js';
+import {
+  ControlClient,
+  checkDisk,
+  createDisk,
+  type Disk,
+  type Identity,
+  KeyStore,
+  openDisk,
+  ROTATION_STEPS,
+  rotateDataKey,
+  serveControl,
+} from '../../src/index.js';
+import { openWithPrivateKey } from '../reader/reader.js';
+import { DIST, expectKind, randomBuffer, randomNumbers, scratch } from './support.js';
+
+const ROTATE = fileURLToPath(new URL('./child/rotate.mjs', import.meta.url));
+const MiB = 2 ** 20;
+const SIZE = 12 * MiB;
+const dir = scratch();
+const at = (name: string) => join(dir, name);
+let store: KeyStore;
+let alice: Identity;
+const template = at('template.sealed');
+/** What the template holds: whole clusters, single sectors, and parts never written. */
+const content = Buffer.alloc(SIZE);
+
+beforeAll(async () => {
+  process.env.XDG_RUNTIME_DIR = dir;
+  store = new KeyStore(at('keys'));
+  await store.generate('alice', { noPassphrase: true });
+  alice = await store.unlock('alice');
+  const recipients = [await store.recipient('alice')];
+  await createDisk(template, { format: 'sealed', size: SIZE, recipients });
+  await using disk = await open(template);
+  const random = randomNumbers(7);
+  const write = async (offset: number, bytes: number) => {
+    const data = randomBuffer(bytes);
+    data.copy(content, offset);
+    await disk.write(data, offset);
+  };
+  await write(0, 5 * MiB);
+  for (let i = 0; i < 60; i++) await write(6 * MiB + random(1200) * 4096, 4096);
+});
+afterAll(() => {
+  alice[Symbol.dispose]();
+  delete process.env.XDG_RUNTIME_DIR;
+});
+
+const open = (path: string) => openDisk(path, { format: 'sealed', identity: alice });
+
+function privateKey(): Uint8Array {
+  const file = JSON.parse(readFileSync(at('keys/alice.key'), 'utf8'));
+  return Buffer.from(file.private.decapsulationKey, 'base64');
+}
+
+function fresh(name: string): string {
+  const path = at(name);
+  copyFileSync(template, path);
+  return path;
+}
+
+async function contentOf(disk: Disk): Promise<Buffer> {
+  const all = Buffer.alloc(SIZE);
+  await disk.read(all, 0);
+  return all;
+}
+
+/** The epochs that sectors are of, by the second reader, which opens every one of them. */
+function epochsIn(path: string): number[] {
+  const epochs = new Set<number>();
+  const key = privateKey();
+  const image = openWithPrivateKey(path, key, { aead: 'fast' });
+  try {
+    for (const view of image.walk()) {
+      expect(view.state, view.reason).not.toBe('damaged');
+      if (view.state === 'data') epochs.add(view.epoch as number);
+    }
+    for (const { epoch } of image.sessions.sessions.values()) epochs.add(epoch);
+  } finally {
+    image.close();
+  }
+  return [...epochs].sort();
+}
+
+describe('a rotation of the data key', () => {
+  it('leaves nothing of the old epoch, and the old key area opens nothing', async () => {
+    const path = fresh('plain.sealed');
+    {
+      await using disk = await open(path);
+      const done = await rotateDataKey(disk, { identity: alice, pins: store.pins });
+      expect(done).toMatchObject({ changed: true, fromEpoch: 1, toEpoch: 2, resumed: false });
+      expect(done.sectors).toBeGreaterThanOrEqual((5 * MiB) / 4096);
+      expect((await contentOf(disk)).equals(content)).toBe(true);
+    }
+    expect(epochsIn(path)).toEqual([2]);
+    expect(await checkDisk(path, { format: 'sealed', identity: alice })).toMatchObject({
+      clean: true,
+    });
+    // Whoever kept the old key area and puts it back has the old data key: of nothing.
+    copyRanges(template, path, placesOf(path));
+    await expectKind(open(path), 'wrong_key');
+  });
+
+  it('does nothing when the epoch is not the one that was named, and nothing in a dry run', async () => {
+    const path = fresh('named.sealed');
+    await using disk = await open(path);
+    const nothing = await rotateDataKey(disk, { identity: alice, fromEpoch: 5 });
+    expect(nothing).toMatchObject({ changed: false, toEpoch: 1, sectors: 0 });
+    const plan = await rotateDataKey(disk, { identity: alice, dryRun: true });
+    expect(plan).toMatchObject({ changed: true, dryRun: true, fromEpoch: 1, toEpoch: 2 });
+    await expectKind(rotateDataKey(disk, { identity: alice, abort: true }), 'not_found');
+    expect(await epochsAfterClose(disk, path)).toEqual([1]);
+  });
+
+  it('stops on request, goes on, and can go back', async () => {
+    const path = fresh('stopped.sealed');
+    await using disk = await open(path);
+    const stop = new AbortController();
+    const stopped = rotateDataKey(disk, {
+      identity: alice,
+      bytesPerSecond: 16 * MiB,
+      signal: stop.signal,
+      onProgress: (done) => done > MiB && stop.abort(),
+    });
+    expect(await expectKind(stopped, 'canceled')).toMatchObject({
+      hint: expect.stringContaining('--abort'),
+    });
+    expect((await contentOf(disk)).equals(content)).toBe(true);
+    const back = await rotateDataKey(disk, { identity: alice, abort: true });
+    expect(back).toMatchObject({ aborted: true, toEpoch: 1, resumed: true });
+    expect(back.sectors).toBeGreaterThan(0);
+    expect((await contentOf(disk)).equals(content)).toBe(true);
+    expect(await epochsAfterClose(disk, path)).toEqual([1]);
+  });
+
+  it.each([...ROTATION_STEPS, 'rewriting'])(
+    'killed when %s: the disk opens with its content, and running it again completes it',
+    async (step) => {
+      const path = fresh(`${step}.sealed`);
+      const child = spawnSync(process.execPath, [ROTATE, DIST, path, at('keys'), step], {
+        encoding: 'utf8',
+        timeout: 60_000,
+      });
+      expect({ signal: child.signal, stderr: child.stderr }).toEqual({
+        signal: 'SIGKILL',
+        stderr: '',
+      });
+      await using disk = await open(path);
+      expect((await contentOf(disk)).equals(content)).toBe(true);
+      const again = await rotateDataKey(disk, { identity: alice, fromEpoch: 1 });
+      const completed = step === 'forgotten';
+      expect(again).toMatchObject({ changed: !completed, resumed: !completed, toEpoch: 2 });
+      expect((await contentOf(disk)).equals(content)).toBe(true);
+      expect(await epochsAfterClose(disk, path)).toEqual([2]);
+    },
+  );
+});
+
+describe('the control socket of a serving process', () => {
+  it('rotates under guests that write', async () => {
+    const path = fresh('served.sealed');
+    const holds = Buffer.from(content);
+    await using disk = await open(path);
+    const control = await serveControl(disk);
+    const random = randomNumbers(11);
+    const guest = { stop: false, writes: 0 };
+    const work = (async () => {
+      while (!guest.stop) {
+        const offset = random(SIZE / 4096 - 4) * 4096;
+        const data = randomBuffer(4096 * (1 + random(4)));
+        await disk.write(data, offset);
+        data.copy(holds, offset);
+        guest.writes += 1;
+      }
+    })();
+    {
+      using client = (await ControlClient.open(path)) as ControlClient;
+      const progress: number[] = [];
+      const done = await rotateDataKey(client, {
+        identity: alice,
+        share: 0.5,
+        onProgress: (at_) => progress.push(at_),
+      });
+      expect(done).toMatchObject({ changed: true, toEpoch: 2 });
+      expect(progress.at(-1)).toBe(SIZE);
+    }
+    guest.stop = true;
+    await work;
+    expect(guest.writes).toBeGreaterThan(10);
+    await control.close();
+    expect(existsSync(control.path)).toBe(false);
+    expect(await ControlClient.open(path)).toBeUndefined();
+    expect((await contentOf(disk)).equals(holds)).toBe(true);
+    expect(await epochsAfterClose(disk, path)).toEqual([2]);
+  });
+
+  it('stops a pass when its asker has gone, and a second process never writes', async () => {
+    const path = fresh('gone.sealed');
+    await using disk = await open(path);
+    const control = await serveControl(disk);
+    const client = (await ControlClient.open(path)) as ControlClient;
+    const rotation = rotateDataKey(client, { identity: alice, bytesPerSecond: 2 * MiB });
+    await new Promise((resolve) => setTimeout(resolve, 300));
+    client.close();
+    await expectKind(rotation, 'closed');
+    const { keyArea } = disk;
+    const { generation, blob } = await keyArea.read();
+    await expectKind(keyArea.replaceOlder(blob, generation - 1), 'locked');
+    using again = (await ControlClient.open(path)) as ControlClient;
+    expect(await rotateDataKey(again, { identity: alice })).toMatchObject({ resumed: true });
+    await control.close();
+    expect(await epochsAfterClose(disk, path)).toEqual([2]);
+  });
+
+  it('survives whatever it is sent', async () => {
+    const path = fresh('hostile.sealed');
+    await using disk = await open(path);
+    const control = await serveControl(disk);
+    const frame = (json: string, binary = 0) => {
+      const head = Buffer.alloc(8);
+      head.writeUInt32LE(json.length, 0);
+      head.writeUInt32LE(binary, 4);
+      return Buffer.concat([head, Buffer.from(json), Buffer.alloc(binary)]);
+    };
+    const garbage = [
+      randomBuffer(4096),
+      frame('no json'),
+      frame('[1,2]'),
+      frame('null'),
+      Buffer.from('ffffffffffffffff', 'hex'),
+    ];
+    for (const bytes of garbage) {
+      const socket = connect(await controlPathOf(path));
+      socket.on('error', () => {});
+      socket.write(bytes);
+      socket.end();
+      await once(socket, 'close');
+    }
+    const wrong = [
+      '{"id":1}',
+      '{"id":2,"op":"begin-epoch","epoch":-1}',
+      '{"id":3,"op":"begin-epoch","epoch":7}',
+      '{"id":4,"op":"finish-epoch"}',
+      '{"id":5,"op":"replace-key-area","generation":1}',
+      '{"id":6,"op":"rekey","share":7}',
+    ];
+    for (const json of wrong) {
+      const socket = connect(await controlPathOf(path));
+      socket.write(frame(json));
+      const [answer] = (await once(socket, 'data')) as [Buffer];
+      expect(answer.toString('utf8', 8)).toContain('"error":{"kind":"');
+      socket.destroy();
+    }
+    using client = (await ControlClient.open(path)) as ControlClient;
+    expect(await rotateDataKey(client, { identity: alice })).toMatchObject({ changed: true });
+    await control.close();
+    expect((await contentOf(disk)).equals(content)).toBe(true);
+  });
+});
+
+async function epochsAfterClose(disk: Disk, path: string): Promise<number[]> {
+  await disk.close();
+  return epochsIn(path);
+}
+
+/** Where the two copies of the key area lie: in the header extension (docs/format.md section 2). */
+function placesOf(path: string): readonly { offset: number; length: number }[] {
+  const key = privateKey();
+  const image = openWithPrivateKey(path, key);
+  try {
+    return image.header.keyAreas;
+  } finally {
+    image.close();
+  }
+}
+
+function copyRanges(
+  from: string,
+  to: string,
+  ranges: readonly { offset: number; length: number }[],
+): void {
+  const [source, target] = [openSync(from, 'r'), openSync(to, 'r+')];
+  for (const { offset, length } of ranges) {
+    const bytes = Buffer.alloc(length);
+    readSync(source, bytes, 0, length, offset);
+    writeSync(target, bytes, 0, length, offset);
+  }
+}
