@@ -29,6 +29,17 @@ describe.runIf(haveNss())('docs/tokens.md', () => {
   it.each(found)('$heading: example $index runs', (example) => runExample(dir, env, example));
 });
 
+describe('docs/key-management.md', () => {
+  const dir = scratch();
+  // Each block is a shell of its own: what the page exports, they all see.
+  const env = exampleEnvironment(dir, { PQBLK_POLICY: join(dir, 'policy.yaml') });
+  const found = examplesOf('docs/key-management.md');
+
+  it('has examples', () => expect(found.length).toBeGreaterThan(8));
+
+  it.each(found)('$heading: example $index runs', (example) => runExample(dir, env, example));
+});
+
 it('names no file of docs/ that is not there', () => {
   const readme = readFileSync(join(ROOT, 'README.md'), 'utf8');
   for (const [, path = ''] of readme.matchAll(/\]\((docs\/[^)#]+)/g)) {
