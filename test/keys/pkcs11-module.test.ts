@@ -7,7 +7,7 @@ import type { ErrorKind } from '../../src/errors.js';
 import { Kem, type KemId, openTokenKey, type TokenKey, TokenModule } from '../../src/keys/index.js';
 import { loadOqsKem } from '../../src/keys/liboqs.js';
 import { PIN, type TestStyle, TestToken } from './pkcs11-support.js';
-import { errorOf, hex, secretOf, vectors } from './support.js';
+import { errorOf, secretOf } from './support.js';
 
 const ORACLE = { [Kem.mlKem768]: ml_kem768, [Kem.mlKem1024]: ml_kem1024 };
 const BOTH = [Kem.mlKem768, Kem.mlKem1024] as const;
@@ -60,33 +60,6 @@ describe.each(BOTH)('the ML-KEM of the module: KEM %i', (kem) => {
     await token.unlock(key, token.place(style));
     await module.destroy(again.handle);
   });
-});
-
-interface DecapsTest {
-  tcId: number;
-  dk: string;
-  c: string;
-  K?: string;
-  result: 'valid' | 'invalid';
-}
-
-const decapsVectors = vectors<DecapsTest>('mlkem_768_semi_expanded_decaps_test.json');
-test.skipIf(!decapsVectors)('vectors: ML-KEM-768 decapsulation through a token', async () => {
-  const own = new TestToken();
-  await own.init();
-  using module = await own.opened();
-  let valid = 0;
-  for (const { tests } of decapsVectors?.testGroups ?? []) {
-    for (const vector of tests.filter(({ result }) => result === 'valid')) {
-      const key = await imported(module, Kem.mlKem768, hex(vector.dk));
-      using shared = await module.decapsulate(key, hex(vector.c));
-      const ours = shared.use((bytes) => Buffer.from(bytes).toString('hex'));
-      expect(ours, `tcId ${vector.tcId}`).toBe(vector.K);
-      await module.destroy(key.handle);
-      valid += 1;
-    }
-  }
-  expect(valid).toBeGreaterThan(0);
 });
 
 describe('lies, crashes and refusals end as their own errors', () => {
