@@ -141,6 +141,13 @@ describe('a token that fails', () => {
     await pqblkJson('check', disk, ...store);
   });
 
+  it('the session is closed in order before the program ends', () => {
+    liar.misbehave('tells-its-end');
+    expect(program('check', disk, ...store)).toMatchObject({ code: 0, stderr: '' });
+    liar.misbehave('');
+    expect(readFileSync(join(liar.directory, 'ended'), 'utf8')).toBe('in order\n');
+  });
+
   it('a disk that is open does not notice its token crash', async () => {
     const keys = new KeyStore(at('keys'));
     const identity = await keys.unlock('liar', secretOf(PIN));

@@ -139,6 +139,7 @@ Rv initialize(void*) {
 
 Rv finalize(void*) {
   if (mode_is("hang-at-end")) ::pause();
+  if (mode_is("tells-its-end")) tell_end();
   session = {};
   return kOk;
 }

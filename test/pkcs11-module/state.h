@@ -34,5 +34,6 @@ struct State {
 std::string mode();
 
 void tell_environment();  // to the file `environment`
+void tell_end();          // to the file `ended`
 
 }  // namespace test_token

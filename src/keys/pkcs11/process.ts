@@ -57,6 +57,7 @@ export class TokenProcess {
   #onFrame: ((body: Uint8Array) => void) | undefined;
   #onEnd: ((error: PqblkError) => void) | undefined;
   #failure: PqblkError | undefined;
+  #ended = false;
   #last: Promise<unknown> = Promise.resolve();
 
   constructor(options: ProcessOptions) {
@@ -94,12 +95,19 @@ export class TokenProcess {
     return result;
   }
 
-  /** Ends the process: politely, then for good. Harmless when repeated; does not wait. */
+  /**
+   * Ends the process: it logs out and finalises its module, since a token may count sessions that
+   * were not closed; then for good. Does not wait, but this program does before it ends. Harmless
+   * when repeated.
+   */
   end(): void {
+    if (this.#ended) return;
+    this.#ended = true;
     this.#failure ??= new PqblkError('closed', 'the token session was closed');
     this.#socket.end();
+    if (this.#child.exitCode !== null || this.#child.signalCode !== null) return;
     const timer = setTimeout(() => this.#kill(), EXIT_WAIT_MS);
-    timer.unref();
+    this.#child.ref();
     this.#child.once('exit', () => clearTimeout(timer));
   }
 
