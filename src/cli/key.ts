@@ -314,7 +314,8 @@ function addDelete(key: Command, terminal: Terminal): void {
     .action(async (reference: string, flags: Flags & { force?: boolean }) => {
       const store = openStore(flags);
       const info = await store.show(reference);
-      if (info.protection !== 'public-only' && !flags.force) {
+      const here = info.protection === 'scrypt' || info.protection === 'none';
+      if (here && !flags.force) {
         throw refuse(
           `"${info.name}" is a private key; disks that only it opens would be lost`,
           '`pqblk key export` makes a backup; --force deletes it all the same',
@@ -323,5 +324,6 @@ function addDelete(key: Command, terminal: Terminal): void {
       await store.delete(info.name);
       if (flags.json) terminal.json({ deleted: info });
       else terminal.line(`deleted ${info.name} (${info.fingerprint.slice(0, SHORT_FINGERPRINT)})`);
+      if (info.token) terminal.remark(`the key itself stays on its token: ${info.token.uri}`);
     });
 }
