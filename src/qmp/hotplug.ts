@@ -130,7 +130,9 @@ async function untilConnected(
   while (!(await chardevPlace(qmp, chardev))?.connected) {
     if (signal?.aborted) throw failure('canceled', qmp, 'stopped on request');
     if (performance.now() > end) {
-      const hint = 'QEMU needs the right to use it, and the same view of the file system';
+      const hint =
+        'QEMU needs the right to use it, and the same view of the file system; a server that has a ' +
+        'guest turns others away';
       throw failure('timed_out', qmp, `QEMU does not get through to ${socket}`, hint);
     }
     await sleep(CONNECT_POLL_MS);

@@ -189,6 +189,31 @@ describe('pqblk attach', () => {
   });
 });
 
+describe('pqblk serve --vhost-user fd:N', () => {
+  it('serves a machine on the socket that it inherits, as from systemd', async () => {
+    const { qmp } = await machine('q35', ...SHARED, ...PORT);
+    const socket = at('inherited.sock');
+    const listen =
+      'use Socket; $^F = 10; socket(S, PF_UNIX, SOCK_STREAM, 0); bind(S, sockaddr_un(shift)); ' +
+      'listen(S, 4); fileno(S) == 3 or die fileno(S); exec @ARGV';
+    const words = [MAIN, 'serve', disk, '--vhost-user', 'fd:3', ...store];
+    const server = start('perl', ['-e', listen, socket, process.execPath, ...words]);
+    await vi.waitFor(() => expect(server.stdout()).toContain('ready'), PATIENCE);
+    const attached = await pqblk('attach', '--server', socket, '--qmp', qmp, '--id', 'd');
+    expect(attached).toMatchObject({ code: 0, stderr: '' });
+    // A second machine is turned away, and told so without being held up.
+    const second = await machine('q35', ...SHARED, ...PORT);
+    using monitor = await QmpConnection.connect(`${second.qmp}-2`);
+    const wanted = { id: 'd', socket, queues: 1, connectTimeoutMs: 300 };
+    const refused = await plugDisk(monitor, wanted).catch((error) => error as PqblkError);
+    expect(refused).toMatchObject({ kind: expect.stringMatching(/timed_out|hypervisor/) });
+    expect(await chardevs(second.qmp)).toEqual(MONITORS);
+    server.child.kill('SIGTERM');
+    expect(await server.ended).toBe(0);
+    expect(existsSync(socket)).toBe(true); // it is its maker's
+  });
+});
+
 describe('pqblk attach refuses', () => {
   const words = (qmp: string) => ['attach', disk, '--qmp', qmp, '--id', 'd', ...store];
 
