@@ -30,8 +30,8 @@ import {
 import { type PolicyFlags, policyOf, policyOption, slotChecker } from './policy.js';
 
 export const FORMATS: readonly DiskFormat[] = ['raw', 'qcow2', 'sealed'];
-const CACHES: readonly CacheMode[] = ['none', 'writeback', 'writethrough', 'unsafe'];
-const ENGINES: readonly EngineName[] = ['auto', 'io_uring', 'aio', 'threads'];
+export const CACHES: readonly CacheMode[] = ['none', 'writeback', 'writethrough', 'unsafe'];
+export const ENGINES: readonly EngineName[] = ['auto', 'io_uring', 'aio', 'threads'];
 const ANY_BACKING = 'any';
 
 /** Which key unlocks a sealed disk, and what of its key area is accepted. */

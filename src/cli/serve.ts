@@ -1,19 +1,23 @@
 // Room cli/: `pqblk serve`: a disk for hypervisors and other programs, until a signal ends it.
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { PqblkError } from '../errors.js';
 import { addEngineOptions, addOpenOptions, keyOption } from './opening.js';
 import { examples, jsonOption, parseCount, sizeArgument } from './options.js';
-import { type DiskPlan, serveAll, type TcpAddress } from './serving.js';
+import { parseAddress, readServeConfig } from './serve-config.js';
+import { type DiskPlan, type ServePlan, serveAll, type TcpAddress } from './serving.js';
 import type { Terminal } from './terminal.js';
 
 interface Flags extends Omit<DiskPlan, 'path' | 'name'> {
   stats?: string;
   json?: boolean;
+  config?: string;
 }
 
 export function addServe(program: Command, terminal: Terminal): void {
   const command = program
-    .command('serve <disk>')
-    .description('Serve a disk to hypervisors and other programs, until SIGINT or SIGTERM.')
+    .command('serve [disk]')
+    .description('Serve disks to hypervisors and other programs, until SIGINT or SIGTERM.')
+    .option('--config <file>', 'serve the disks that a YAML file names (docs/serve.md)')
     .addOption(
       new Option(
         '--vhost-user <socket>',
@@ -23,7 +27,7 @@ export function addServe(program: Command, terminal: Terminal): void {
     .option('--nbd <socket>', 'NBD on a Unix socket, mode 0600')
     .addOption(
       new Option('--nbd-tcp <host:port>', 'NBD over TCP; needs TLS or --insecure').argParser(
-        parseAddress,
+        tcpAddress,
       ),
     )
     .option('--tls-psk <file>', 'TLS with pre-shared keys, lines name:hex as psktool writes them')
@@ -68,17 +72,43 @@ export function addServe(program: Command, terminal: Terminal): void {
       examples(
         'pqblk serve vm.sealed --key alice --vhost-user /run/vm.sock --queues 4',
         'pqblk serve vm.sealed --key alice --nbd /run/vm-nbd.sock --iops-max 2000 --bps-max 200M',
+        'pqblk serve --config /etc/pqblk/serve.yaml',
         'pqblk serve vm.sealed --key alice --nbd-tcp 0.0.0.0:10809 --tls-psk keys.psk --queues 4',
       ),
     )
-    .action(async (path: string, { stats, json, ...flags }: Flags) => {
-      await serveAll(terminal, { disks: [{ ...flags, path }], stats, json });
+    .action(async (path: string | undefined, flags: Flags, self: Command) => {
+      const others = self.options.filter(
+        (option) =>
+          !['config', 'stats', 'json'].includes(option.attributeName()) &&
+          self.getOptionValueSource(option.attributeName()) === 'cli',
+      );
+      const given = others.map((option) => String(option.long));
+      await serveAll(terminal, await planOf(path, flags, given));
     });
 }
 
-function parseAddress(text: string): TcpAddress {
-  const found = /^(?:\[([^\]]+)\]|([^:]+)):(\d{1,5})$/.exec(text);
-  const port = Number(found?.[3]);
-  if (!found || port > 65535) throw new InvalidArgumentError('expected HOST:PORT.');
-  return { host: found[1] ?? found[2] ?? '', port };
+function tcpAddress(text: string): TcpAddress {
+  const found = parseAddress(text);
+  if (!found) throw new InvalidArgumentError('expected HOST:PORT.');
+  return found;
+}
+
+/** With a file, an option of a disk would say something that the file says too, or does not reach. */
+async function planOf(
+  path: string | undefined,
+  { stats, json, config, ...flags }: Flags,
+  given: readonly string[],
+): Promise<ServePlan> {
+  if (config === undefined) {
+    if (path !== undefined) return { disks: [{ ...flags, path }], stats, json };
+    throw new PqblkError('usage', 'no disk was named', { hint: 'name one, or --config FILE' });
+  }
+  const twice = path === undefined ? given : ['a disk', ...given];
+  if (twice.length > 0) {
+    throw new PqblkError('usage', `${twice[0]} besides --config`, {
+      hint: 'the file says what is served; only --stats and --json go with it',
+    });
+  }
+  const plan = await readServeConfig(config);
+  return { ...plan, stats: stats ?? plan.stats, json };
 }
