@@ -133,6 +133,9 @@ export interface NativeAddon {
   /** As sd_notify(3); false where nobody asked for it. */
   notifyServiceManager(state: string): boolean;
   noNewPrivileges(): boolean;
+  noCoreDumps(): boolean;
+  /** Why it was not possible, or undefined. */
+  refuseSystemCalls(): string | undefined;
 }
 
 const PLACES = ['build/Release/pqblk.node', 'build/release/pqblk.node'];

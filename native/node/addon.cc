@@ -9,6 +9,7 @@
 #include "node/hand_keys.h"
 #include "node/images.h"
 #include "node/job.h"
+#include "node/sandbox.h"
 #include "node/service_manager.h"
 
 namespace pqblk::node {
@@ -39,6 +40,9 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("notifyServiceManager",
               Napi::Function::New(env, notify_service_manager, "notifyServiceManager"));
   exports.Set("noNewPrivileges", Napi::Function::New(env, no_new_privileges, "noNewPrivileges"));
+  exports.Set("noCoreDumps", Napi::Function::New(env, no_core_dumps, "noCoreDumps"));
+  exports.Set("refuseSystemCalls",
+              Napi::Function::New(env, refuse_system_calls, "refuseSystemCalls"));
   exports.Set("inSystemDirectory",
               Napi::Function::New(env, in_system_directory, "inSystemDirectory"));
   return exports;

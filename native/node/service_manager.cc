@@ -1,6 +1,5 @@
 #include "node/service_manager.h"
 
-#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -29,10 +28,6 @@ Napi::Value notify_service_manager(const Napi::CallbackInfo& info) {
                                 reinterpret_cast<const sockaddr*>(&address), length);
   ::close(fd);
   return Napi::Boolean::New(env, sent == static_cast<ssize_t>(state.size()));
-}
-
-Napi::Value no_new_privileges(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
 }
 
 }  // namespace pqblk::node

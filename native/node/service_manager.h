@@ -10,8 +10,5 @@ namespace pqblk::node {
 // notifyServiceManager(state: string): boolean, as sd_notify(3): a datagram to $NOTIFY_SOCKET;
 // false when there is none.
 Napi::Value notify_service_manager(const Napi::CallbackInfo& info);
-// noNewPrivileges(): from here on no program that this thread, or one it makes, starts gains
-// rights.
-Napi::Value no_new_privileges(const Napi::CallbackInfo& info);
 
 }  // namespace pqblk::node

@@ -11,6 +11,7 @@ interface Flags extends Omit<DiskPlan, 'path' | 'name'> {
   stats?: string;
   json?: boolean;
   config?: string;
+  sandbox?: boolean;
 }
 
 export function addServe(program: Command, terminal: Terminal): void {
@@ -63,6 +64,7 @@ export function addServe(program: Command, terminal: Terminal): void {
         'bytes that may go at once after a rest (default: a tenth of --bps-max)',
       ).argParser(sizeArgument),
     )
+    .option('--no-sandbox', 'for debuggers: no system call filter, core dumps as the system allows')
     .option('--stats <socket>', 'HTTP on a Unix socket: /metrics for Prometheus, /stats as JSON')
     .addOption(keyOption());
   addOpenOptions(addEngineOptions(command))
@@ -79,7 +81,7 @@ export function addServe(program: Command, terminal: Terminal): void {
     .action(async (path: string | undefined, flags: Flags, self: Command) => {
       const others = self.options.filter(
         (option) =>
-          !['config', 'stats', 'json'].includes(option.attributeName()) &&
+          !['config', 'stats', 'json', 'sandbox'].includes(option.attributeName()) &&
           self.getOptionValueSource(option.attributeName()) === 'cli',
       );
       const given = others.map((option) => String(option.long));
@@ -96,19 +98,19 @@ function tcpAddress(text: string): TcpAddress {
 /** With a file, an option of a disk would say something that the file says too, or does not reach. */
 async function planOf(
   path: string | undefined,
-  { stats, json, config, ...flags }: Flags,
+  { stats, json, config, sandbox, ...flags }: Flags,
   given: readonly string[],
 ): Promise<ServePlan> {
   if (config === undefined) {
-    if (path !== undefined) return { disks: [{ ...flags, path }], stats, json };
+    if (path !== undefined) return { disks: [{ ...flags, path }], stats, json, sandbox };
     throw new PqblkError('usage', 'no disk was named', { hint: 'name one, or --config FILE' });
   }
   const twice = path === undefined ? given : ['a disk', ...given];
   if (twice.length > 0) {
     throw new PqblkError('usage', `${twice[0]} besides --config`, {
-      hint: 'the file says what is served; only --stats and --json go with it',
+      hint: 'the file says what is served; only --stats, --json and --no-sandbox go with it',
     });
   }
   const plan = await readServeConfig(config);
-  return { ...plan, stats: stats ?? plan.stats, json };
+  return { ...plan, stats: stats ?? plan.stats, json, sandbox };
 }

@@ -7,10 +7,12 @@ import { PqblkError } from '../errors.js';
 import {
   type ControlServer,
   type Disk,
+  noCoreDumps,
   noNewPrivileges,
   notifyServiceManager,
   openDisk,
   type RateLimits,
+  refuseSystemCalls,
   serveControl,
 } from '../index.js';
 import type { ServedDisk, ServerNumbers } from './metrics.js';
@@ -44,6 +46,15 @@ export interface ServePlan {
   disks: readonly DiskPlan[];
   stats?: string | undefined;
   json?: boolean | undefined;
+  /** False: for debuggers; any system call, and core dumps where the system allows them. */
+  sandbox?: boolean | undefined;
+}
+
+/** What this process has given up. */
+interface Sandbox {
+  noNewPrivileges: boolean;
+  noCoreDumps: boolean;
+  systemCallFilter: boolean;
 }
 
 /** One way in to a disk that is open now. */
@@ -62,7 +73,7 @@ interface Served extends ServedDisk {
 /** Serves until the terminal's signal. Kinds: those of opening each disk, and of its servers. */
 export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<void> {
   for (const disk of plan.disks) requireWayIn(disk);
-  noNewPrivileges();
+  const sandbox = enterSandbox(plan.sandbox ?? true);
   const served: Served[] = [];
   const many = plan.disks.length > 1;
   const remark = (name: string, text: string) =>
@@ -71,7 +82,8 @@ export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<voi
   try {
     for (const disk of plan.disks) await start(disk, served, remark);
     if (plan.stats !== undefined) metrics = await serveMetrics(plan.stats, served);
-    announce(terminal, served, plan.json);
+    if (plan.sandbox ?? true) closeSandbox(terminal, sandbox);
+    announce(terminal, served, sandbox, plan.json);
     await untilAborted(terminal.signal);
   } catch (error) {
     await end(served, metrics).catch(() => {}); // a disk that failed may fail to close as well
@@ -79,6 +91,31 @@ export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<voi
   }
   notifyServiceManager('STOPPING=1');
   await end(served, metrics);
+}
+
+/** Before there are secrets. */
+function enterSandbox(wanted: boolean): Sandbox {
+  return {
+    noNewPrivileges: noNewPrivileges(),
+    noCoreDumps: wanted && noCoreDumps(),
+    systemCallFilter: false,
+  };
+}
+
+/** Once everything runs: what it took to get there may be more than what it takes to go on. */
+function closeSandbox(terminal: Terminal, sandbox: Sandbox): void {
+  const problem = refuseSystemCalls();
+  sandbox.systemCallFilter = problem === undefined;
+  if (problem !== undefined) terminal.remark(`pqblk: warning: serving without a ${problem}`);
+}
+
+function describe({ noNewPrivileges, noCoreDumps, systemCallFilter }: Sandbox): string {
+  const parts = [
+    noNewPrivileges && 'no new privileges',
+    noCoreDumps && 'no core dumps',
+    systemCallFilter && 'system call filter',
+  ].filter((part) => part !== false);
+  return parts.length > 0 ? parts.join(', ') : 'none';
 }
 
 function requireWayIn({ path, vhostUser, nbd, nbdTcp }: DiskPlan): void {
@@ -170,17 +207,23 @@ async function startNbd(
 }
 
 /** The line that scripts wait for, and the word that systemd waits for. */
-function announce(terminal: Terminal, served: readonly Served[], json?: boolean): void {
+function announce(
+  terminal: Terminal,
+  served: readonly Served[],
+  sandbox: Sandbox,
+  json?: boolean,
+): void {
   if (json) {
     const disks = served.map(({ name, disk, servers }) => ({
       name,
       ...disk.facts,
       servers: servers.map(({ protocol, addresses }) => ({ protocol, addresses })),
     }));
-    terminal.json({ ready: true, pid: process.pid, disks });
+    terminal.json({ ready: true, pid: process.pid, sandbox, disks });
   } else {
     const addresses = served.flatMap(({ servers }) => servers.flatMap((one) => one.addresses));
     for (const address of addresses) terminal.line(`ready: ${address}`);
+    terminal.line(`sandbox: ${describe(sandbox)}`);
   }
   notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
 }

@@ -49,6 +49,12 @@ export {
   type SealedInfo,
 } from './info.js';
 export { keyAreaOf, readKeyArea } from './key-area-file.js';
+export {
+  noCoreDumps,
+  noNewPrivileges,
+  notifyServiceManager,
+  refuseSystemCalls,
+} from './process.js';
 export { type CompletionHandler, DiskQueue, type DiskQueueOptions } from './queue.js';
 export {
   type RekeyOptions,
@@ -65,8 +71,6 @@ export {
   NbdServer,
   type NbdStats,
   type NbdTls,
-  noNewPrivileges,
-  notifyServiceManager,
 } from './serve.js';
 export { type VhostUserOptions, VhostUserServer, type VhostUserStats } from './serve-vhost-user.js';
 export type {

@@ -2,7 +2,7 @@
 //
 // Translates options and answers; the server is native/export/nbd_server.h.
 import { PqblkError } from '../errors.js';
-import { calling, type NativeDisk, type NativeNbdServer, native } from '../native.js';
+import { calling, type NativeDisk, type NativeNbdServer } from '../native.js';
 import { DiskServer, given, type OnReport } from './server.js';
 
 export interface NbdTls {
@@ -104,14 +104,4 @@ export async function serveNbd(
   };
   const handle = await calling(() => disk.serveNbd(given(wanted)));
   return new NbdServer(handle, options, owner);
-}
-
-/** Tells the service manager that started this process, as sd_notify(3). False without one. */
-export function notifyServiceManager(state: string): boolean {
-  return native().notifyServiceManager(state);
-}
-
-/** From here on nothing that this process starts gains rights. */
-export function noNewPrivileges(): boolean {
-  return native().noNewPrivileges();
 }

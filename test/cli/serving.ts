@@ -17,6 +17,7 @@ export interface Server {
   readonly child: ChildProcess;
   /** Of the ready lines. */
   readonly uris: string[];
+  stdout(): string;
   stderr(): string;
   /** Sends SIGTERM and returns the exit code. */
   end(): Promise<number>;
@@ -49,6 +50,7 @@ export async function serveWith(env: NodeJS.ProcessEnv, ...argv: string[]): Prom
   return {
     child,
     uris: [...written.stdout.matchAll(/^ready: (.*)$/gm)].map((found) => String(found[1])),
+    stdout: () => written.stdout,
     stderr: () => written.stderr,
     end: async () => {
       child.kill('SIGTERM');
