@@ -106,6 +106,15 @@ GetAttributes read_get_attributes(Reader& read) {
   return get;
 }
 
+Decapsulate read_decapsulate(Reader& read) {
+  Decapsulate request{.mechanism = read.u64("mechanism"), .key = read.u64("key")};
+  request.ciphertext = read.bytes("ciphertext", kAttributeBytesMax);
+  request.mask = read.bytes("mask", kSecretBytesMax);
+  read.require(request.mask.size() == kSecretBytesMax, "mask");
+  request.secret = read.attributes("secret template");
+  return request;
+}
+
 // Braced lists are evaluated from left to right, which is the order on the wire.
 Request read_operation(Reader& read, std::uint8_t operation) {
   switch (operation) {
@@ -129,9 +138,7 @@ Request read_operation(Reader& read, std::uint8_t operation) {
       return Generate{read.u64("mechanism"), read.attributes("public template"),
                       read.attributes("private template")};
     case 10:
-      return Decapsulate{read.u64("mechanism"), read.u64("key"),
-                         read.bytes("ciphertext", kAttributeBytesMax),
-                         read.attributes("secret template")};
+      return read_decapsulate(read);
     case 11:
       return Create{read.attributes("object template")};
     case 12:

@@ -82,6 +82,9 @@ struct Decapsulate {
   std::uint64_t mechanism;
   std::uint64_t key;
   Bytes ciphertext;
+  // As long as the longest secret. The reply's secret is XORed with it: what a receiver's runtime
+  // copies on its way is worth nothing once the mask was wiped.
+  Bytes mask;
   Template secret;  // not used by style decrypt
 };
 struct Create {

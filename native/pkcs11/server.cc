@@ -27,6 +27,15 @@ void padded_text(ReplyWriter& reply, const Byte (&field)[N]) {
   reply.bytes({field, length});
 }
 
+// `secret` is no longer than the mask, and is masked where it lies.
+void reply_masked(ReplyWriter& reply, std::span<std::uint8_t> secret, Bytes mask) {
+  assert(secret.size() <= mask.size());
+  for (std::size_t i = 0; i < secret.size(); ++i) {
+    secret[i] = static_cast<std::uint8_t>(secret[i] ^ mask[i]);
+  }
+  reply.bytes(secret);
+}
+
 Failure too_many(std::string_view what, std::size_t max) {
   return Failure::of(Complaint::limit,
                      "more than " + std::to_string(max) + " " + std::string(what));
@@ -267,13 +276,13 @@ Done Server::handle(Decapsulate& request, ReplyWriter& reply) {
              !done) {
     return done;
   }
-  Done taken = take_secret(made, reply);
+  Done taken = take_secret(made, request.mask, reply);
   Done destroyed = call("C_DestroyObject", functions().destroy_object, session, made);
   return taken ? std::move(destroyed) : std::move(taken);
 }
 
 // The length is asked for by offering room: size queries have more dialects than answers.
-Done Server::take_secret(Handle object, ReplyWriter& reply) {
+Done Server::take_secret(Handle object, Bytes mask, ReplyWriter& reply) {
   const std::span<std::uint8_t> value = keep(Bytes(std::array<std::uint8_t, kSecretBytesMax>{}));
   Attribute attribute{kAttributeValue, value.data(), value.size()};
   if (Done done = call("C_GetAttributeValue", functions().get_attribute_value, session_.value_or(0),
@@ -284,7 +293,7 @@ Done Server::take_secret(Handle object, ReplyWriter& reply) {
   if (attribute.bytes > value.size()) {
     return Failure::of(Complaint::answer, "the shared secret is longer than any of ML-KEM");
   }
-  reply.bytes(value.first(attribute.bytes));
+  reply_masked(reply, value.first(attribute.bytes), mask);
   return Nothing{};
 }
 
@@ -305,7 +314,7 @@ Done Server::decrypt(Mechanism& mechanism, const Decapsulate& request, ReplyWrit
   if (length > value.size()) {
     return Failure::of(Complaint::answer, "the shared secret is longer than any of ML-KEM");
   }
-  reply.bytes(value.first(length));
+  reply_masked(reply, value.first(length), request.mask);
   return Nothing{};
 }
 

@@ -48,7 +48,7 @@ class Server {
   Done describe(ReplyWriter& reply);
   Done get_attribute(Handle object, std::uint64_t type, ReplyWriter& reply);
   Done decrypt(Mechanism& mechanism, const Decapsulate& request, ReplyWriter& reply);
-  Done take_secret(Handle object, ReplyWriter& reply);
+  Done take_secret(Handle object, Bytes mask, ReplyWriter& reply);
   void close();
 
   const Functions& functions() const { return module_->functions(); }

@@ -76,6 +76,8 @@ export interface TokenKey extends Omit<TokenEntry, 'publicHalf'> {
 }
 
 const ID_BYTES = 16;
+/** Of native/pkcs11/protocol.h: as long as the longest secret that the token process hands over. */
+const MASK_BYTES = 64;
 
 export class TokenModule {
   readonly info: ModuleInfo;
@@ -322,12 +324,16 @@ export class TokenModule {
       extractable: flag(Attribute.extractable, true),
       valueLength: ulong(Attribute.valueLength, SHARED_SECRET_BYTES),
     });
+    // Node copies what it reads on its way to us, and frees the copies as they are: they hold the
+    // secret under a mask that only the two ends know.
+    using mask = Secret.random(MASK_BYTES);
     const message = new MessageWriter(Operation.decapsulate)
       .u64(this.#numbers(key.kem).decapsulate)
       .u64(key.handle)
       .bytes(ciphertext)
+      .bytes(mask)
       .attributes(secret);
-    const shared = await this.#process.request(message, (reply) => Secret.copyOf(reply.bytes()));
+    const shared = await this.#process.request(message, (reply) => unmasked(reply.bytes(), mask));
     if (shared.length === SHARED_SECRET_BYTES) return shared;
     const found = shared.length;
     shared.wipe();
@@ -489,6 +495,16 @@ function unlessTokenFailed(error: unknown): PqblkError {
   const aboutKey = ['no_key', 'ambiguous', 'bad_key'];
   if (error instanceof PqblkError && aboutKey.includes(error.kind)) return error;
   throw error;
+}
+
+function unmasked(bytes: Uint8Array, mask: Secret): Secret {
+  const secret = Secret.copyOf(bytes);
+  secret.use((own) => mask.use((other) => xorInto(own, other)));
+  return secret;
+}
+
+function xorInto(bytes: Uint8Array, other: Uint8Array): void {
+  for (let at = 0; at < bytes.length; at += 1) bytes[at] = (bytes[at] ?? 0) ^ (other[at] ?? 0);
 }
 
 /** What lets a key be used, by call style. Vendors take CKA_DERIVE for both halves. */

@@ -60,7 +60,13 @@ std::vector<Message> all_operations() {
   Message create(11);
   create.u32(0);
   Message decapsulate(10);
-  decapsulate.u64(0x17).u64(9).text(std::string(1088, 'c')).u32(1).u64(0x161).text("8bytes..");
+  decapsulate.u64(0x17)
+      .u64(9)
+      .text(std::string(1088, 'c'))
+      .text(std::string(64, 'm'))
+      .u32(1)
+      .u64(0x161)
+      .text("8bytes..");
   return {load(),
           Message(2).u64(5),
           Message(3).u64(5).u64(0x17),
@@ -129,6 +135,8 @@ TEST_CASE("what is beyond a limit is refused by the name of its field") {
   CHECK(refusal(Message(7).u32(33)) == "bad message: criteria");
   CHECK(refusal(Message(7).u32(0xffffffff)) == "bad message: criteria");
   CHECK(refusal(Message(6).u32(0xffffffff)) == "bad message: PIN");
+  CHECK(refusal(Message(10).u64(1).u64(2).text("c").text(std::string(32, 'm')).u32(0)) ==
+        "bad message: mask");
   CHECK(refusal(Message(8).u64(1).u32(0x40000000)) == "bad message: attribute types");
   CHECK(refusal(Message(13).u8(0)) == "bad message: end of the message");
 }
