@@ -5,6 +5,8 @@ import {
   chooseKey,
   describeKeyArea,
   formatUuid,
+  type Identity,
+  type KeyStore,
   openKeyArea,
   type RestoredHeader,
   type RestoredSlots,
@@ -14,7 +16,7 @@ import {
   type SlotDescription,
   writeHeaderBackup,
 } from '../index.js';
-import { addKeyUse, type KeyUseFlags } from './opening.js';
+import { addKeyUse, type KeyUseFlags, recoveryKey } from './opening.js';
 import {
   addPassphraseOptions,
   collect,
@@ -92,9 +94,7 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
   const store = openStore(flags);
   const policy = await policyOf(flags);
   const { slots } = describeKeyArea(backup.keyArea);
-  const reference = [flags.key ?? []].flat()[0] ?? (await chooseKey(store, slots)).fingerprint;
-  using passphrase = await passphraseOf(store, reference, flags);
-  using identity = await store.unlock(reference, passphrase);
+  using identity = await identityFor(store, slots, flags);
   using approvers = await approversOf(flags);
   const approvedBy: string[] = [];
   for (const approver of approvers.identities) {
@@ -111,6 +111,18 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
   const { allowRollback, confirmVmk, force } = flags;
   const pins = { pins: store.pins, allowRollback, confirmVmk };
   return await restoreHeader(path, backup, { identity, ...pins, force, approve });
+}
+
+/** The key that opens the backup's key area. */
+async function identityFor(
+  store: KeyStore,
+  slots: readonly SlotDescription[],
+  flags: RestoreFlags,
+): Promise<Identity> {
+  if (flags.recoveryCode !== undefined) return await recoveryKey(slots, flags.recoveryCode);
+  const reference = [flags.key ?? []].flat()[0] ?? (await chooseKey(store, slots)).fingerprint;
+  using passphrase = await passphraseOf(store, reference, flags);
+  return await store.unlock(reference, passphrase);
 }
 
 function report(

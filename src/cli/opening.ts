@@ -16,6 +16,10 @@ import {
   type KeyStore,
   type OpenDiskOptions,
   openDisk,
+  parseRecoveryCode,
+  readPassphrase,
+  recoveryIdentity,
+  type SlotDescription,
 } from '../index.js';
 import {
   addPassphraseOptions,
@@ -37,6 +41,7 @@ const ANY_BACKING = 'any';
 /** Which key unlocks a sealed disk, and what of its key area is accepted. */
 export interface KeyUseFlags extends StoreFlags, PassphraseFlags, PolicyFlags {
   key?: string | string[];
+  recoveryCode?: string;
   allowRollback?: boolean;
   confirmVmk?: string;
 }
@@ -74,6 +79,7 @@ export function addKeyUse(command: Command): Command {
 
 function addAcceptance(command: Command): Command {
   return addPassphraseOptions(command.addOption(policyOption()))
+    .option('--recovery-code <file>', "open it with the code of a recovery kit; '-' asks for it")
     .option('--allow-rollback', 'open a key area older than this host has seen')
     .option('--confirm-vmk <hex>', 'open a disk whose master key was changed, by its check value');
 }
@@ -160,14 +166,33 @@ export async function unlockKey(
   path: string,
   flags: OpenFlags,
 ): Promise<Identity> {
+  if (flags.recoveryCode !== undefined) {
+    return await recoveryKey(await slotsOf(path), flags.recoveryCode);
+  }
   const reference = [flags.key ?? []].flat()[0] ?? (await keyFor(store, path));
   using passphrase = await passphraseOf(store, reference, flags);
   return await store.unlock(reference, passphrase);
 }
 
-async function keyFor(store: KeyStore, path: string): Promise<string> {
+/** The key of a recovery code, which is for one of these slots; '-' asks for the code. */
+export async function recoveryKey(
+  slots: readonly SlotDescription[],
+  file: string,
+): Promise<Identity> {
+  using typed = await readPassphrase(
+    file === '-' ? { from: 'prompt', prompt: 'Recovery code' } : { from: 'file', path: file },
+  );
+  using secret = parseRecoveryCode(typed);
+  return await recoveryIdentity(secret, slots);
+}
+
+async function slotsOf(path: string): Promise<readonly SlotDescription[]> {
   const { sealed } = await diskInfo(path, 'sealed');
-  return (await chooseKey(store, sealed?.keyArea?.slots ?? [])).fingerprint;
+  return sealed?.keyArea?.slots ?? [];
+}
+
+async function keyFor(store: KeyStore, path: string): Promise<string> {
+  return (await chooseKey(store, await slotsOf(path))).fingerprint;
 }
 
 /** Opens the disk, calls `use`, and closes it whatever happens. The first failure is thrown. */

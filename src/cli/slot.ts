@@ -1,12 +1,19 @@
 // Room cli/: `pqblk slot list|add|test|retire|revoke`: who may open a sealed disk.
+import { basename } from 'node:path';
 import { type Command, Option } from 'commander';
+import { PqblkError } from '../errors.js';
 import {
+  describeRecipients,
   diskInfo,
   fingerprintOf,
   type Identity,
+  Kem,
+  kemByName,
+  kemParameters,
   openKeyArea,
   type Recipient,
   readKeyArea,
+  recoveryIdentity,
   SlotRole,
   SlotState,
   toHex,
@@ -22,6 +29,7 @@ import {
   recipientOf,
 } from './options.js';
 import { isPast } from './policy.js';
+import { makeRecoveryKit } from './recovery-kit.js';
 import {
   addRekeyOptions,
   findSlot,
@@ -33,6 +41,8 @@ import {
 } from './rekeying.js';
 import type { Terminal } from './terminal.js';
 
+/** The last is the default of a recovery kit. */
+const KEMS = Object.values(Kem).map((id) => kemParameters(id).name.toLowerCase());
 const ROLES = Object.keys(SlotRole) as (keyof typeof SlotRole)[];
 
 const AFTER_REVOKING = [
@@ -89,7 +99,9 @@ function addList(slot: Command, terminal: Terminal): void {
 // ---- add -------------------------------------------------------------------------------------------
 
 interface AddFlags extends RekeyFlags, NewPassphraseFlags {
-  role: keyof typeof SlotRole;
+  role?: keyof typeof SlotRole;
+  recoveryKit?: string;
+  kem: string;
   label?: string;
   notAfter?: number;
 }
@@ -114,10 +126,12 @@ export function addSlotOptions(command: Command): Command {
 
 function addAdd(slot: Command, terminal: Terminal): void {
   const command = slot
-    .command('add <disk> <recipient>')
+    .command('add <disk> [recipient]')
     .description('Let one more key open the disk: a key of the store, or a file of `key export`.')
+    .addOption(new Option('--role <role>', 'what the key is for (default: primary)').choices(ROLES))
+    .option('--recovery-kit <file.html>', 'instead of a recipient: a new key, on a page to print')
     .addOption(
-      new Option('--role <role>', 'what the key is for').choices(ROLES).default('primary'),
+      new Option('--kem <kem>', 'KEM of the recovery kit').choices(KEMS).default(KEMS.at(-1)),
     );
   addSlotOptions(addRekeyOptions(command))
     .addHelpText(
@@ -128,20 +142,64 @@ option is given, the new slot is opened with it before anything is written.
 ${examples(
   'pqblk slot add vm.sealed bob --key alice',
   'pqblk slot add vm.sealed ./safe.pub --role recovery --label "safe, building 2"',
+  'pqblk slot add vm.sealed --recovery-kit kit.html --key alice',
 )}`,
     )
-    .action(async (path: string, reference: string, flags: AddFlags) => {
-      const recipient = await newRecipient(reference, flags, SlotRole[flags.role]);
-      using tester = await testerOf(reference, flags);
-      const changed = await rekey(path, flags, {
-        operation: 'slot-add',
-        testers: tester.identities,
-        edit: (editor) => {
-          if (!hasSlot(editor.slots, recipient)) editor.add(recipient);
-        },
-      });
-      reportChange(terminal, changed, flags, tester.advice);
+    .action(async (path: string, reference: string | undefined, flags: AddFlags) => {
+      if ((reference === undefined) === (flags.recoveryKit === undefined)) {
+        throw new PqblkError('usage', 'name either a recipient or --recovery-kit');
+      }
+      if (reference === undefined) await addKit(terminal, path, flags);
+      else await addKeyOf(terminal, path, reference, flags);
     });
+}
+
+async function addKeyOf(
+  terminal: Terminal,
+  path: string,
+  reference: string,
+  flags: AddFlags,
+): Promise<void> {
+  const recipient = await newRecipient(reference, flags, SlotRole[flags.role ?? 'primary']);
+  using tester = await testerOf(reference, flags);
+  const changed = await rekey(path, flags, {
+    operation: 'slot-add',
+    testers: tester.identities,
+    edit: (editor) => {
+      if (!hasSlot(editor.slots, recipient)) editor.add(recipient);
+    },
+  });
+  reportChange(terminal, changed, flags, tester.advice);
+}
+
+async function addKit(terminal: Terminal, path: string, flags: AddFlags): Promise<void> {
+  const {
+    recoveryKit: file = '',
+    label = `recovery kit ${new Date().toISOString().slice(0, 10)}`,
+  } = flags;
+  const { sealed } = await diskInfo(path, 'sealed');
+  const facts = { disk: basename(path), volumeUuid: sealed?.uuid ?? '', label };
+  using kit = await makeRecoveryKit(file, kemByName(flags.kem).id, facts);
+  const role = SlotRole[flags.role ?? 'recovery'];
+  const recipient = { ...kit.recipient, role, notAfter: flags.notAfter };
+  try {
+    const slots = describeRecipients([recipient]);
+    using tester = await recoveryIdentity(kit.secret, slots);
+    const changed = await rekey(path, flags, {
+      operation: 'slot-add',
+      testers: [tester],
+      edit: (editor) => void editor.add(recipient),
+    });
+    if (flags.dryRun) await kit.discard();
+    reportChange(terminal, changed, flags, [
+      `the page in ${file} opens this disk: print it, then delete the file`,
+    ]);
+  } catch (error) {
+    // It opens nothing, unless the change went as far as the disk.
+    const { sealed: now } = await diskInfo(path, 'sealed');
+    if (!hasSlot(now?.keyArea?.slots ?? [], recipient)) await kit.discard();
+    throw error;
+  }
 }
 
 export function hasSlot(

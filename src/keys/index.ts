@@ -93,6 +93,14 @@ export {
   ProviderKind,
 } from './provider.js';
 export { parseRecipient } from './recipient-file.js';
+export {
+  encodeRecoveryCode,
+  newRecoverySecret,
+  parseRecoveryCode,
+  RECOVERY_PREFIX,
+  recoveryIdentity,
+  recoveryRecipient,
+} from './recovery-code.js';
 export { Secret, unmovedCopy } from './secret.js';
 export { type Recipient, SlotRole, SlotState } from './slot.js';
 export {
