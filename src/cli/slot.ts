@@ -233,7 +233,9 @@ export async function testerOf(
   const store = openStore(flags);
   const info = reference.includes('/') ? undefined : await store.show(reference);
   const given = Object.keys(passphrase).length > 0;
-  if (info?.protection !== 'none' && !(info?.protection === 'scrypt' && given)) {
+  const onToken = info?.token;
+  const quiet = onToken && (onToken.pinFile !== undefined || onToken.login === 'none');
+  if (!info || !(info.protection === 'none' || (info.protection === 'scrypt' && given) || quiet)) {
     const advice = [`the new slot was not tested: have its owner run \`pqblk slot test\``];
     return { identities: [], advice, [Symbol.dispose]: () => {} };
   }

@@ -7,6 +7,8 @@ import {
   type KemId,
   type KeyInfo,
   type KeyStore,
+  kemParameters,
+  kemsOf,
   loadProfile,
   type ModulePlace,
   parseTokenUri,
@@ -100,6 +102,7 @@ export async function generateOnToken(
 ): Promise<KeyInfo> {
   await store.requireFree(name);
   const named = await namedModule(flags);
+  requireKem(named.place, kem); // before anybody types a PIN
   using module = await TokenModule.load(named.place);
   const { object, id, ...where } = named.uri;
   const token = await logIn(module, where, flags, { readWrite: true });
@@ -112,6 +115,14 @@ export async function generateOnToken(
   await module.generate(kem, object ?? name, keep, ...(id ? [id] : []));
   if (!info) throw new PqblkError('general', 'the key was not kept');
   return info;
+}
+
+function requireKem({ profile }: ModulePlace, kem: KemId): void {
+  if (profile.kems.has(kem)) return;
+  throw new PqblkError(
+    'unsupported',
+    `tokens of profile "${profile.name}" have no ${kemParameters(kem).name}, but ${kemsOf(profile)}`,
+  );
 }
 
 /** A key that is on a token already, proved there, as an entry of the store. */

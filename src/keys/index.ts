@@ -61,7 +61,7 @@ export {
   readPassphrase,
 } from './passphrase.js';
 export type { Observed, Pin, PinnedState, PinOptions, Pins, PinVerdict } from './pins.js';
-export { loadProfile, PROFILES, type Profile, parseProfile } from './pkcs11/profile.js';
+export { kemsOf, loadProfile, PROFILES, type Profile, parseProfile } from './pkcs11/profile.js';
 export { openTokenKey, proveKey, TokenProvider, uriOf } from './pkcs11/provider.js';
 export {
   type ModuleInfo,

@@ -119,6 +119,25 @@ describe('a token that fails', () => {
     await pqblkJson('check', disk, ...store);
   });
 
+  it('a KEM that tokens do not have is refused before a PIN is asked for', async () => {
+    const argv = ['key', 'gen', 'hybrid', '--kem', 'x-wing', '--token', 'pkcs11:', ...from];
+    const { code, stderr } = await pqblk(...argv, ...store);
+    expect(stderr).toContain('have no X-Wing, but ML-KEM-768, ML-KEM-1024');
+    expect(code).toBe(exitCode('unsupported'));
+  });
+
+  it('a slot for a token whose PIN is at hand is tested before it counts', async () => {
+    const gift = at('gift.sealed');
+    await pqblkJson('key', 'gen', 'giver', '--no-passphrase', ...store);
+    await pqblkJson('create', gift, '16M', '--key', 'giver', ...store);
+    liar.misbehave('wrong-secret');
+    const refused = await pqblk('slot', 'add', gift, 'liar', '--key', 'giver', ...store);
+    liar.misbehave('');
+    expect(refused.code).toBe(exitCode('token_mistrusted'));
+    await pqblkJson('slot', 'add', gift, 'liar', '--key', 'giver', ...store);
+    await pqblkJson('check', gift, '--key', 'liar', ...store);
+  });
+
   it.each([
     ['wrong-secret', 'token_mistrusted', 47],
     ['crash', 'token_crashed', 42],

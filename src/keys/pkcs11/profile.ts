@@ -7,7 +7,7 @@
 import { readFile } from 'node:fs/promises';
 import { isAbsolute } from 'node:path';
 import { fromSystem, PqblkError } from '../../errors.js';
-import { Kem, type KemId, kemByName, kemParameters } from '../ml-kem.js';
+import { Kem, type KemId, kemParameters } from '../ml-kem.js';
 import { printable, type StyleName } from './wire.js';
 
 /** Fields of a template, by what they mean; `use` is what lets a key decapsulate. */
@@ -184,12 +184,10 @@ function parseKems(read: ProfileReader): ReadonlyMap<KemId, ProfileKem> {
   return read.fail('', `one of ${KEMS.map((id) => kemParameters(id).name).join(', ')}`, undefined);
 }
 
-/** The KEM a name of a profile's table stands for, for messages. */
+/** The names of a profile's KEMs, for messages. */
 export function kemsOf(profile: Profile): string {
   return [...profile.kems.keys()].map((id) => kemParameters(id).name).join(', ');
 }
-
-export { kemByName };
 
 /** Reads a JSON object field by field, and knows which fields nobody asked for. */
 class ProfileReader {
