@@ -132,7 +132,7 @@ describe('serve --nbd', () => {
     writeFileSync(disk, bytes);
     const bad = (await pqblk('check', disk, '--json', ...store)).stdout;
     const [sector] = (JSON.parse(bad) as { badSectors: number[] }).badSectors;
-    const server = await serve(disk, '--nbd', at('e.sock'), ...store);
+    const server = await serve(disk, '--nbd', at('e.sock'), '--stats', at('e.stats'), ...store);
     const uri = String(server.uris[0]);
     const offset = Number(sector) * 4096;
     const io = (command: string) =>
@@ -141,10 +141,49 @@ describe('serve --nbd', () => {
     expect(io(`read -q -P 9 9M 4k`).stdout).not.toMatch(/error|failed/);
     const line = `pqblk: nbd: read of 512 bytes at ${offset}: `;
     await vi.waitFor(() => expect(server.stderr()).toContain(line), PATIENCE);
+    expect(server.stderr()).toContain(`tag`);
+    const families = parseExposition((await httpGet(at('e.stats'), '/metrics')).body);
+    expect(total(families, 'pqblk_integrity_failures_total')).toBeGreaterThanOrEqual(1);
+    expect(total(families, 'pqblk_nbd_request_errors_total')).toBeGreaterThanOrEqual(1);
     // Written anew, the sector is good again.
     expect(io(`write -q -P 5 ${offset} 4k`).stdout).toBe('');
     expect(io(`read -q -P 5 ${offset} 4k`).stdout).toBe('');
     expect(await server.end()).toBe(0);
+  });
+
+  it('answers a full host disk with ENOSPC, keeps what it acknowledged, and serves on', async (c) => {
+    mkdirSync(at('small'));
+    const mount = ['-t', 'tmpfs', '-o', 'size=24m,mode=700', 'pqblk-test', at('small')];
+    if (spawnSync('mount', mount).status !== 0) {
+      console.log('SKIP: mounting a small file system needs rights');
+      c.skip();
+    }
+    try {
+      const disk = await sealedDisk(join('small', 'full.sealed'), '64M');
+      const server = await serve(disk, '--nbd', at('full.sock'), ...store);
+      const io = (...commands: string[]) =>
+        spawnSync(
+          'qemu-io',
+          ['-f', 'raw', ...commands.flatMap((text) => ['-c', text]), String(server.uris[0])],
+          { encoding: 'utf8' },
+        ).stdout;
+      const steps = Array.from({ length: 48 }, (_, mib) => `write -P ${mib + 1} ${mib}M 1M`);
+      const said = io(...steps).split('\n');
+      const written = said.filter((line) => line.startsWith('wrote')).length;
+      expect(written).toBeGreaterThan(4);
+      expect(written).toBeLessThan(24);
+      expect(said.filter((line) => line.includes('No space left on device')).length).toBe(
+        48 - written,
+      );
+      const good = Array.from({ length: written }, (_, mib) => `read -q -P ${mib + 1} ${mib}M 1M`);
+      expect(io(...good)).toBe('');
+      const line = /pqblk: nbd: write of 1048576 bytes at \d+: .*[Ss]pace/;
+      await vi.waitFor(() => expect(server.stderr()).toMatch(line), PATIENCE);
+      expect(await server.end()).toBe(0);
+      expect(await pqblkJson<CheckResult>('check', disk, ...store)).toMatchObject({ clean: true });
+    } finally {
+      peer('umount', '--lazy', at('small'));
+    }
   });
 
   it('goes away cleanly while a client is busy', async () => {
@@ -339,10 +378,14 @@ describe('serve refuses', () => {
     const file = await pqblk('serve', disk, '--nbd', source, ...store);
     expect(file.code).toBe(exitCode('exists'));
     expect(statSync(source).size).toBe(16 * MiB);
+    const vhost = await pqblk('serve', disk, '--vhost-user', source, ...store);
+    expect(vhost.code).toBe(exitCode('exists'));
     const taken = createServer();
     await new Promise<void>((go) => taken.listen(at('taken.sock'), go));
     const second = await pqblk('serve', disk, '--nbd', at('taken.sock'), ...store);
     expect(second.code).toBe(exitCode('exists'));
+    const third = await pqblk('serve', disk, '--vhost-user', at('taken.sock'), ...store);
+    expect(third.code).toBe(exitCode('exists'));
     await new Promise((go) => taken.close(go));
   });
 });
