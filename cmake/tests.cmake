@@ -1,12 +1,13 @@
 # Native tests: test/native/<room>/*_test.cc become test_<room>. Everything else under test/native
 # (the simulator, helpers) is linked to all of them as pqblk_test_support. <room>_bench.cc becomes
-# bench_<room>, which is built only when it is asked for.
+# bench_<room>, which is built only when it is asked for; <name>_peer.cc becomes a program of that name
+# beside the tests, for tests of the command line to run.
 
 find_path(PQBLK_DOCTEST_INCLUDE doctest/doctest.h REQUIRED)
 set(test_root "${PROJECT_SOURCE_DIR}/test/native")
 
 file(GLOB_RECURSE support CONFIGURE_DEPENDS "${test_root}/*.cc")
-list(FILTER support EXCLUDE REGEX "_(test|bench)\\.cc$")
+list(FILTER support EXCLUDE REGEX "_(test|bench|peer)\\.cc$")
 file(GENERATE OUTPUT "${CMAKE_BINARY_DIR}/doctest_main.cc" CONTENT
   "#define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN\n#include <doctest/doctest.h>\n")
 add_library(pqblk_test_support STATIC ${support} "${CMAKE_BINARY_DIR}/doctest_main.cc")
@@ -49,6 +50,15 @@ foreach(dir IN LISTS rooms)
       RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
     add_dependencies(pqblk_tests test_${room})
   endif()
+  file(GLOB peers CONFIGURE_DEPENDS "${dir}/*_peer.cc")
+  foreach(source IN LISTS peers)
+    get_filename_component(name "${source}" NAME_WE)
+    add_executable(${name} "${source}")
+    target_link_libraries(${name} PRIVATE pqblk_test_support)
+    set_target_properties(${name} PROPERTIES
+      RUNTIME_OUTPUT_DIRECTORY "${CMAKE_BINARY_DIR}/tests")
+    add_dependencies(pqblk_tests ${name})
+  endforeach()
   file(GLOB benches CONFIGURE_DEPENDS "${dir}/*_bench.cc")
   foreach(source IN LISTS benches)
     get_filename_component(name "${source}" NAME_WE)
