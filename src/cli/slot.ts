@@ -191,6 +191,7 @@ async function addKit(terminal: Terminal, path: string, flags: AddFlags): Promis
       edit: (editor) => void editor.add(recipient),
     });
     if (flags.dryRun) await kit.discard();
+    else await rememberKit(flags, recipient);
     reportChange(terminal, changed, flags, [
       `the page in ${file} opens this disk: print it, then delete the file`,
     ]);
@@ -200,6 +201,12 @@ async function addKit(terminal: Terminal, path: string, flags: AddFlags): Promis
     if (!hasSlot(now?.keyArea?.slots ?? [], recipient)) await kit.discard();
     throw error;
   }
+}
+
+/** Whoever rotates the master key later has to know this key from elsewhere than the image. */
+async function rememberKit(flags: AddFlags, recipient: Recipient): Promise<void> {
+  const digits = toHex(fingerprintOf(recipient.encapsulationKey)).slice(0, 16);
+  await openStore(flags).remember(`recovery-kit-${digits}`, recipient);
 }
 
 export function hasSlot(

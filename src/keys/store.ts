@@ -203,6 +203,16 @@ export class KeyStore {
     return await this.#write(key);
   }
 
+  /** Keeps the public half of a key that this user vouches for, so that rotations may seal to it. */
+  async remember(name: string, { kem, encapsulationKey }: Recipient): Promise<KeyInfo> {
+    await this.#requireFreeName(name);
+    const fingerprint = fingerprintOf(encapsulationKey);
+    const created = new Date().toISOString();
+    const key = { name, kem, created, encapsulationKey, fingerprint, privatePart: undefined };
+    await this.#requireNewFingerprint(key);
+    return await this.#write(key);
+  }
+
   /** Kinds `exists`, `invalid_argument`: for what must not happen before the name is known good. */
   async requireFree(name: string): Promise<void> {
     await this.#requireFreeName(name);

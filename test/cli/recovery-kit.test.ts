@@ -58,6 +58,8 @@ it('opens the disk for whoever types it, and says what it is', async () => {
   expect(html).toContain('disk &lt;1&gt; &amp; &quot;co&quot;.sealed');
   expect(html).toContain(changed.volumeUuid);
   expect(html).not.toMatch(/<script|src=|href=/);
+  // The store knows the public half, or nobody could rotate without --trust.
+  expect((await pqblk('rotate-master-key', disk, ...own)).code).toBe(0);
   writeFileSync(at('typed'), printed(kit).toLowerCase());
   const test = ['slot', 'test', disk, '--recovery-code', at('typed'), ...stranger];
   expect((await pqblk(...test)).code).toBe(0);
