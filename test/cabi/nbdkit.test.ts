@@ -5,6 +5,7 @@ import { randomBytes } from 'node:crypto';
 import { readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { exampleEnvironment, examplesOf, runExample } from '../cli/examples.js';
 import { peer, pqblkJson, scratch } from '../cli/helpers.js';
 import {
   commandDirectory,
@@ -12,6 +13,7 @@ import {
   install,
   installed,
   killAll,
+  root,
   shell,
   startAgent,
 } from './lab.js';
@@ -182,6 +184,31 @@ describe('the plugin', () => {
     expect(withNbdkit(ask(one), 'nbdinfo --size "$uri"')).toBe(`${4 * MiB}\n`);
     expect(await agent.ended).toBe(0);
     expect(refusal(ask(one))).toMatch(/not_found: /);
+  });
+});
+
+describe('docs/c-library.md', () => {
+  it('builds the plugin as its first lines say, and runs it', () => {
+    const source = readFileSync(join(root, 'examples/nbdkit-plugin.c'), 'utf8');
+    const build =
+      /^ \* {3}(cc [^\n]*) \\\n \* {6}([^\n]*)$/m.exec(source)?.slice(1).join(' ') ?? '';
+    const page = at('page');
+    shell(`mkdir '${page}' && cd examples && ${build.replace('-o ', `-o ${page}/`)}`, env);
+    const examples = examplesOf('docs/c-library.md');
+    expect(examples.length).toBe(1);
+    const seen = { ...exampleEnvironment(page), ...installed(prefix), PQBLK_KEYS: at('keys') };
+    for (const example of examples) runExample(page, seen, example);
+  });
+
+  it('shows C that compiles', () => {
+    const page = readFileSync(join(root, 'docs/c-library.md'), 'utf8');
+    const body = /^```c\n([\s\S]*?)^```$/m.exec(page)?.[1];
+    writeFileSync(
+      at('page.c'),
+      `#include <pqblk.h>\n#include <stdio.h>\nint main(void) {\nchar data[99] = "";\n${body}}\n`,
+    );
+    const flags = '-std=c11 -Wall -Wextra -pedantic -Werror -fsyntax-only';
+    shell(`cc ${flags} '${at('page.c')}' $(pkg-config --cflags pqblk)`, env);
   });
 });
 
