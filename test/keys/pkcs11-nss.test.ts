@@ -151,5 +151,7 @@ describe.runIf(haveNss())('NSS softokn', () => {
     expect(error.kind).toBe('invalid_argument');
     const { directory: _, ...without } = place;
     expect((await errorOf(() => TokenModule.load(without))).kind).toBe('usage');
+    const gone = await errorOf(() => TokenModule.load({ ...place, directory: '/nowhere/nss' }));
+    expect(gone).toMatchObject({ kind: 'not_found', path: '/nowhere/nss' });
   });
 });

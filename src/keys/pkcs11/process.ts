@@ -156,7 +156,8 @@ export class TokenProcess {
     }
     const complaint = reply.u8();
     const kind = COMPLAINTS[complaint as keyof typeof COMPLAINTS] ?? 'token_crashed';
-    throw new PqblkError(kind, reply.text(), { path });
+    const hint = kind === 'bad_module' ? 'is it the module, and the profile its own?' : undefined;
+    throw new PqblkError(kind, reply.text(), { path, hint });
   }
 
   #receive(chunk: Buffer): void {

@@ -545,10 +545,14 @@ function requireFile(path: string): void {
   if (!isAbsolute(path)) {
     throw new PqblkError('invalid_argument', 'the module is named by its absolute path', { path });
   }
+  requireThere(path, 'load token module');
+}
+
+function requireThere(path: string, operation: string): void {
   try {
     accessSync(path);
   } catch (error) {
-    throw fromSystem(error, { path, operation: 'load token module' });
+    throw fromSystem(error, { path, operation });
   }
 }
 
@@ -566,6 +570,7 @@ function configurationFor({ profile, directory }: ModulePlace): string | undefin
       path: directory,
     });
   }
+  requireThere(directory, "open the token's directory");
   return configuration.replaceAll('{directory}', directory);
 }
 
