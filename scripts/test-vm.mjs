@@ -194,21 +194,32 @@ async function killServer(server) {
   return { server: await serve(), queues };
 }
 
-const attach = (id) => ['attach', '--server', at('s'), '--qmp', at('qmp'), '--id', id];
-
-/** Plugs the disk in, out and in again. */
+/** Plugs the disk in, out and in again; returns the server that has it then. */
 async function hotplug(story) {
   report.heading('The disk is plugged into a running guest');
   await story.heard('awaits');
-  pqblk.text([...attach('disk'), '--queues', '2']);
+  const monitor = ['--qmp', at('qmp')];
+  const options = ['--key', 'vm', '--queues', '2', '--cache', 'writeback'];
+  const serving = await startPqblk(
+    ['attach', DISK, ...options, ...monitor, '--id', 'disk'],
+    environment,
+  );
   report.prove((await story.heard('plugged')) === '2', 'pqblk attach: the guest sees 2 queues');
   await story.heard('releases');
-  const out = pqblk.try(['detach', 'disk', '--qmp', at('qmp')]);
+  const out = pqblk.try(['detach', 'disk', ...monitor]);
   report.prove(out.code === 0, 'pqblk detach: QEMU says that it is gone', out.stderr);
   await story.heard('unplugged');
-  report.prove(true, 'and so does the guest');
-  pqblk.text([...attach('again'), '--queues', '2']);
-  report.prove((await story.heard('note')) === 'kept', 'plugged in again, it has what was written');
+  await serving.ended;
+  report.prove(
+    serving.exitCode === 0,
+    'so does the guest, and attach has ended',
+    serving.complaint,
+  );
+  const server = await serve();
+  pqblk.text(['attach', '--server', at('s'), ...monitor, '--id', 'again', '--queues', '2']);
+  const note = await story.heard('note');
+  report.prove(note === 'kept', 'plugged in again from pqblk serve, it has what was written');
+  return server;
 }
 
 /** Loads with checksums while servers are killed; returns the last server. */
@@ -322,11 +333,9 @@ makeInitramfs(guest, at('early-2'), at('second'), SECOND_LIFE);
 makeTools(at('tools'), at('tools.raw'), 160 * MiB, ['fio', 'mkfs.ext4', 'e2fsck']);
 pqblk.text(['key', 'gen', 'vm', '--no-passphrase']);
 pqblk.text(['create', DISK, '128M', '--key', 'vm']);
-const first = await serve();
 const story = new Story();
 const vm = boot(story, at('first'), MONITOR);
-await hotplug(story);
-const last = await loads(story, first);
+const last = await loads(story, await hotplug(story));
 const moved = await move(story, vm);
 await trim(story);
 await secondLife(await powerLoss(story, moved, last));
