@@ -174,7 +174,8 @@ async function writesOfQueues() {
   });
   const chunks = [];
   for await (const chunk of response) chunks.push(chunk);
-  return JSON.parse(Buffer.concat(chunks).toString()).queues.map(({ writes }) => writes);
+  const [disk] = JSON.parse(Buffer.concat(chunks).toString()).disks;
+  return disk.queues.map(({ writes }) => writes);
 }
 
 /** Kills the server once it has done some more, and starts another. */

@@ -85,7 +85,6 @@ export interface NativeServer {
 
 export interface NativeVhostUserServer extends NativeServer {
   serving(): boolean;
-  connected(): boolean;
   stats(): Record<string, unknown>;
 }
 

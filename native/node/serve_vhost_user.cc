@@ -54,14 +54,11 @@ class VhostUserServer final : public DiskServer {
   }
   void end() override { server_->stop(); }
   void describe(Napi::Env env, const Napi::Object& handle) override {
-    const auto tell = [&](const char* name, bool (exports::VhostUserServer::*what)() const) {
-      handle.Set(name, Napi::Function::New(env, [this, what, keep = shared_from_this()](
-                                                    const Napi::CallbackInfo& call) {
-                   return Napi::Boolean::New(call.Env(), (*server_.*what)());
-                 }));
-    };
-    tell("serving", &exports::VhostUserServer::serving);
-    tell("connected", &exports::VhostUserServer::connected);
+    handle.Set(
+        "serving",
+        Napi::Function::New(env, [this, keep = shared_from_this()](const Napi::CallbackInfo& call) {
+          return Napi::Boolean::New(call.Env(), server_->serving());
+        }));
     handle.Set("stats", Napi::Function::New(
                             env, [this, keep = shared_from_this()](const Napi::CallbackInfo& call) {
                               return stats_to_js(call.Env(), server_->stats());

@@ -11,7 +11,7 @@
 
 namespace pqblk::node {
 
-// disk.serveVhostUser(options) -> Promise<server>; a server has serving(), connected(),
+// disk.serveVhostUser(options) -> Promise<server>; a server has serving(), stats(),
 // takeReports() and close(), and calls its property onReports, if it is a function, when there are
 // reports to take. It keeps the event loop alive until it is closed.
 Napi::Value serve_vhost_user(const Napi::CallbackInfo& info, const std::shared_ptr<OpenDisk>& open);

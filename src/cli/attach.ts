@@ -10,13 +10,11 @@ import { PqblkError } from '../errors.js';
 import {
   checkDeviceId,
   isPlugged,
-  noNewPrivileges,
   notifyServiceManager,
   type Plugged,
   plugDisk,
   QmpConnection,
   unplugDisk,
-  type VhostUserServer,
 } from '../index.js';
 import {
   addEngineOptions,
@@ -24,9 +22,9 @@ import {
   type EngineFlags,
   keyOption,
   type OpenFlags,
-  withDisk,
 } from './opening.js';
 import { examples, jsonOption, parseCount } from './options.js';
+import { type Served, serveWhile } from './serving.js';
 import type { Terminal } from './terminal.js';
 
 const LOOK_EVERY_MS = 250;
@@ -41,6 +39,8 @@ interface Flags extends OpenFlags, EngineFlags {
   server?: string;
   vhostUser?: string;
   readOnly?: boolean;
+  stats?: string;
+  sandbox?: boolean;
   timeout?: number;
   json?: boolean;
 }
@@ -71,6 +71,8 @@ export function addAttach(program: Command, terminal: Terminal): void {
       'socket to serve on, as QEMU sees it (default: beside the monitor)',
     )
     .option('--read-only', 'the guest cannot change the disk')
+    .option('--stats <socket>', 'HTTP on a Unix socket: /metrics for Prometheus, /stats as JSON')
+    .option('--no-sandbox', 'for debuggers: no system call filter, core dumps as the system allows')
     .addOption(timeoutOption())
     .addOption(keyOption());
   addOpenOptions(addEngineOptions(command))
@@ -111,24 +113,18 @@ async function serveAttached(
   id: string,
   flags: Flags,
 ): Promise<void> {
-  const { cache = 'none', engine = 'auto', queues = 1, readOnly = false } = flags;
   const socket = resolve(flags.vhostUser ?? join(dirname(flags.qmp), `${id}.sock`));
-  noNewPrivileges();
-  await withDisk(path, flags, { cache, engine, queues, readOnly }, async (disk) => {
-    const server = await disk.serveVhostUser({
-      path: socket,
-      onReport: (text) => terminal.remark(`pqblk: ${text}`),
-    });
-    try {
-      announce(terminal, await plug(terminal, id, socket, flags), socket, flags);
-      notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
-      await untilGone(terminal, server, id, flags);
-    } finally {
-      notifyServiceManager('STOPPING=1');
-      await server.close();
-    }
+  const { stats, sandbox } = flags;
+  const plan = { disks: [{ ...flags, path, name: id, vhostUser: socket }], stats, sandbox };
+  await serveWhile(terminal, plan, async ([disk]) => {
+    announce(terminal, await plug(terminal, id, socket, flags), socket, flags);
+    notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
+    await untilGone(terminal, () => isConnected(disk), id, flags);
   });
 }
+
+const isConnected = (disk: Served | undefined) =>
+  disk?.servers.some((one) => one.protocol === 'vhost-user-blk' && one.stats().connected) ?? false;
 
 async function plug(terminal: Terminal, id: string, socket: string, flags: Flags) {
   const { signal } = terminal;
@@ -149,14 +145,14 @@ function announce(terminal: Terminal, plugged: Plugged, socket: string, flags: F
 /** Returns once the machine does not have the device any more. A signal takes it out. */
 async function untilGone(
   terminal: Terminal,
-  server: VhostUserServer,
+  connected: () => boolean,
   id: string,
   flags: Flags,
 ): Promise<void> {
   let absentSince: number | undefined;
   while (!terminal.signal.aborted) {
     await sleep(LOOK_EVERY_MS);
-    if (server.connected) {
+    if (connected()) {
       absentSince = undefined;
       continue;
     }

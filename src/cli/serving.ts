@@ -64,7 +64,7 @@ type Running = ServerNumbers & {
   close(): Promise<void>;
 };
 
-interface Served extends ServedDisk {
+export interface Served extends ServedDisk {
   readonly servers: Running[];
   /** Where `pqblk slot`, `pqblk rotate-data-key` and others ask for a change of its keys. */
   control?: ControlServer;
@@ -72,6 +72,18 @@ interface Served extends ServedDisk {
 
 /** Serves until the terminal's signal. Kinds: those of opening each disk, and of its servers. */
 export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<void> {
+  await serveWhile(terminal, plan, async (served, sandbox) => {
+    announce(terminal, served, sandbox, plan.json);
+    await untilAborted(terminal.signal);
+  });
+}
+
+/** Serves for as long as `work` takes, which begins when everything runs. */
+export async function serveWhile(
+  terminal: Terminal,
+  plan: ServePlan,
+  work: (served: readonly Served[], sandbox: Sandbox) => Promise<void>,
+): Promise<void> {
   for (const disk of plan.disks) requireWayIn(disk);
   const sandbox = enterSandbox(plan.sandbox ?? true);
   const served: Served[] = [];
@@ -83,8 +95,7 @@ export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<voi
     for (const disk of plan.disks) await start(disk, served, remark);
     if (plan.stats !== undefined) metrics = await serveMetrics(plan.stats, served);
     if (plan.sandbox ?? true) closeSandbox(terminal, sandbox);
-    announce(terminal, served, sandbox, plan.json);
-    await untilAborted(terminal.signal);
+    await work(served, sandbox);
   } catch (error) {
     await end(served, metrics).catch(() => {}); // a disk that failed may fail to close as well
     throw error;

@@ -50,11 +50,6 @@ export class VhostUserServer extends DiskServer<NativeVhostUserServer> {
     return this.native.serving();
   }
 
-  /** Whether a front-end is connected now. */
-  get connected(): boolean {
-    return this.native.connected();
-  }
-
   stats(): VhostUserStats {
     return this.native.stats() as unknown as VhostUserStats;
   }

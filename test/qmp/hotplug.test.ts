@@ -215,7 +215,9 @@ describe('pqblk serve --vhost-user fd:N', () => {
 });
 
 describe('pqblk attach refuses', () => {
-  const words = (qmp: string) => ['attach', disk, '--qmp', qmp, '--id', 'd', ...store];
+  // In this process, which has other things to do than serve.
+  const open = ['--no-sandbox', ...store];
+  const words = (qmp: string) => ['attach', disk, '--qmp', qmp, '--id', 'd', ...open];
 
   it('memory that is not shared, and says how to share it', async () => {
     const { qmp } = await machine('q35', ...PORT);
