@@ -364,6 +364,7 @@ Task<Result<Extent>> SealedBackend::extent(QueueContext& q, GuestOffset at, std:
     }
     s += i;
     if (i < n || s - first >= 64 * kMiB / kSectorSize) break;
+    co_await yield();  // a long look at memory holds up nobody
   }
   const std::uint64_t bytes = std::min(length, (s << kSectorShift) - at.bytes);
   co_return Extent{bytes, kind.value_or(ExtentKind::hole)};

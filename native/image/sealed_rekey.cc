@@ -45,9 +45,14 @@ Task<Result<std::uint64_t>> SealedBackend::next_written(QueueContext& q, std::ui
   std::uint64_t s = at >> kSectorShift;
   for (std::uint64_t looked = 0; s < end && looked < kEntrySlotsLooked; ++looked) {
     const Slot slot = geometry_.entry_slot({s});
-    Result<std::uint64_t> raw = co_await mapping(q.io, slot);
-    if (!raw) co_return raw.take_error();
-    if (l2_host(*raw) != 0) break;
+    std::uint64_t raw = 0;
+    if (!mapping_now(slot, raw)) {
+      Result<std::uint64_t> got = co_await mapping(q.io, slot);
+      if (!got) co_return got.take_error();
+      raw = *got;
+      if (looked % 256 == 255) co_await yield();  // a long look at memory holds up nobody
+    }
+    if (l2_host(raw) != 0) break;
     s = geometry_.end_sector_of_entry_slot(slot).value;
   }
   co_return std::min(s, end) << kSectorShift;
