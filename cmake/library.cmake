@@ -3,6 +3,7 @@
 #   pqblk_shared   libpqblk.so: exports the names of pqblk.h and nothing else; OpenSSL, zlib and zstd
 #                  are inside, where no other copy in the process can take their place
 #   pqblk_static   libpqblk.a: our objects alone; who links it links the libraries of pqblk.pc too
+#   pqblk_library  both
 #
 # Examples and packages find it by pkg-config (pqblk) or find_package(pqblk): targets pqblk::pqblk and
 # pqblk::static.
@@ -34,6 +35,8 @@ if(PQBLK_IPSEC_MB)
   list(PREPEND private_libraries IPSec_MB)
 endif()
 target_link_libraries(pqblk_static INTERFACE "$<INSTALL_INTERFACE:${private_libraries}>")
+
+add_custom_target(pqblk_library DEPENDS pqblk_shared pqblk_static)
 
 foreach(target pqblk_shared pqblk_static)
   target_include_directories(${target} INTERFACE

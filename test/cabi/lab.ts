@@ -27,27 +27,19 @@ export function shell(script: string, env: NodeJS.ProcessEnv, cwd = root): strin
   return stdout;
 }
 
-/**
- * Where the compiler's cache really is: the tests give programs a HOME of their own, and the library
- * would be compiled from nothing each time.
- */
-export function compilerCache(): NodeJS.ProcessEnv {
-  const { status, stdout } = spawnSync('ccache', ['--get-config', 'cache_dir'], {
-    encoding: 'utf8',
-  });
-  return status === 0 ? { CCACHE_DIR: stdout.trim() } : {};
-}
-
 /** For shell scripts: one at a time in the build directory. */
 export const LOCKED = 'mkdir -p build/stamps && exec 9> build/stamps/lock && flock 9';
+
+/** Where the engine is compiled already, for the addon and the native tests. */
+export const BUILD = 'build/release';
 
 /** Builds the library and installs it below `prefix`. */
 export function install(prefix: string): void {
   shell(
     `${LOCKED}
-     cmake -S . -B build/library -DPQBLK_BUILD_LIBRARY=ON
-     cmake --build build/library --parallel 2
-     cmake --install build/library --prefix '${prefix}'`,
+     cmake -S . -B ${BUILD} -DPQBLK_BUILD_LIBRARY=ON
+     cmake --build ${BUILD} --target pqblk_library --parallel 2
+     cmake --install ${BUILD} --prefix '${prefix}'`,
     {},
   );
 }
