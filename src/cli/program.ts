@@ -14,10 +14,12 @@ import { addCreate } from './create.js';
 import { addDetach } from './detach.js';
 import { addExitCodes } from './exit-codes.js';
 import { addExport } from './export.js';
+import { addFleet } from './fleet.js';
 import { addHeader } from './header.js';
 import { addImport } from './import.js';
 import { addInfo } from './info.js';
 import { addKey } from './key.js';
+import { addReport } from './report.js';
 import { reportError } from './report-error.js';
 import { addResize } from './resize.js';
 import { addRewrap } from './rewrap.js';
@@ -46,6 +48,8 @@ const COMMANDS = [
   addRotateDataKey,
   addAudit,
   addHeader,
+  addFleet,
+  addReport,
   addServe,
   addAttach,
   addDetach,

@@ -97,26 +97,56 @@ export interface Permit {
   trust(editor: KeyAreaEditor): void;
 }
 
+/** What the changes of any number of disks have in common. */
+export interface Keyring extends Disposable {
+  readonly store: KeyStore;
+  readonly policy: Policy | undefined;
+  readonly trust: Trust;
+  readonly approvers: readonly Identity[];
+}
+
+export async function keyringOf(flags: RekeyFlags): Promise<Keyring> {
+  const store = openStore(flags);
+  const policy = await policyOf(flags);
+  const trust = await trustOf(store, flags);
+  const approvers = await approversOf(flags);
+  return {
+    store,
+    policy,
+    trust,
+    approvers: approvers.identities,
+    [Symbol.dispose]: () => approvers[Symbol.dispose](),
+  };
+}
+
 /** Unlocks the disk's key and everything else that the flags name, and calls `use`. */
 export async function withPermit<T>(
   path: string,
   flags: RekeyFlags,
   use: (permit: Permit) => Promise<T>,
 ): Promise<T> {
-  const store = openStore(flags);
-  const policy = await policyOf(flags);
-  const trust = await trustOf(store, flags);
-  using served = await ControlClient.open(path);
-  const place = served?.keyArea ?? keyAreaOf(path);
-  using identity = await unlockKey(store, path, flags);
-  using approvers = await approversOf(flags);
+  using keyring = await keyringOf(flags);
+  using identity = await unlockKey(keyring.store, path, flags);
+  return await withPermitOf(keyring, identity, path, flags, use);
+}
+
+/** The same, with a key that is unlocked already. */
+export async function withPermitOf<T>(
+  { store, policy, trust, approvers }: Keyring,
+  identity: Identity,
+  path: string,
+  flags: RekeyFlags,
+  use: (permit: Permit) => Promise<T>,
+): Promise<T> {
   try {
+    using served = await ControlClient.open(path);
+    const place = served?.keyArea ?? keyAreaOf(path);
     const options = {
       place,
       identity,
       policy,
       pins: store.pins,
-      approvers: approvers.identities,
+      approvers,
       audit: await auditOf(place, flags, policy),
       allowRollback: flags.allowRollback,
       confirmVmk: flags.confirmVmk,
@@ -133,23 +163,29 @@ export async function withPermit<T>(
   }
 }
 
+/** As `edit` of changeKeyArea, with the operator's word on keys that --trust names. */
+export function changeUnder(
+  { options, trust }: Permit,
+  { operation, edit, testers }: Rekeying,
+): Promise<ChangedKeyArea> {
+  return changeKeyArea({
+    ...options,
+    operation,
+    testers,
+    edit: async (editor) => {
+      await edit(editor);
+      trust(editor);
+    },
+  });
+}
+
 /** Unlocks, changes, and returns what became of it. */
 export async function rekey(
   path: string,
   flags: RekeyFlags,
-  { operation, edit, testers }: Rekeying,
+  rekeying: Rekeying,
 ): Promise<ChangedKeyArea> {
-  return await withPermit(path, flags, ({ options, trust }) =>
-    changeKeyArea({
-      ...options,
-      operation,
-      testers,
-      edit: async (editor) => {
-        await edit(editor);
-        trust(editor);
-      },
-    }),
-  );
+  return await withPermit(path, flags, (permit) => changeUnder(permit, rekeying));
 }
 
 /** The keys named by --approve, unlocked. */
@@ -205,7 +241,7 @@ function inPath(error: unknown, path: string): unknown {
   return new PqblkError(kind, message, { path, operation, hint, cause });
 }
 
-interface Trust {
+export interface Trust {
   readonly fingerprints: Set<string>;
   /** Adds those of the slots' keys whose first digits the operator gave. */
   extend(slots: readonly SlotDescription[]): void;

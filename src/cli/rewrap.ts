@@ -46,7 +46,7 @@ export function addRewrap(program: Command, terminal: Terminal): void {
       const changed = await rekey(path, flags, {
         operation: 'rewrap',
         testers: tester.identities,
-        edit: (editor) => edit(editor, slot, recipient, flags),
+        edit: (editor) => editRewrap(editor, slot, recipient, flags),
       });
       const advice = recipient && !flags.rotateMasterKey ? AFTER_MOVING : [];
       reportChange(terminal, changed, flags, [...(recipient ? tester.advice : []), ...advice]);
@@ -57,11 +57,12 @@ interface RotateFlag {
   rotateMasterKey?: boolean;
 }
 
-function edit(
+/** Does it, unless it is done. */
+export function editRewrap(
   editor: KeyAreaEditor,
   reference: string | undefined,
   recipient: Recipient | undefined,
-  { keepOld, rotateMasterKey }: Flags & RotateFlag,
+  { keepOld, rotateMasterKey }: { keepOld?: boolean; rotateMasterKey?: boolean },
 ): void {
   if (recipient && isDone(editor, reference, recipient)) return;
   const slot = findSlot(editor.slots, reference ?? String(editor.ownIndex));

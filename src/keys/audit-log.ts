@@ -6,13 +6,14 @@
 // generation that follows the key area's, and of no other. Lines name keys by fingerprint and hold no
 // secret.
 import { constants } from 'node:fs';
-import { type FileHandle, open, readFile, unlink } from 'node:fs/promises';
+import { type FileHandle, open, readFile } from 'node:fs/promises';
 import { hostname, userInfo } from 'node:os';
 import { fromSystem, PqblkError } from '../errors.js';
 import { ascii, formatUuid, toHex } from './bytes.js';
 import { sha3_256 } from './hash.js';
 import type { AuditLine, AuditSubject, AuditTrail } from './key-area-change.js';
 import type { AuditHead, SlotDescription } from './key-area-describe.js';
+import { takeLock } from './lock-file.js';
 
 const NO_LINE = '00'.repeat(32);
 /** About 60,000 changes of keys. */
@@ -165,7 +166,8 @@ export class AuditLog implements AuditTrail {
    * knows), `permission`, `not_found` (no such directory, or the log is gone), `read_only`, `no_space`.
    */
   async prepare(subject: AuditSubject): Promise<AuditLine> {
-    const release = await this.#lock();
+    // One writer at a time: a chain has no branches.
+    const release = await takeLock(this.#path, 'write audit log');
     let file: FileHandle | undefined;
     try {
       file = await this.#open(subject.known);
@@ -237,47 +239,6 @@ export class AuditLog implements AuditTrail {
       path: this.#path,
       hint: '`pqblk audit verify` tells what is wrong; --restart-audit begins a new log',
     });
-  }
-
-  /** One writer at a time: a chain has no branches. A lock of a process that died is taken over. */
-  async #lock(): Promise<() => Promise<void>> {
-    const path = `${this.#path}.lock`;
-    const own = `${hostname()} ${process.pid}\n`;
-    for (let attempt = 0; attempt < 2; attempt += 1) {
-      try {
-        const file = await open(path, 'wx', 0o600);
-        await file.writeFile(own);
-        await file.close();
-        return async () => await unlink(path).catch(() => undefined);
-      } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EEXIST') {
-          throw fromSystem(error, { path: this.#path, operation: 'open audit log' });
-        }
-      }
-      const holder = await readFile(path, 'utf8').catch(() => '');
-      const [host, pid] = holder.trim().split(' ');
-      if (host !== hostname() || isAlive(Number(pid))) {
-        throw new PqblkError(
-          'locked',
-          `another change is writing the audit log (${holder.trim()})`,
-          {
-            path: this.#path,
-            hint: `if that process is gone, remove ${path}`,
-          },
-        );
-      }
-      await unlink(path).catch(() => undefined);
-    }
-    throw new PqblkError('locked', 'another change is writing the audit log', { path: this.#path });
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    process.kill(pid, 0);
-    return true;
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === 'EPERM';
   }
 }
 

@@ -46,6 +46,7 @@ export {
 export { addSlot, KeyAreaEditor, type RewrapOptions } from './key-area-editor.js';
 export { SCRYPT_COST, type ScryptCost, type TokenPart } from './key-file.js';
 export { liboqs, prepareKeys, softwareIdentity } from './liboqs.js';
+export { takeLock } from './lock-file.js';
 export {
   DEFAULT_KEM,
   fingerprintOf,

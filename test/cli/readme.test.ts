@@ -32,7 +32,10 @@ describe.runIf(haveNss())('docs/tokens.md', () => {
 describe('docs/key-management.md', () => {
   const dir = scratch();
   // Each block is a shell of its own: what the page exports, they all see.
-  const env = exampleEnvironment(dir, { PQBLK_POLICY: join(dir, 'policy.yaml') });
+  const env = exampleEnvironment(dir, {
+    PQBLK_POLICY: join(dir, 'policy.yaml'),
+    XDG_STATE_HOME: join(dir, 'state'),
+  });
   const found = examplesOf('docs/key-management.md');
 
   it('has examples', () => expect(found.length).toBeGreaterThan(8));

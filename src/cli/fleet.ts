@@ -1,0 +1,288 @@
+// Room cli/: `pqblk fleet rewrap|rotate-master-key`: one change of keys over hundreds of disks.
+//
+// Every disk is an event, one line of JSON on stdout, and the run is one more at its end. A run has a
+// name and a journal, so that it can be stopped, killed and repeated: what is done is skipped. The
+// journal is advice about disks, never about keys: whether a disk is done the disk itself tells.
+import { appendFile, mkdir, readFile } from 'node:fs/promises';
+import { homedir } from 'node:os';
+import { isAbsolute, join } from 'node:path';
+import { type Command, Option } from 'commander';
+import { ERROR_TABLE, type ErrorKind, fromSystem, PqblkError } from '../errors.js';
+import {
+  type ChangedKeyArea,
+  type Identity,
+  type KeyAreaEditor,
+  takeLock,
+  toHex,
+} from '../index.js';
+import { type InventoryFlags, inventory } from './inventory.js';
+import { openStore, parseCount, passphraseOf } from './options.js';
+import {
+  addRekeyOptions,
+  changeUnder,
+  type Keyring,
+  keyringOf,
+  type RekeyFlags,
+  type Rekeying,
+  warningsFor,
+  withPermitOf,
+} from './rekeying.js';
+import { editRewrap } from './rewrap.js';
+import { newRecipient } from './slot.js';
+import type { Terminal } from './terminal.js';
+
+interface FleetFlags extends RekeyFlags, InventoryFlags {
+  key: string;
+  jobs: number;
+  run?: string;
+}
+
+interface RewrapFlags extends FleetFlags {
+  to: string;
+  keepOld?: boolean;
+  rotateMasterKey?: boolean;
+}
+
+const RUN_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
+
+export function addFleet(program: Command, terminal: Terminal): void {
+  const fleet = program
+    .command('fleet')
+    .description('Change the keys of many disks: one event for each, one line of JSON.')
+    .addHelpText(
+      'after',
+      `
+Disks are files, patterns in quotes ('/srv/**/*.sealed'), directories (every sealed disk below), or lines
+of --list. Run it again until it fails no more: what is done is skipped. The exit code is that of the
+failures when all are of one kind, else 1; 7 when it was stopped.`,
+    );
+  addRewrap(fleet, terminal);
+  addRotate(fleet, terminal);
+}
+
+function addFleetOptions(command: Command): Command {
+  return addRekeyOptions(command)
+    .option('--list <file>', "disks, one on each line; '-' reads stdin")
+    .addOption(
+      new Option('--jobs <n>', 'disks at a time').argParser((text) => parseCount(text)).default(8),
+    );
+}
+
+function addRewrap(fleet: Command, terminal: Terminal): void {
+  const command = fleet
+    .command('rewrap <slot> [disks...]')
+    .description('Move a slot of every disk to a new key. Disks that have done so are skipped.')
+    .requiredOption('--to <name|file>', 'key that takes its place')
+    .option('--keep-old', 'let the former key open until the next rotation of the master key')
+    .option('--rotate-master-key', 'change the master key as well');
+  addFleetOptions(command).action(async (slot: string, disks: string[], flags: RewrapFlags) => {
+    const recipient = await newRecipient(flags.to, flags);
+    const rekeying: Rekeying = {
+      operation: 'rewrap',
+      edit: (editor) => editRewrap(editor, slot, recipient, flags),
+    };
+    await exclusively(flags, () => runFleet(terminal, disks, flags, () => rekeying));
+  });
+}
+
+function addRotate(fleet: Command, terminal: Terminal): void {
+  const command = fleet
+    .command('rotate-master-key [disks...]')
+    .description('Change the master key of every disk, once for each name of a run.')
+    .requiredOption('--run <name>', 'name of this rotation: the same name does not rotate twice');
+  addFleetOptions(command).action(async (disks: string[], flags: FleetFlags) => {
+    await exclusively(flags, async () => {
+      const journal = await Journal.open(flags.run as string, flags.dryRun === true);
+      await runFleet(terminal, disks, flags, (path) => ({
+        operation: 'rotate-master-key',
+        edit: async (editor) => {
+          if (await journal.mayRotate(path, editor)) editor.rotateMasterKey();
+        },
+      }));
+    });
+  });
+}
+
+/** One run at a time for each user: two would report each other's work as failures. */
+async function exclusively(flags: FleetFlags, work: () => Promise<void>): Promise<void> {
+  if (flags.dryRun) return await work();
+  const directory = join(stateDirectory(), 'fleet');
+  await mkdir(directory, { recursive: true, mode: 0o700 });
+  const release = await takeLock(join(directory, 'run'), 'begin a run');
+  try {
+    await work();
+  } finally {
+    await release();
+  }
+}
+
+// ---- the run ---------------------------------------------------------------------------------------
+
+interface Summary {
+  disks: number;
+  done: number;
+  skipped: number;
+  failed: number;
+  seconds: number;
+}
+
+async function runFleet(
+  terminal: Terminal,
+  names: readonly string[],
+  flags: FleetFlags,
+  rekeyingOf: (path: string) => Rekeying,
+): Promise<void> {
+  const started = performance.now();
+  const disks = await inventory(names, flags);
+  if (disks.length === 0) throw new PqblkError('usage', 'no disks: name some, or give a --list');
+  using keyring = await keyringOf(flags);
+  using identity = await unlockOnce(flags);
+  const kinds = new Set<ErrorKind>();
+  const summary: Summary = { disks: disks.length, done: 0, skipped: 0, failed: 0, seconds: 0 };
+  const say = (event: object) => terminal.line(JSON.stringify(event));
+  const waiting = disks[Symbol.iterator]();
+  const worker = async () => {
+    for (const path of waiting) {
+      if (terminal.signal.aborted) return;
+      try {
+        const changed = await changeOne(keyring, identity, path, flags, rekeyingOf(path));
+        summary[changed.changed ? 'done' : 'skipped'] += 1;
+        say(eventOf(path, changed));
+      } catch (thrown) {
+        const error = fromSystem(thrown, { path });
+        summary.failed += 1;
+        kinds.add(error.kind);
+        say({ event: 'failed', path, error: error.toJSON() });
+      }
+    }
+  };
+  await Promise.all(Array.from({ length: Math.max(1, flags.jobs) }, worker));
+  summary.seconds = Math.round(performance.now() - started) / 1000;
+  say({ event: 'summary', ...summary, dryRun: flags.dryRun === true });
+  requireComplete(summary, kinds, terminal.signal.aborted);
+}
+
+function requireComplete(summary: Summary, kinds: Set<ErrorKind>, stopped: boolean): void {
+  if (stopped) {
+    throw new PqblkError('interrupted', 'stopped: run it again to go on');
+  }
+  if (summary.failed === 0) return;
+  const [first] = kinds;
+  const kind = kinds.size === 1 && first !== undefined ? first : 'general';
+  throw new PqblkError(kind, `${summary.failed} of ${summary.disks} disks failed`, {
+    hint: `the events name them (${[...kinds].map((one) => ERROR_TABLE[one].code).join(', ')})`,
+  });
+}
+
+/** One key for all disks, so that its passphrase is asked for once. */
+async function unlockOnce(flags: FleetFlags): Promise<Identity> {
+  const reference = [flags.key ?? []].flat()[0];
+  if (reference === undefined) {
+    throw new PqblkError('usage', 'name the key that opens the disks with --key');
+  }
+  const store = openStore(flags);
+  using passphrase = await passphraseOf(store, reference, flags);
+  return await store.unlock(reference, passphrase);
+}
+
+async function changeOne(
+  keyring: Keyring,
+  identity: Identity,
+  path: string,
+  flags: FleetFlags,
+  rekeying: Rekeying,
+): Promise<ChangedKeyArea> {
+  return await withPermitOf(keyring, identity, path, flags, (permit) =>
+    changeUnder(permit, rekeying),
+  );
+}
+
+function eventOf(path: string, changed: ChangedKeyArea): object {
+  const { volumeUuid, before, after, completed, dryRun } = changed;
+  const say = ({ generation, vmkCheck, slots }: typeof before) => ({
+    generation,
+    vmkCheck,
+    keys: slots.filter((slot) => slot.state !== 'revoked').map((slot) => slot.fingerprint),
+  });
+  return {
+    event: changed.changed ? (dryRun ? 'planned' : 'done') : 'skipped',
+    path,
+    volumeUuid,
+    ...(completed && { completed }),
+    before: say(before),
+    ...(changed.changed && { after: say(after) }),
+    warnings: warningsFor(changed),
+  };
+}
+
+// ---- the journal of a rotation -----------------------------------------------------------------------
+
+/** Which master key each disk had when a run began with it: a disk that has it still is not done. */
+class Journal {
+  readonly #path: string;
+  readonly #dryRun: boolean;
+  readonly #from = new Map<string, string>();
+
+  private constructor(path: string, dryRun: boolean) {
+    this.#path = path;
+    this.#dryRun = dryRun;
+  }
+
+  /** Kinds `usage`, `corrupt`. */
+  static async open(run: string, dryRun: boolean): Promise<Journal> {
+    if (!RUN_NAME.test(run)) {
+      throw new PqblkError(
+        'usage',
+        `${JSON.stringify(run)} is no name of a run: use letters, digits, . _ -`,
+      );
+    }
+    const journal = new Journal(join(stateDirectory(), 'fleet', `${run}.journal`), dryRun);
+    await journal.#read();
+    return journal;
+  }
+
+  /** False for a disk that this run has rotated. */
+  async mayRotate(path: string, editor: KeyAreaEditor): Promise<boolean> {
+    const check = toHex(editor.observed.vmkCheck);
+    const volume = `${path} ${toHex(editor.observed.volumeUuid)}`;
+    const from = this.#from.get(volume);
+    if (from !== undefined) return from === check;
+    this.#from.set(volume, check);
+    if (!this.#dryRun) await appendFile(this.#path, `${JSON.stringify({ volume, from: check })}\n`);
+    return true;
+  }
+
+  async #read(): Promise<void> {
+    let text = '';
+    try {
+      text = await readFile(this.#path, 'utf8');
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') {
+        throw fromSystem(error, { path: this.#path, operation: 'read journal' });
+      }
+    }
+    for (const line of text.slice(0, text.lastIndexOf('\n') + 1).split('\n')) {
+      if (line === '') continue;
+      const { volume, from } = parseLine(line, this.#path);
+      this.#from.set(volume, from);
+    }
+  }
+}
+
+function parseLine(line: string, path: string): { volume: string; from: string } {
+  try {
+    const { volume, from } = JSON.parse(line) as Record<string, unknown>;
+    if (typeof volume === 'string' && typeof from === 'string') return { volume, from };
+  } catch {
+    // said below
+  }
+  throw new PqblkError('corrupt', 'the journal of this run is damaged', { path });
+}
+
+/** $XDG_STATE_HOME/pqblk, else ~/.local/state/pqblk. */
+function stateDirectory(): string {
+  const state = process.env.XDG_STATE_HOME;
+  const base =
+    state && isAbsolute(state) ? state : join(process.env.HOME || homedir(), '.local', 'state');
+  return join(base, 'pqblk');
+}

@@ -1,0 +1,227 @@
+// `pqblk fleet` and `pqblk report`: one change over many disks, stopped, killed, repeated, with disks among
+// them that cannot be changed; and what a report finds.
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { hostname } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, beforeAll, expect, it } from 'vitest';
+import { openDisk } from '../../src/index.js';
+import { KeyStore } from '../../src/keys/index.js';
+import { ROOT } from './examples.js';
+import { exitCode, MAIN, pqblk, pqblkJson, scratch } from './helpers.js';
+
+const dir = scratch();
+const at = (name: string) => join(dir, name);
+const store = ['--store', at('keys')];
+const state = process.env.XDG_STATE_HOME;
+const COUNT = 8;
+
+interface Event {
+  readonly event: string;
+  readonly path: string;
+  readonly before?: { vmkCheck: string; keys: string[] };
+  readonly after?: { vmkCheck: string; keys: string[] };
+  readonly error?: { code: string };
+  readonly done: number;
+  readonly skipped: number;
+  readonly failed: number;
+}
+
+beforeAll(async () => {
+  process.env.XDG_STATE_HOME = at('state');
+  for (const name of ['ops', 'old', 'new']) {
+    await pqblk('key', 'gen', name, '--no-passphrase', ...store);
+  }
+});
+afterAll(() => {
+  if (state === undefined) delete process.env.XDG_STATE_HOME;
+  else process.env.XDG_STATE_HOME = state;
+});
+
+let made = 0;
+/** A directory with disks in directories, and a file that is none. */
+async function fleet(): Promise<string> {
+  made += 1;
+  const top = at(`fleet-${made}`);
+  mkdirSync(join(top, 'deep', 'er'), { recursive: true });
+  writeFileSync(join(top, 'notes.txt'), 'not a disk\n');
+  for (let index = 0; index < COUNT; index += 1) {
+    const path = join(top, index % 2 ? 'deep' : 'deep/er', `${index}.sealed`);
+    const keys = ['--key', 'ops', '--key', 'old', '--cluster-size', '4k', '--log-size', '256k'];
+    await pqblkJson('create', path, '1M', ...keys, ...store);
+  }
+  return top;
+}
+
+const eventsOf = (stdout: string) =>
+  stdout
+    .trim()
+    .split('\n')
+    .map((line) => JSON.parse(line) as Event);
+
+async function run(...argv: string[]): Promise<{ code: number; events: Event[]; summary: Event }> {
+  const { code, stdout, stderr } = await pqblk('fleet', ...argv, '--key', 'ops', ...store);
+  if (stdout === '') throw new Error(stderr);
+  const events = eventsOf(stdout);
+  return { code, events: events.slice(0, -1), summary: events.at(-1) as Event };
+}
+
+const opens = async (path: string, key: string) =>
+  (await pqblk('slot', 'test', path, '--key', key, ...store)).code;
+
+it('moves a slot of every disk below a directory, once', async () => {
+  const top = await fleet();
+  const argv = ['rewrap', 'old', '--to', 'new', top];
+  const planned = await run(...argv, '--dry-run');
+  expect(planned.events.map(({ event }) => event)).toEqual(Array(COUNT).fill('planned'));
+  const { fingerprint } = await pqblkJson<{ fingerprint: string }>('key', 'show', 'new', ...store);
+  expect(planned.events[0]?.before?.keys).not.toContain(fingerprint);
+  expect(planned.events[0]?.after?.keys).toContain(fingerprint);
+  const done = await run(...argv);
+  expect([done.code, done.summary]).toMatchObject([0, { done: COUNT, skipped: 0, failed: 0 }]);
+  expect(await opens(join(top, 'deep/1.sealed'), 'new')).toBe(0);
+  expect(await opens(join(top, 'deep/er/0.sealed'), 'old')).toBe(exitCode('no_slot'));
+  const again = await run(...argv);
+  expect(again.summary).toMatchObject({ event: 'summary', done: 0, skipped: COUNT });
+});
+
+it('rotates each master key once for each name of a run, by pattern and by list', async () => {
+  const top = await fleet();
+  const first = await run(
+    'rotate-master-key',
+    '--run',
+    `q1-${made}`,
+    join(top, 'deep', '*.sealed'),
+  );
+  expect(first.summary).toMatchObject({ done: COUNT / 2, failed: 0 });
+  const all = await run('rotate-master-key', '--run', `q1-${made}`, join(top, '**', '?*.sealed'));
+  expect(all.summary).toMatchObject({ done: COUNT / 2, skipped: COUNT / 2 });
+  const list = all.events.map(({ path }) => path).join('\n');
+  writeFileSync(at('list'), `# all of them\n${list}\n`);
+  const named = ['rotate-master-key', '--run', `q2-${made}`, '--list', at('list')];
+  const other = await run(...named);
+  expect(other.summary).toMatchObject({ done: COUNT });
+  const check = new Map(all.events.map(({ path, after }) => [path, after?.vmkCheck]));
+  for (const { path, before, after } of other.events) {
+    if (check.get(path)) expect(before?.vmkCheck).toBe(check.get(path));
+    expect(after?.vmkCheck).not.toBe(before?.vmkCheck);
+  }
+});
+
+it('goes on after a disk that cannot be changed, and says which kind it was', async () => {
+  const top = await fleet();
+  const damaged = join(top, 'deep/3.sealed');
+  const bytes = readFileSync(damaged);
+  for (let found = bytes.indexOf('PQBLKKEY'); found >= 0; found = bytes.indexOf('PQBLKKEY')) {
+    bytes.fill(0, found, found + 8);
+  }
+  writeFileSync(damaged, bytes);
+  const argv = ['rewrap', 'old', '--to', 'new', top];
+  const one = await run(...argv);
+  expect(one.code).toBe(exitCode('key_area_damaged'));
+  expect(one.summary).toMatchObject({ done: COUNT - 1, failed: 1 });
+  expect(one.events.find(({ event }) => event === 'failed')).toMatchObject({
+    path: damaged,
+    error: { code: 'PQBLK_KEY_AREA_DAMAGED' },
+  });
+  const two = await run(...argv, join(top, 'notes.txt'), join(top, 'gone.sealed'));
+  expect(two.code).toBe(exitCode('general'));
+  expect(two.summary).toMatchObject({ skipped: COUNT - 1, failed: 3 });
+  using identity = await new KeyStore(at('keys')).unlock('ops');
+  const served = join(top, 'deep/1.sealed');
+  const disk = await openDisk(served, { format: 'sealed', identity });
+  const busy = await run('rewrap', 'new', '--to', 'old', served);
+  await disk.close();
+  expect(busy.code).toBe(exitCode('locked'));
+});
+
+it('killed in the middle, completes when it is run again', async () => {
+  const top = await fleet();
+  const argv = ['fleet', 'rotate-master-key', '--run', `killed-${made}`, '--jobs', '2', top];
+  const child = spawn(process.execPath, [MAIN, ...argv, '--key', 'ops', ...store], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+  });
+  let seen = '';
+  child.stdout.on('data', (data) => {
+    seen += data;
+    if (seen.split('\n').length > 3) child.kill('SIGKILL');
+  });
+  await once(child, 'close');
+  const before = new Map(
+    eventsOf(seen.slice(0, seen.lastIndexOf('\n'))).map(({ path, after }) => [path, after]),
+  );
+  const again = await run(...argv.slice(1));
+  expect(again.code).toBe(0);
+  expect(again.events).toHaveLength(COUNT);
+  for (const { path, event } of again.events) {
+    if (before.has(path)) expect([path, event]).toEqual([path, 'skipped']);
+    expect([await opens(path, 'ops'), await opens(path, 'old')]).toEqual([0, 0]);
+  }
+  const third = await run(...argv.slice(1));
+  expect(third.summary).toMatchObject({ done: 0, skipped: COUNT });
+});
+
+it('is one run at a time, and refuses what makes no sense', async () => {
+  const top = await fleet();
+  const path = join(top, 'deep/1.sealed');
+  mkdirSync(at('state/pqblk/fleet'), { recursive: true });
+  const lock = at('state/pqblk/fleet/run.lock');
+  writeFileSync(lock, `${hostname()} ${process.pid}\n`);
+  const argv = ['rewrap', 'old', '--to', 'new', path];
+  const locked = await pqblk('fleet', ...argv, '--key', 'ops', ...store);
+  expect([locked.code, locked.stderr]).toEqual([
+    exitCode('locked'),
+    expect.stringContaining(String(process.pid)),
+  ]);
+  writeFileSync(lock, 'elsewhere.example 1\n');
+  expect((await pqblk('fleet', ...argv, '--key', 'ops', ...store)).code).toBe(exitCode('locked'));
+  writeFileSync(lock, `${hostname()} 4194303\n`); // of a process that died
+  expect((await run(...argv)).summary).toMatchObject({ done: 1 });
+  const usage = [
+    ['rewrap', 'old', '--to', 'new', path],
+    ['rewrap', 'old', '--to', 'new', '--key', 'ops'],
+    ['rotate-master-key', '--key', 'ops', path],
+    ['rotate-master-key', '--run', '../x', '--key', 'ops', path],
+  ];
+  for (const wrong of usage) {
+    expect((await pqblk('fleet', ...wrong, ...store)).code).toBe(exitCode('usage'));
+  }
+});
+
+it('scripts/rekey-fleet is the same command', () => {
+  const script = join(ROOT, 'scripts', 'rekey-fleet');
+  const { status, stdout } = spawnSync(script, ['--help'], { encoding: 'utf8' });
+  expect([status, stdout]).toEqual([0, expect.stringContaining('rotate-master-key')]);
+});
+
+it('a report names stale, expiring, expired and policy-breaking keys, and what it cannot read', async () => {
+  const top = await fleet();
+  const clean = await pqblk('report', top);
+  expect([clean.code, clean.stderr]).toEqual([
+    0,
+    expect.stringContaining(`${COUNT} disks, 0 with findings`),
+  ]);
+  const path = join(top, 'deep/1.sealed');
+  const soon = new Date(Date.now() + 5 * 86_400_000).toISOString().slice(0, 10);
+  const add = ['slot', 'add', path, 'new', '--key', 'ops', ...store];
+  await pqblkJson(...(add as [string]), '--not-after', soon);
+  const kinds = async (...argv: string[]) => {
+    const { code, stdout } = await pqblk('report', top, '--json', ...argv);
+    const { disks } = JSON.parse(stdout) as { disks: { findings: { kind: string }[] }[] };
+    return [code, disks.flatMap(({ findings }) => findings.map(({ kind }) => kind)).sort()];
+  };
+  expect(await kinds()).toEqual([0, ['expiring']]);
+  expect(await kinds('--expiring', '2')).toEqual([0, []]);
+  const [code, stale] = await kinds('--stale', '0', '--expiring', '0');
+  expect([code, (stale as string[]).length]).toEqual([0, 2 * COUNT + 1]);
+  writeFileSync(at('policy.json'), '{"version": 1, "minimumSlots": 3}');
+  const broken = await kinds('--policy', at('policy.json'), '--expiring', '0');
+  expect(broken).toEqual([exitCode('policy'), Array(COUNT - 1).fill('policy')]);
+  copyFileSync(join(top, 'notes.txt'), join(top, 'x.sealed'));
+  const named = await pqblk('report', join(top, '*.sealed'));
+  expect([named.code, named.stdout]).toEqual([
+    exitCode('io_error'),
+    expect.stringContaining('unreadable'),
+  ]);
+});
