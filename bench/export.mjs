@@ -15,6 +15,7 @@ import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { pipeline } from 'node:stream/promises';
 import { fileURLToPath } from 'node:url';
+import { parseArgs } from 'node:util';
 import { directIoWorks } from '../scripts/demo/bench.mjs';
 import { commandLine } from '../scripts/demo/pqblk.mjs';
 import { workplace } from '../scripts/demo/processes.mjs';
@@ -26,10 +27,20 @@ const MiB = 2 ** 20;
 const SIZE = 1024 * MiB;
 const QUEUES = 2;
 const MANY = 64;
-const quick = process.argv.includes('--quick');
+const { quick, json: resultFile } = readArguments();
 const ROUNDS = quick ? 3 : 5;
 const SECONDS = quick ? 1 : 3;
 const IDLE_MS = quick ? 4_000 : 10_000;
+
+function readArguments() {
+  const options = { quick: { type: 'boolean' }, json: { type: 'string' } };
+  try {
+    return parseArgs({ options }).values;
+  } catch (error) {
+    console.error(`bench: ${error.message}\nusage: bench/export.mjs [--quick] [--json FILE]`);
+    process.exit(2);
+  }
+}
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const dir = workplace('pqblk-bench-');
@@ -213,11 +224,10 @@ const idle = await idleCpu(frontEnd, servers);
 const memory = await manyQueues(frontEnd, direct, servers);
 const wanted = targets(results, idle, memory);
 print(results, wanted);
-const place = process.argv.indexOf('--json');
-if (place > 0) {
+if (resultFile !== undefined) {
   const machine = { cpu: cpus()[0].model, cores: availableParallelism(), direct };
   const settings = { rounds: ROUNDS, seconds: SECONDS, bytes: SIZE };
   const all = { machine, settings, iops: Object.fromEntries(results), idle, memory, wanted };
-  writeFileSync(process.argv[place + 1], `${JSON.stringify(all, undefined, 2)}\n`);
+  writeFileSync(resultFile, `${JSON.stringify(all, undefined, 2)}\n`);
 }
 process.exit(0);
