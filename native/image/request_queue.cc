@@ -63,6 +63,7 @@ bool RequestQueue::submit(Request* first) {
   Request* head = inbox_.load(std::memory_order_relaxed);
   do {
     if (head == shut_mark()) {
+      first->next = nullptr;  // an attempt that failed has led it to somebody else's
       for (Request* r = newest; r != nullptr;) {  // give the list back as it came
         Request* older = r->next;
         r->next = r == newest ? nullptr : newest;

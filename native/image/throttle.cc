@@ -6,6 +6,7 @@ namespace pqblk::image {
 namespace {
 
 constexpr double kNsPerSecond = 1e9;
+constexpr double kDebtMaxNs = 24 * 3600 * kNsPerSecond;  // nothing waits longer
 
 }  // namespace
 
@@ -71,7 +72,8 @@ std::uint64_t Throttle::reserve(std::uint64_t bytes, std::uint64_t now_ns) {
     if (bucket->ns_each == 0) continue;
     bucket->refill(now);
     due = std::max(due, bucket->next_ns);
-    bucket->next_ns += bucket->ns_each * (bucket == &bytes_ ? static_cast<double>(bytes) : 1.0);
+    const double cost = bucket->ns_each * (bucket == &bytes_ ? static_cast<double>(bytes) : 1.0);
+    bucket->next_ns = std::min(bucket->next_ns + cost, now + kDebtMaxNs);
   }
   return base_ns_ + static_cast<std::uint64_t>(due);
 }

@@ -82,6 +82,8 @@ const DISK = {
   store: path,
   passphraseFile: path,
   passphraseEnv: text,
+  pinFile: path,
+  recoveryCode: path,
   allowRollback: flag,
   confirmVmk: text,
   policy: path,

@@ -57,6 +57,13 @@ TEST_CASE("throttle: bytes; what is too large for the burst goes and is paid off
   CHECK(count <= 1600 + 17);
 }
 
+TEST_CASE("throttle: no debt is longer than a day, whatever was asked for") {
+  Throttle throttle;
+  throttle.set({.bps_max = 1}, kStart);
+  for (int i = 0; i < 10; ++i) throttle.reserve(~std::uint64_t{0}, kStart);
+  CHECK(throttle.reserve(0, kStart) == kStart + 24 * 3600 * kSecond);
+}
+
 TEST_CASE("throttle: the stricter of two limits holds, requests without bytes count as requests") {
   Throttle throttle;
   throttle.set({.iops_max = 1000, .bps_max = 4 * kMiB}, kStart);
