@@ -2,8 +2,8 @@
 //
 // Results go to stdout, everything else to stderr, so that stdout can be piped. Colours and bars
 // appear on a terminal only; NO_COLOR is respected. Tests hand in their own streams.
+import { createRequire } from 'node:module';
 import { styleText } from 'node:util';
-import { Presets, SingleBar } from 'cli-progress';
 import { formatSize } from './sizes.js';
 
 /** What is needed of process.stdout and process.stderr. */
@@ -27,6 +27,8 @@ export interface Progress {
   update(done: number, total: number): void;
   stop(): void;
 }
+
+const require = createRequire(import.meta.url);
 
 const BAR_UPDATES_PER_SECOND = 10;
 
@@ -93,6 +95,8 @@ export class Terminal {
   /** A bar of bytes, or of steps that mean nothing to people. */
   progress(label: string, unit: 'bytes' | 'steps' = 'bytes'): Progress {
     if (this.#streams.stderr.isTTY !== true) return { update: () => {}, stop: () => {} };
+    // Most runs show no bar: they shall not wait for it to be loaded.
+    const { Presets, SingleBar } = require('cli-progress') as typeof import('cli-progress');
     const bar = new SingleBar(
       {
         format: `${label} {bar} {percentage}%${unit === 'bytes' ? '  {done} of {all}' : ''}  {eta_formatted} left`,
