@@ -48,12 +48,20 @@ export function exampleEnvironment(dir: string, more: NodeJS.ProcessEnv = {}): N
   };
 }
 
-/** Runs one example; the test fails unless it ends well. */
+/** An example that waits for a server waits for ever when the server does not start. */
+const EXAMPLE_MS_MAX = 120_000;
+
+/** Runs one example; the test fails unless it ends well, and in time. */
 export function runExample(dir: string, env: NodeJS.ProcessEnv, example: Example): void {
   const { language, text, index } = example;
   const script = join(dir, `example-${index}.${language === 'js' ? 'mjs' : 'sh'}`);
   writeFileSync(script, text);
   const [file, args] = language === 'js' ? [process.execPath, [script]] : ['sh', ['-eu', script]];
-  const { status, stdout, stderr } = spawnSync(file, args, { cwd: dir, env, encoding: 'utf8' });
+  const { status, stdout, stderr } = spawnSync(file, args, {
+    cwd: dir,
+    env,
+    encoding: 'utf8',
+    timeout: EXAMPLE_MS_MAX,
+  });
   expect({ status, stderr, stdout }).toMatchObject({ status: 0 });
 }
