@@ -20,74 +20,18 @@
 #include <string>
 #include <thread>
 
+#include "bench_disk.h"
 #include "export/vhost_user.h"
 #include "export/vhost_user_client.h"
-#include "image/bench.h"
-#include "image/disk.h"
-#include "image/disk_create.h"
 #include "image/latency.h"
-#include "sealed/layout.h"
 
 using namespace pqblk;  // NOLINT
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using Options = std::map<std::string, std::string>;
-
-[[noreturn]] void die(const std::string& why) {
-  std::fprintf(stderr, "bench_vhost: %s\n", why.c_str());
-  std::exit(1);
-}
-
-sealed::VolumeKeys bench_keys() {
-  const std::array<std::uint8_t, 32> zeros{};
-  sealed::VolumeKeys keys;
-  keys.integrity = std::move(*crypto::SecretKey::copy_of(zeros));
-  keys.data.push_back({1, std::move(*crypto::SecretKey::copy_of(zeros))});
-  keys.current_epoch = 1;
-  return keys;
-}
-
-image::Format format_of(const std::string& name) {
-  if (name == "raw") return image::Format::raw;
-  if (name == "qcow2") return image::Format::qcow2;
-  if (name == "sealed") return image::Format::sealed;
-  die("expected raw, qcow2 or sealed, found " + name);
-}
-
-std::unique_ptr<image::Disk> open_disk(const std::string& path, image::Format format, Options& o) {
-  const std::uint64_t size = std::stoull(o["size"]);
-  if (o.count("create") != 0) {
-    image::CreateSpec spec;
-    spec.path = path;
-    spec.format = format;
-    spec.size = size;
-    spec.overwrite = true;
-    if (format == image::Format::sealed) {
-      spec.keys = bench_keys();
-      spec.key_area.resize(sealed::kKeyAreaBytes);
-    }
-    if (Error e = image::create_disk(spec)) die(e.to_string());
-  }
-  image::OpenOptions options;
-  options.path = path;
-  options.format = format;
-  options.cache = o["direct"] == "1" ? image::Cache::none : image::Cache::writeback;
-  options.queues = static_cast<std::uint32_t>(std::stoul(o["queues"]));
-  if (format == image::Format::sealed) options.keys = bench_keys();
-  auto disk = image::Disk::open(std::move(options));
-  if (!disk) die(disk.error().to_string());
-  if (o.count("fill") != 0) {
-    image::BenchSpec fill;
-    fill.pattern = image::Pattern::write;
-    fill.block_size = kMiB;
-    fill.iodepth = 4;
-    fill.size = size;
-    if (auto filled = image::run_bench(**disk, fill); !filled) die(filled.error().to_string());
-  }
-  return std::move(*disk);
-}
+using Options = test::BenchOptions;
+using test::bench_die;
 
 struct RingResult {
   std::uint64_t ops = 0, errors = 0;
@@ -149,7 +93,7 @@ void measure(const std::string& socket, std::uint32_t rings, Options& o) {
   options.ring.event_idx = o["event_idx"] == "1";
   while (options.ring.size < 4 * options.depth) options.ring.size *= 2;
   exports::test::FrontEnd guest(options);
-  if (const std::string why = guest.connect(socket); !why.empty()) die(why);
+  if (const std::string why = guest.connect(socket); !why.empty()) bench_die(why);
   std::vector<RingResult> results(rings);
   std::vector<std::thread> threads;
   for (std::uint32_t r = 0; r < rings; ++r) {
@@ -159,7 +103,7 @@ void measure(const std::string& socket, std::uint32_t rings, Options& o) {
   double sum = 0;
   image::LatencyHistogram latency;
   for (const RingResult& result : results) {
-    if (result.errors != 0) die(std::to_string(result.errors) + " requests failed");
+    if (result.errors != 0) bench_die(std::to_string(result.errors) + " requests failed");
     sum += static_cast<double>(result.ops) / result.seconds;
     latency.merge(result.latency);
   }
@@ -182,30 +126,35 @@ void measure(const std::string& socket, std::uint32_t rings, Options& o) {
 int main(int argc, char** argv) {
   if (argc < 4) return 2;
   const std::string path = argv[1], what = argv[2];
-  Options o{{"bs", "4096"},   {"depth", "32"},    {"queues", "1"}, {"size", "1073741824"},
-            {"ms", "3000"},   {"direct", "0"},    {"packed", "0"}, {"indirect", "0"},
-            {"wait", "poll"}, {"event_idx", "1"}, {"stay", "0"},   {"pattern", argv[3]}};
-  for (int i = 4; i < argc; ++i) {
-    const std::string text = argv[i];
-    const std::size_t at = text.find('=');
-    o[text.substr(0, at)] = at == std::string::npos ? "1" : text.substr(at + 1);
-  }
+  Options o = test::bench_options(argc, argv, 4,
+                                  {{"bs", "4096"},
+                                   {"depth", "32"},
+                                   {"queues", "1"},
+                                   {"size", "1073741824"},
+                                   {"ms", "3000"},
+                                   {"direct", "0"},
+                                   {"packed", "0"},
+                                   {"indirect", "0"},
+                                   {"wait", "poll"},
+                                   {"event_idx", "1"},
+                                   {"stay", "0"},
+                                   {"pattern", argv[3]}});
   const auto rings =
       static_cast<std::uint32_t>(std::stoul(o.count("rings") != 0 ? o["rings"] : o["queues"]));
   if (what == "attach") {
     measure(path, rings, o);
     return 0;
   }
-  auto disk = open_disk(path, format_of(what), o);
+  auto disk = test::bench_disk(path, test::bench_format(what), o);
   exports::VhostUserOptions options;
   options.path = "/tmp/bench-vhost-" + std::to_string(::getpid());
   options.queues = rings;
   options.log = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); };
   const std::string socket = options.path;
   auto server = exports::VhostUserServer::start(*disk, std::move(options));
-  if (!server) die(server.error().to_string());
+  if (!server) bench_die(server.error().to_string());
   measure(socket, rings, o);
   (*server)->stop();
-  if (Error e = disk->close()) die(e.to_string());
+  if (Error e = disk->close()) bench_die(e.to_string());
   return 0;
 }
