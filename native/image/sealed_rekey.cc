@@ -26,7 +26,9 @@ struct SealedBackend::RekeyRun {
 Task<Error> SealedBackend::change_key_area(QueueContext& q, const KeyAreaChange& change) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
   if (log_->failed()) co_return log_->error();
-  co_return co_await sealed::replace_key_area(q.io, file_, change);
+  Error e = co_await sealed::replace_key_area(q.io, file_, change);
+  if (e.kind() == Kind::io_error) log_->fail(e);  // a sync of its own: see Log::sync
+  co_return e;
 }
 
 Task<Error> SealedBackend::begin_epoch(QueueContext& q, DataKey key) {

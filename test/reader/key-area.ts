@@ -103,6 +103,17 @@ export function openBlob(blob: Uint8Array, uuid: Uint8Array, secretKey: Uint8Arr
   return parseTable(plain, [le32(blob, 40), le32(blob, 44)]);
 }
 
+/** The volume master key and the shared secret that leads to it, for tests of what is left of them. */
+export function openVmk(
+  blob: Uint8Array,
+  uuid: Uint8Array,
+  secretKey: Uint8Array,
+): { vmk: Uint8Array; sharedSecret: Uint8Array } {
+  const vmk = openOwnSlot(blob, le16(blob, 12), uuid, secretKey);
+  const sharedSecret = ml_kem768.decapsulate(blob.subarray(PAGE + 2112, PAGE + 3200), secretKey);
+  return { vmk, sharedSecret };
+}
+
 function gcmOpen(key: Uint8Array, nonce: Uint8Array, aad: Uint8Array, sealed: Uint8Array) {
   try {
     return gcm(key, nonce, aad).decrypt(sealed);
