@@ -6,14 +6,16 @@ const [dist, path, directory, passphraseFile] = process.argv.slice(2);
 const { KeyStore, openDisk, readPassphrase } = await import(dist);
 
 async function use() {
-  const source = { from: 'file', path: passphraseFile };
-  using passphrase = await readPassphrase(source);
-  using identity = await new KeyStore(directory).unlock('alice', passphrase);
-  await using disk = await openDisk(path, { format: 'sealed', identity });
+  const passphrase = await readPassphrase({ from: 'file', path: passphraseFile });
+  const identity = await new KeyStore(directory).unlock('alice', passphrase);
+  passphrase.wipe();
+  const disk = await openDisk(path, { format: 'sealed', identity });
+  identity[Symbol.dispose]();
   await disk.write(Buffer.alloc(65_536, 1), 0);
   await disk.read(Buffer.alloc(65_536), 0);
   await disk.flush();
   await say('open');
+  await disk.close();
 }
 
 async function say(word) {
