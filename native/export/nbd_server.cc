@@ -151,10 +151,11 @@ Task<void> Server::Impl::accept_clients(Listener& listener) {
       take(fd);
     } else if (errno == EAGAIN) {
       static_cast<void>(co_await thread->queue().poll(listener.fd(), POLLIN));
-    } else if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
-      co_await thread->queue().sleep(kRetryNs);
-    } else if (errno != EINTR && errno != ECONNABORTED) {
+    } else if (errno == EBADF || errno == EINVAL || errno == ENOTSOCK) {
       break;  // closing shut the socket down
+    } else if (errno != EINTR && errno != ECONNABORTED) {
+      // Out of descriptors or memory, or what the network did to that client (accept(2)).
+      co_await thread->queue().sleep(kRetryNs);
     }
   }
   leave();
@@ -165,8 +166,8 @@ void Server::Impl::take(int fd) {
   {
     std::lock_guard guard(inner);
     ++totals.accepted;
-    room = !closing && connections.size() + negotiating < options.clients_max &&
-           negotiating < kNegotiatingMax;
+    // Those who have not shown yet that they may come in keep nobody out who has.
+    room = !closing && connections.size() < options.clients_max && negotiating < kNegotiatingMax;
     if (room) {
       ++negotiating;
       ++coroutines;
@@ -276,6 +277,14 @@ Task<Error> Server::Impl::wait_for(Stream& stream, Stream::State state) {
 
 void Server::Impl::hand_over(Handshake& handshake, const Agreement& agreement,
                              std::span<const std::uint8_t> early) {
+  {
+    std::lock_guard guard(inner);
+    if (connections.size() >= options.clients_max) {  // others were through sooner
+      --negotiating;
+      ++totals.refused_clients;
+      return;
+    }
+  }
   const std::uint32_t queue = next_queue++ % facts.queues;
   auto made = std::make_unique<Connection>(*this, disk, queue, std::move(handshake.stream),
                                            agreement, facts.cluster_size != 0, early);
@@ -349,7 +358,9 @@ Result<std::unique_ptr<Server>> Server::start(image::Disk& disk, ServerOptions o
   std::unique_ptr<Server> self(new Server(std::make_unique<Impl>(disk, std::move(options))));
   Impl& impl = *self->impl_;
   if (impl.options.tls.wanted()) {
-    auto context = TlsContext::load(impl.options.tls);
+    TlsOptions tls = impl.options.tls;
+    tls.any_client = impl.options.insecure;
+    auto context = TlsContext::load(tls);
     if (!context) return context.take_error();
     impl.tls = std::move(*context);
   }

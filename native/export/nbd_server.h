@@ -27,7 +27,7 @@ struct ServerOptions {
   std::string tcp_host;        // name or address
   std::uint16_t tcp_port = 0;  // 0: any
   TlsOptions tls;              // with it, a client that does not start TLS is refused
-  bool insecure = false;       // TCP without TLS
+  bool insecure = false;       // TCP without TLS, or TLS for clients that need no certificate
   std::string export_name;     // "" is always accepted
   std::string description;
   std::uint32_t clients_max = 32;

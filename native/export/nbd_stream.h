@@ -21,9 +21,10 @@ namespace pqblk::exports::nbd {
 struct TlsOptions {
   // Lines `name:hex`, as GnuTLS's psktool writes them. Symmetric keys: safe from quantum computers.
   std::string psk_file;
-  // server-cert.pem and server-key.pem; with ca-cert.pem, clients must show a certificate that it
-  // signed, which ca-crl.pem must not revoke.
+  // server-cert.pem, server-key.pem and ca-cert.pem: clients must show a certificate that it
+  // signed, which ca-crl.pem (if there is one) must not revoke.
   std::string certificates;
+  bool any_client = false;  // without ca-cert.pem: clients need none
 
   bool wanted() const { return !psk_file.empty() || !certificates.empty(); }
 };
@@ -41,7 +42,7 @@ class TlsContext {
   friend unsigned find_psk(ssl_st*, const char*, unsigned char*, unsigned);
   struct Keys;
   TlsContext();
-  Error load_certificates(const std::string& directory);
+  Error load_certificates(const std::string& directory, bool any_client);
 
   ssl_ctx_st* context_ = nullptr;
   std::unique_ptr<Keys> keys_;

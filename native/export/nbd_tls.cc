@@ -134,6 +134,14 @@ TlsContext::~TlsContext() {
   if (context_ != nullptr) SSL_CTX_free(context_);
 }
 
+namespace {
+// Also a link that leads nowhere: what cannot be read is never taken for what is not wanted.
+bool is_there(const std::string& path) {
+  struct stat status {};
+  return ::lstat(path.c_str(), &status) == 0;
+}
+}  // namespace
+
 Result<std::shared_ptr<TlsContext>> TlsContext::load(const TlsOptions& options) {
   std::shared_ptr<TlsContext> self(new TlsContext);
   self->context_ = SSL_CTX_new(TLS_server_method());
@@ -156,7 +164,7 @@ Result<std::shared_ptr<TlsContext>> TlsContext::load(const TlsOptions& options) 
     ciphers = kPskCiphers;
   }
   if (!options.certificates.empty()) {
-    if (Error e = self->load_certificates(options.certificates)) return e;
+    if (Error e = self->load_certificates(options.certificates, options.any_client)) return e;
     ciphers += (ciphers.empty() ? "" : ":") + std::string(kCertificateCiphers);
   }
   if (SSL_CTX_set_cipher_list(context, ciphers.c_str()) != 1) {
@@ -165,15 +173,25 @@ Result<std::shared_ptr<TlsContext>> TlsContext::load(const TlsOptions& options) 
   return self;
 }
 
-Error TlsContext::load_certificates(const std::string& directory) {
+Error TlsContext::load_certificates(const std::string& directory, bool any_client) {
   const std::string certificate = directory + "/server-cert.pem";
   const std::string key = directory + "/server-key.pem";
   const std::string authority = directory + "/ca-cert.pem";
   const std::string revoked = directory + "/ca-crl.pem";
-  for (const std::string& path : {certificate, key}) {
-    if (::access(path.c_str(), R_OK) != 0) {
-      return Error::from_errno(errno, "read the TLS certificate", path);
+  std::vector<std::string> needed{certificate, key};
+  // Without an authority whoever reaches the server is let in: only where somebody said so.
+  if (!any_client || is_there(authority)) needed.push_back(authority);
+  if (is_there(revoked)) needed.push_back(revoked);
+  for (const std::string& path : needed) {
+    if (::access(path.c_str(), R_OK) == 0) continue;
+    const int err = errno;
+    if (path == authority && err == ENOENT && !is_there(authority)) {
+      return Error(Kind::invalid_argument,
+                   "no certificate of the authority that signs clients' certificates: without it "
+                   "whoever reaches the server has the disk, which --insecure would allow")
+          .in(authority);
     }
+    return Error::from_errno(err, "read the TLS certificate", path);
   }
   if (SSL_CTX_use_certificate_chain_file(context_, certificate.c_str()) != 1) {
     return openssl_error("not a certificate in PEM", certificate);
@@ -182,12 +200,12 @@ Error TlsContext::load_certificates(const std::string& directory) {
       SSL_CTX_check_private_key(context_) != 1) {
     return openssl_error("not the certificate's private key in PEM", key);
   }
-  if (::access(authority.c_str(), F_OK) != 0) return {};
+  if (!is_there(authority)) return {};
   if (SSL_CTX_load_verify_locations(context_, authority.c_str(), nullptr) != 1) {
     return openssl_error("not a certificate in PEM", authority);
   }
   SSL_CTX_set_verify(context_, SSL_VERIFY_PEER | SSL_VERIFY_FAIL_IF_NO_PEER_CERT, nullptr);
-  if (::access(revoked.c_str(), F_OK) != 0) return {};
+  if (!is_there(revoked)) return {};
   X509_STORE* const store = SSL_CTX_get_cert_store(context_);
   X509_LOOKUP* const lookup = X509_STORE_add_lookup(store, X509_LOOKUP_file());
   if (lookup == nullptr || X509_load_crl_file(lookup, revoked.c_str(), X509_FILETYPE_PEM) < 1) {

@@ -18,11 +18,13 @@ Result<UniqueFd> make_sealed_memory(const char* name, std::uint64_t bytes) {
   return fd;
 }
 
-bool is_event_fd(int fd) {
+bool take_event_fd(int fd) {
   char target[64] = {};
   const std::string link = "/proc/self/fd/" + std::to_string(fd);
   const ssize_t length = ::readlink(link.c_str(), target, sizeof target - 1);
-  return length > 0 && std::string_view(target) == "anon_inode:[eventfd]";
+  if (length <= 0 || std::string_view(target) != "anon_inode:[eventfd]") return false;
+  const int flags = ::fcntl(fd, F_GETFL);
+  return flags >= 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0;
 }
 
 VhostSocket::Ready VhostSocket::wait(int stop_fd, int other_fd) const {

@@ -157,7 +157,7 @@ struct Message {
 Result<UniqueFd> make_sealed_memory(const char* name, std::uint64_t bytes);
 // Anything else could block whoever writes to it, or never become readable by writing to it. False
 // where the system does not tell (/proc is not mounted).
-bool is_event_fd(int fd);
+bool take_event_fd(int fd);
 
 // What receive() met.
 enum class Received : std::uint8_t { message, closed, stopped, refused };

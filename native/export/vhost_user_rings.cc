@@ -89,7 +89,7 @@ Error VhostSession::set_event(Type type) {
   const bool none = (*value & vu::kNoFd) != 0;
   if (message_.fds.size() != (none ? 0 : 1)) return misuse("an event comes with one descriptor");
   UniqueFd fd = none ? UniqueFd() : std::move(message_.fds[0]);
-  if (fd && !is_event_fd(fd.get())) return misuse("the descriptor of an event is not an eventfd");
+  if (fd && !take_event_fd(fd.get())) return misuse("the descriptor of an event is not an eventfd");
   if (type == Type::set_vring_kick) return set_kick(*index, std::move(fd));
   Vring& vring = *rings_[*index].vring;
   if (type == Type::set_vring_call) vring.set_call(std::move(fd));

@@ -243,8 +243,11 @@ void Vring::flush() {
 
 void Vring::tell(int fd) const {
   if (fd < 0) return;
+  // A full counter: the other side has not looked since, and will. The descriptor is the
+  // front-end's too, which may make it block again.
+  pollfd room{fd, POLLOUT, 0};
+  if (::poll(&room, 1, 0) != 1 || (room.revents & POLLOUT) == 0) return;
   const std::uint64_t one = 1;
-  // It fails when the counter is full: the other side has not looked since, and will.
   [[maybe_unused]] const ssize_t r = ::write(fd, &one, sizeof one);
 }
 

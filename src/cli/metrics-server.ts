@@ -2,7 +2,7 @@
 //
 //   GET /metrics   Prometheus text format 0.0.4
 //   GET /stats     the same numbers as JSON
-import { lstat, rm } from 'node:fs/promises';
+import { chmod, lstat, rm } from 'node:fs/promises';
 import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
 import { connect } from 'node:net';
 import { fromSystem, PqblkError } from '../errors.js';
@@ -44,6 +44,7 @@ export async function serveMetrics(
     });
     server.listen(path, resolve);
   });
+  await chmod(path, 0o600); // whatever the umask
   return {
     close: () =>
       new Promise<void>((resolve) => {

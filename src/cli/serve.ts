@@ -32,8 +32,14 @@ export function addServe(program: Command, terminal: Terminal): void {
       ),
     )
     .option('--tls-psk <file>', 'TLS with pre-shared keys, lines name:hex as psktool writes them')
-    .option('--tls-cert <dir>', 'TLS with server-cert.pem, server-key.pem; ca-cert.pem for clients')
-    .option('--insecure', 'allow TCP in plain text: whoever reaches the port has the disk')
+    .option(
+      '--tls-cert <dir>',
+      'TLS with server-cert.pem, server-key.pem, ca-cert.pem (of clients)',
+    )
+    .option(
+      '--insecure',
+      'allow TCP in plain text, TLS without ca-cert.pem: whoever reaches the port has the disk',
+    )
     .option('--export-name <name>', 'name of the NBD export; the empty one works in any case')
     .addOption(new Option('--max-clients <n>', 'NBD clients at once').argParser(parseCount))
     .addOption(

@@ -8,7 +8,7 @@ import { DiskServer, given, type OnReport } from './server.js';
 export interface NbdTls {
   /** Lines `name:hex` as GnuTLS's psktool writes them, readable by the owner only. */
   pskFile?: string | undefined;
-  /** Directory of server-cert.pem and server-key.pem; with ca-cert.pem clients need certificates. */
+  /** Directory of server-cert.pem, server-key.pem and ca-cert.pem, which signs clients' certificates. */
   certificates?: string | undefined;
 }
 
@@ -21,7 +21,7 @@ export interface NbdOptions {
   port?: number | undefined;
   /** With it, clients that do not start TLS are refused, on Unix sockets too. */
   tls?: NbdTls | undefined;
-  /** TCP in plain text: whoever reaches the port reads and writes the disk. */
+  /** TCP in plain text, or TLS without ca-cert.pem: whoever reaches the port has the disk. */
   insecure?: boolean | undefined;
   /** Default: the empty name, which is accepted in any case. */
   exportName?: string | undefined;

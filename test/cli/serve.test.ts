@@ -2,7 +2,15 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs';
+import {
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it, vi } from 'vitest';
@@ -355,6 +363,18 @@ describe('serve over TCP', () => {
       );
     }
     const disk = await sealedDisk('x509.sealed');
+    // Without an authority it would let in whoever reaches it: that has to be said.
+    const authority = join(pki, 'ca-cert.pem');
+    const tls = ['--nbd-tcp', 'localhost:0', '--tls-cert', pki, ...store];
+    renameSync(authority, `${authority}.away`);
+    const open = await pqblk('serve', disk, ...tls);
+    expect(open).toMatchObject({ code: exitCode('invalid_argument') });
+    expect(open.stderr).toContain('--insecure');
+    symlinkSync('nowhere.pem', authority);
+    expect(await pqblk('serve', disk, ...tls, '--insecure')).toMatchObject({
+      code: exitCode('not_found'),
+    });
+    renameSync(`${authority}.away`, authority);
     const server = await serve(disk, '--nbd-tcp', 'localhost:0', '--tls-cert', pki, ...store);
     const { port } = new URL(String(server.uris[0]));
     expect(peer('nbdinfo', `nbds://localhost:${port}/?tls-certificates=${pki}`)).toContain(

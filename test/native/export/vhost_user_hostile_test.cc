@@ -219,6 +219,31 @@ std::vector<BadRing> bad_rings() {
   };
 }
 
+TEST_CASE("a call descriptor that is full and blocks holds up nobody") {
+  const Place place(Format::raw, kDiskBytes);
+  Served served(place, 1);
+  FrontEnd guest({});
+  REQUIRE(connect(guest, place) == "");
+  const int call = guest.call_fd(0);
+  std::uint64_t count = 0;
+  static_cast<void>(::read(call, &count, sizeof count));  // what the server wrote when it came
+  const std::uint64_t full = ~std::uint64_t{0} - 1;
+  REQUIRE(::write(call, &full, sizeof full) == sizeof full);
+  REQUIRE(::fcntl(call, F_SETFL, ::fcntl(call, F_GETFL) & ~O_NONBLOCK) == 0);
+  for (std::uint64_t sector = 0; sector < 4; ++sector) {
+    guest.add(0, 0, kIn, sector, 4096);
+    guest.kick(0);
+    std::optional<Answer> answer;
+    for (int i = 0; i < 60'000 && !answer; ++i) {
+      answer = guest.poll(0);  // nobody will call
+      if (!answer) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+    REQUIRE(answer);
+    CHECK(answer->status == 0);
+  }
+  CHECK(guest.stop_rings() == "");
+}
+
 TEST_CASE("a ring that contradicts itself stops alone and says so") {
   const Place place(Format::raw, kDiskBytes);
   for (const BadRing& bad : bad_rings()) {
