@@ -466,9 +466,9 @@ TEST_CASE("nbd: no more clients than allowed") {
   NbdClient one(served.server()), two(served.server());
   REQUIRE(one.go());
   REQUIRE(two.go());
+  CHECK(served.until([](const auto& s) { return s.clients == 2; }));
   NbdClient three(served.server());
   CHECK(three.ended());
-  CHECK(served.until([](const auto& s) { return s.clients == 2; }));
   one.hang_up();
   CHECK(served.until([](const auto& s) { return s.clients == 1; }));
   NbdClient four(served.server());
