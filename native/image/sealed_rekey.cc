@@ -175,6 +175,12 @@ Task<Error> SealedBackend::finish_epoch(QueueContext& q, std::uint32_t verified)
   if (verified != epoch()) {
     co_return Error(Kind::canceled, "another epoch was begun meanwhile").in(file_.path);
   }
+  // begin_epoch() may have failed before the running session could be replaced: what is written
+  // under a session that is forgotten would be lost.
+  const SessionKeys* running = sessions_->find(session_id());
+  if (running == nullptr || running->epoch != verified) {
+    co_return Error(Kind::canceled, "the epoch was not begun: begin it again").in(file_.path);
+  }
   Error e = co_await sessions_->forget_other_epochs(q.io, file_);
   if (e.kind() == Kind::io_error) log_->fail(e);  // see Log::sync
   co_return e;
