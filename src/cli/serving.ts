@@ -217,7 +217,7 @@ async function startNbd(
   return [{ protocol: 'nbd', addresses, stats, close: () => server.close() }];
 }
 
-/** The line that scripts wait for, and the word that systemd waits for. */
+/** The lines that scripts wait for, in one write, and the word that systemd waits for. */
 function announce(
   terminal: Terminal,
   served: readonly Served[],
@@ -233,8 +233,8 @@ function announce(
     terminal.json({ ready: true, pid: process.pid, sandbox, disks });
   } else {
     const addresses = served.flatMap(({ servers }) => servers.flatMap((one) => one.addresses));
-    for (const address of addresses) terminal.line(`ready: ${address}`);
-    terminal.line(`sandbox: ${describe(sandbox)}`);
+    const ready = addresses.map((address) => `ready: ${address}`);
+    terminal.line([...ready, `sandbox: ${describe(sandbox)}`].join('\n'));
   }
   notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
 }

@@ -4,6 +4,7 @@ import { type ChildProcess, spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { MAIN, peer } from '../cli/helpers.js';
 
@@ -74,7 +75,7 @@ export async function startAgent(disk: string, socket: string, ...argv: string[]
   return await startScript(MAIN, 'agent', disk, '--socket', socket, ...argv);
 }
 
-/** A Node program that says `ready: `. */
+/** A Node program that says `ready: ` in a line of its own. */
 export async function startScript(...argv: string[]): Promise<Agent> {
   const child = spawn(process.execPath, argv, { stdio: ['ignore', 'pipe', 'pipe'] });
   running.add(child);
@@ -88,9 +89,11 @@ export async function startScript(...argv: string[]): Promise<Agent> {
     running.delete(child);
     return Number(code ?? -1);
   });
-  while (!written.stdout.includes('ready: ')) {
-    const early = await Promise.race([ended, new Promise((go) => setTimeout(go, 20, undefined))]);
-    if (early !== undefined) throw new Error(`agent ended with ${early}: ${written.stderr}`);
+  const ready = () => /^ready: .*\n/m.test(written.stdout);
+  while (!ready()) {
+    const code = await Promise.race([ended, sleep(20, undefined)]);
+    if (code !== undefined && !ready())
+      throw new Error(`agent ended with ${code}: ${written.stderr}`);
   }
   return { child, stderr: () => written.stderr, ended };
 }

@@ -2,6 +2,7 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { get, type IncomingMessage } from 'node:http';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach } from 'vitest';
 import { MAIN } from './helpers.js';
 
@@ -15,7 +16,7 @@ afterEach(() => {
 
 export interface Server {
   readonly child: ChildProcess;
-  /** Of the ready lines. */
+  /** Of the ready lines; the line about the sandbox ends them. */
   readonly uris: string[];
   stdout(): string;
   stderr(): string;
@@ -43,9 +44,11 @@ export async function serveWith(env: NodeJS.ProcessEnv, ...argv: string[]): Prom
     running.delete(child);
     return Number(code);
   });
-  while (!written.stdout.includes('ready: ')) {
-    const early = await Promise.race([ended, new Promise((go) => setTimeout(go, 20, undefined))]);
-    if (early !== undefined) throw new Error(`serve ended with ${early}: ${written.stderr}`);
+  const ready = () => /^sandbox: .*\n/m.test(written.stdout);
+  while (!ready()) {
+    const code = await Promise.race([ended, sleep(20, undefined)]);
+    if (code !== undefined && !ready())
+      throw new Error(`serve ended with ${code}: ${written.stderr}`);
   }
   return {
     child,
