@@ -20,7 +20,7 @@ import { directIoWorks } from '../scripts/demo/bench.mjs';
 import { commandLine } from '../scripts/demo/pqblk.mjs';
 import { workplace } from '../scripts/demo/processes.mjs';
 import * as report from '../scripts/demo/report.mjs';
-import { fioFile, fioNbd, vhost, vhostThen } from './lib/loads.mjs';
+import { fioFile, fioNbd, vhost, vhostThen } from './lib/export-loads.mjs';
 import { cpuPercent, memoryOf, servePqblk, serveQemu } from './lib/servers.mjs';
 
 const MiB = 2 ** 20;

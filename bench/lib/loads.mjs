@@ -1,62 +1,104 @@
-// The loads: fio on a file or over NBD, and our own vhost-user front-end on a server's socket. Each
-// returns IOPS of 4 KiB requests, 32 in flight.
-import { spawn, spawnSync } from 'node:child_process';
-import { once } from 'node:events';
-import { createInterface } from 'node:readline';
+// The loads: fio on a file or over NBD, the engine's own bench on an open disk, and our vhost-user
+// front-end on a server's socket. Each takes
+//
+//   { rw, bs = 4096, depth = 32, jobs = 1, seconds, ramp, size, readPercent = 70, fdatasync, direct }
+//
+// and answers { value, mean, p50, p90, p99, p99_9 }: operations a second (reads and writes together)
+// or, for blocks of 64 KiB and more, MB a second; latencies in microseconds.
+const MB = 1e6;
 
-export const BLOCK = '4k';
-export const DEPTH = 32;
-const RAMP_SECONDS = 0.3;
+/** What a block size is reported in. */
+export const unitOf = (bs) => (bs >= 65536 ? 'MB/s' : 'IOPS');
 
-function fio(args, rw, seconds) {
-  const { status, stdout, stderr } = spawnSync(
-    'fio',
-    [
-      ...['--name=bench', `--rw=${rw}`, `--bs=${BLOCK}`, `--iodepth=${DEPTH}`, '--time_based'],
-      ...[`--runtime=${seconds}`, `--ramp_time=${RAMP_SECONDS}`, '--randrepeat=0'],
-      ...['--norandommap', '--thread', '--group_reporting', '--output-format=json', ...args],
-    ],
-    { encoding: 'utf8' },
-  );
-  if (status !== 0) throw new Error(`fio ${args.join(' ')}: exit ${status}\n${stderr}`);
-  const [job] = JSON.parse(stdout.slice(stdout.indexOf('{'))).jobs;
-  return rw.endsWith('write') ? job.write.iops : job.read.iops;
+const figure = (bs, iops) => (unitOf(bs) === 'MB/s' ? (iops * bs) / MB : iops);
+
+const ms = (seconds) => `${Math.round(seconds * 1000)}ms`;
+
+/** Latencies of the direction that did more. */
+function fioLatency(job) {
+  const side = job.read.total_ios >= job.write.total_ios ? job.read : job.write;
+  const { mean, percentile = {} } = side.clat_ns;
+  const at = (percent) => (percentile[percent.toFixed(6)] ?? Number.NaN) / 1e3;
+  return { mean: mean / 1e3, p50: at(50), p90: at(90), p99: at(99), p99_9: at(99.9) };
 }
 
-export const fioFile = (path, direct, rw, seconds) =>
-  fio([`--filename=${path}`, '--ioengine=io_uring', `--direct=${direct ? 1 : 0}`], rw, seconds);
+async function fio(bench, load, args) {
+  const { rw, bs = 4096, depth = 32, jobs = 1, seconds = bench.seconds } = load;
+  const { ramp = bench.rampSeconds, size, readPercent = 70, fdatasync } = load;
+  const output = await bench.run('fio', [
+    ...['--name=bench', `--rw=${rw}`, `--bs=${bs}`, `--iodepth=${depth}`, `--numjobs=${jobs}`],
+    ...['--time_based', `--runtime=${ms(seconds)}`, `--ramp_time=${ms(ramp)}`, '--randrepeat=0'],
+    ...['--norandommap', '--thread', '--group_reporting', '--output-format=json'],
+    ...(rw === 'randrw' ? [`--rwmixread=${readPercent}`] : []),
+    ...(size ? [`--size=${size}`] : []),
+    ...(fdatasync ? [`--fdatasync=${fdatasync}`] : []),
+    ...args,
+  ]);
+  const [job] = JSON.parse(output.slice(output.indexOf('{'))).jobs;
+  return { value: figure(bs, job.read.iops + job.write.iops), ...fioLatency(job) };
+}
 
-export const fioNbd = (uri, rw, seconds) => fio(['--ioengine=nbd', `--uri=${uri}`], rw, seconds);
+/** fio with io_uring on a file; `fixed`: with registered buffers and files. */
+export const fioFile = (bench, path, load) =>
+  fio(bench, load, [
+    ...[`--filename=${path}`, `--direct=${load.direct ? 1 : 0}`, '--ioengine=io_uring'],
+    ...(load.fixed ? ['--fixedbufs', '--registerfiles'] : []),
+  ]);
+
+/** fio's own NBD client. */
+export const fioNbd = (bench, uri, load) => fio(bench, load, ['--ioengine=nbd', `--uri=${uri}`]);
+
+/** What a load of `engine` is on the command line, for the report. */
+function pqblkCommand(disk, spec) {
+  const { path, format, queues } = disk.facts;
+  return [
+    ...['pqblk', 'bench', path, '--format', format, '--rw', spec.rw, '--bs', `${spec.blockSize}`],
+    ...['--iodepth', `${spec.iodepth}`, '--queues', `${queues}`],
+    ...['--runtime', `${spec.runtimeMs / 1000}`, '--ramp', `${spec.rampMs / 1000}`],
+    ...(spec.flushEvery ? ['--fdatasync', `${spec.flushEvery}`] : []),
+    ...(spec.rw === 'randrw' ? ['--rwmixread', `${spec.readPercent}`] : []),
+  ].join(' ');
+}
+
+// Each sample goes to other places of the disk.
+let seed = 0;
+
+/** The engine's own load on an open disk, on the disk's queues: what `pqblk bench` runs. */
+export async function engine(bench, disk, load) {
+  const { rw, bs = 4096, depth = 32, seconds = bench.seconds, ramp = bench.rampSeconds } = load;
+  const { size, readPercent = 70, fdatasync } = load;
+  seed += 1;
+  const spec = {
+    ...{ rw, blockSize: bs, iodepth: depth, readPercent, seed },
+    ...{ runtimeMs: Math.round(seconds * 1000), rampMs: Math.round(ramp * 1000) },
+    ...(size && { size }),
+    ...(fdatasync && { flushEvery: fdatasync }),
+  };
+  bench.command(pqblkCommand(disk, spec));
+  const { read, write } = await disk.bench(spec, { signal: bench.signal });
+  const { mean, p50, p90, p99, p99_9 } = (read.ops >= write.ops ? read : write).latencyMicroseconds;
+  return { value: figure(bs, read.iops + write.iops), mean, p50, p90, p99, p99_9 };
+}
 
 /** A front-end of `rings` rings, each with a thread that polls (`poll`) or sleeps (`call`). */
-export function vhost(program, socket, { rings = 1, wait = 'poll', size, rw, seconds }) {
-  const { status, stdout, stderr } = spawnSync(
+export async function vhost(bench, program, socket, load) {
+  const { rw, bs = 4096, depth = 32, rings = 1, wait = 'poll', size } = load;
+  const { seconds = bench.seconds } = load;
+  const output = await bench.run(
     program,
     [
-      ...[socket, 'attach', rw, `rings=${rings}`, `wait=${wait}`, `depth=${DEPTH}`, 'json'],
-      ...[`size=${size}`, `ms=${seconds * 1000}`],
+      ...[socket, 'attach', rw, `rings=${rings}`, `wait=${wait}`, `depth=${depth}`, `bs=${bs}`],
+      ...[`size=${size}`, `ms=${Math.round(seconds * 1000)}`, 'json'],
     ],
-    { encoding: 'utf8', timeout: (seconds + 30) * 1000 },
+    { timeoutMs: (seconds + 60) * 1000 },
   );
-  if (status !== 0) throw new Error(`bench_vhost ${socket}: exit ${status}\n${stderr}`);
-  return JSON.parse(stdout).iops;
-}
-
-/** Drives `rings` rings for a moment, then calls `look` while the front-end stays and asks nothing. */
-export async function vhostThen(program, socket, { rings, size, stayMs }, look) {
-  const words = [`rings=${rings}`, 'wait=call', `depth=${DEPTH}`, 'json', `size=${size}`];
-  const args = [socket, 'attach', 'randwrite', ...words, 'ms=700', `stay=${stayMs}`];
-  const child = spawn(program, args, { stdio: ['ignore', 'pipe', 'inherit'] });
-  const ended = once(child, 'close');
-  try {
-    const line = await Promise.race([
-      once(createInterface({ input: child.stdout }), 'line'),
-      ended,
-    ]);
-    if (typeof line[0] !== 'string') throw new Error(`bench_vhost ${socket}: exit ${line[0]}`);
-    return await look();
-  } finally {
-    child.kill('SIGKILL');
-    await ended;
-  }
+  const {
+    iops,
+    mean_us: mean,
+    p50_us: p50,
+    p90_us: p90,
+    p99_us: p99,
+    p99_9_us,
+  } = JSON.parse(output);
+  return { value: figure(bs, iops), mean, p50, p90, p99, p99_9: p99_9_us };
 }

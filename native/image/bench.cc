@@ -80,7 +80,7 @@ class Job {
 
   std::uint64_t measured_ns() const { return last_ns_ > measure_ns_ ? last_ns_ - measure_ns_ : 0; }
   std::uint64_t bytes_done() const { return progress_.load(std::memory_order_relaxed); }
-  BenchDirection read, write;
+  BenchDirection read, write, flush;
 
  private:
   struct Slot {
@@ -93,6 +93,7 @@ class Job {
   void begin();
   bool wants_more(std::uint64_t now) const;
   void launch(Slot& slot, std::uint64_t now);
+  void launch_flush(Slot& slot, std::uint64_t now);
   void completed(Slot& slot);
   void account(const Slot& slot, std::uint64_t now);
 
@@ -104,6 +105,7 @@ class Job {
   const std::uint64_t begin_, blocks_;
   std::uint64_t next_block_ = 0;
   std::uint64_t launched_ = 0;
+  std::uint32_t unflushed_ = 0;  // completed writes since the last flush began
   std::uint64_t measure_ns_ = 0, end_ns_ = 0, last_ns_ = 0;
   std::uint32_t in_flight_ = 0;
   bool failed_ = false;
@@ -140,7 +142,18 @@ bool Job::wants_more(std::uint64_t now) const {
   return spec_.runtime_ms != 0 ? now < end_ns_ : launched_ < blocks_;
 }
 
+void Job::launch_flush(Slot& slot, std::uint64_t now) {
+  unflushed_ = 0;
+  slot.request.type = RequestType::flush;
+  slot.request.offset = 0;
+  slot.request.length = 0;
+  slot.request.iov_count = 0;
+  slot.started_ns = now;
+  disk_.start(queue_, slot.request);
+}
+
 void Job::launch(Slot& slot, std::uint64_t now) {
+  if (spec_.flush_every != 0 && unflushed_ >= spec_.flush_every) return launch_flush(slot, now);
   const Pattern p = spec_.pattern;
   const bool sequential = p == Pattern::read || p == Pattern::write;
   const std::uint64_t block = sequential ? next_block_ : random_.below(blocks_);
@@ -165,12 +178,16 @@ void Job::launch(Slot& slot, std::uint64_t now) {
 
 void Job::account(const Slot& slot, std::uint64_t now) {
   last_ns_ = now;
-  progress_.store(progress_.load(std::memory_order_relaxed) + spec_.block_size,
-                  std::memory_order_relaxed);
+  const RequestType type = slot.request.type;
+  const std::uint64_t bytes = slot.request.length;
+  if (type == RequestType::out) ++unflushed_;
+  progress_.store(progress_.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);
   if (now < measure_ns_) return;
-  BenchDirection& direction = slot.request.type == RequestType::in ? read : write;
+  BenchDirection& direction = type == RequestType::flush ? flush
+                              : type == RequestType::in  ? read
+                                                         : write;
   ++direction.ops;
-  direction.bytes += spec_.block_size;
+  direction.bytes += bytes;
   direction.latency.record(now - slot.started_ns);
 }
 
@@ -266,7 +283,9 @@ Result<BenchResult> run_bench(Disk& disk, const BenchSpec& spec) {
   result.queues = queues;
   for (auto& job : jobs) {
     result.elapsed_ns = std::max(result.elapsed_ns, job->measured_ns());
-    for (auto [sum, own] : {std::pair{&result.read, &job->read}, {&result.write, &job->write}}) {
+    for (auto [sum, own] : {std::pair{&result.read, &job->read},
+                            {&result.write, &job->write},
+                            {&result.flush, &job->flush}}) {
       sum->ops += own->ops;
       sum->bytes += own->bytes;
       sum->latency.merge(own->latency);
@@ -274,6 +293,7 @@ Result<BenchResult> run_bench(Disk& disk, const BenchSpec& spec) {
   }
   finish(result.read, result.elapsed_ns);
   finish(result.write, result.elapsed_ns);
+  finish(result.flush, result.elapsed_ns);
   return result;
 }
 

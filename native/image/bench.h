@@ -30,6 +30,7 @@ struct BenchSpec {
   std::uint64_t ramp_ms = 0;     // runs before the counting starts
   std::uint64_t seed = 1;
   std::uint32_t read_percent = 50;  // randrw
+  std::uint32_t flush_every = 0;    // a flush after so many writes of a queue; 0: none
   // Now and then, on the calling thread; false stops the run, whose result then stands so far.
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress;
 };
@@ -42,6 +43,7 @@ struct BenchDirection {
 
 struct BenchResult {
   BenchDirection read, write;
+  BenchDirection flush;  // its bytes are 0
   std::uint64_t elapsed_ns = 0;
   std::uint32_t queues = 0;
 };

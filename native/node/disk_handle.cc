@@ -158,6 +158,7 @@ class BenchJob final : public Job {
     const Napi::Object out = Napi::Object::New(env);
     out.Set("read", direction_to_js(env, result_.read));
     out.Set("write", direction_to_js(env, result_.write));
+    out.Set("flush", direction_to_js(env, result_.flush));
     out.Set("seconds", static_cast<double>(result_.elapsed_ns) / 1e9);
     out.Set("queues", result_.queues);
     return out;
@@ -469,6 +470,7 @@ Napi::Value DiskHandle::bench(const Napi::CallbackInfo& info) {
   options.read("rampMs", spec.ramp_ms);
   options.read("seed", spec.seed);
   options.read("readPercent", spec.read_percent);
+  options.read("flushEvery", spec.flush_every);
   auto parsed = image::parse_pattern(pattern);
   if (parsed) {
     spec.pattern = *parsed;

@@ -25,6 +25,7 @@ interface Flags extends OpenFlags, EngineFlags {
   ramp?: number;
   seed?: number;
   rwmixread: number;
+  fdatasync?: number;
   json?: boolean;
 }
 
@@ -61,6 +62,9 @@ export function addBench(program: Command, terminal: Terminal): void {
         .argParser(parsePercent)
         .default(50),
     )
+    .addOption(
+      new Option('--fdatasync <n>', 'flush after so many writes of a queue').argParser(parseCount),
+    )
     .addOption(new Option('--seed <n>', 'of the random offsets').argParser(parseCount))
     .addOption(keyOption());
   addOpenOptions(addEngineOptions(command))
@@ -70,6 +74,7 @@ export function addBench(program: Command, terminal: Terminal): void {
       examples(
         'pqblk bench vm.sealed --key alice --rw randread --iodepth 32 --runtime 5',
         'pqblk bench vm.qcow2 --rw read --bs 1M --iodepth 8 --queues 2 --json',
+        'pqblk bench vm.sealed --key alice --rw randwrite --iodepth 1 --fdatasync 1 --runtime 5',
       ),
     )
     .action(async (path: string, flags: Flags) => {
@@ -90,7 +95,7 @@ function parseSeconds(text: string): number {
 }
 
 function specOf(flags: Flags): BenchSpec {
-  const { rw, bs, iodepth, size, runtime, ramp, seed, rwmixread } = flags;
+  const { rw, bs, iodepth, size, runtime, ramp, seed, rwmixread, fdatasync } = flags;
   const seconds = runtime ?? (size === undefined ? DEFAULT_SECONDS : 0);
   return {
     rw,
@@ -101,6 +106,7 @@ function specOf(flags: Flags): BenchSpec {
     ...(ramp !== undefined && { rampMs: Math.round(ramp * 1000) }),
     ...(size !== undefined && { size }),
     ...(seed !== undefined && { seed }),
+    ...(fdatasync !== undefined && { flushEvery: fdatasync }),
   };
 }
 
@@ -124,6 +130,7 @@ function show(terminal: Terminal, disk: Disk, flags: Flags, result: BenchResult)
   const directions = [
     ['read', result.read],
     ['write', result.write],
+    ['flush', result.flush],
   ] as const;
   terminal.table(
     ['', 'IOPS', 'MB/s', 'MEAN µs', 'P50', 'P99', 'P99.9', 'MAX'],

@@ -162,6 +162,8 @@ export interface BenchSpec {
   seed?: number;
   /** randrw: how many in a hundred are reads. Default 50. */
   readPercent?: number;
+  /** A flush after so many writes of a queue. Default: none. */
+  flushEvery?: number;
 }
 
 export interface BenchDirection {
@@ -177,6 +179,8 @@ export interface BenchDirection {
 export interface BenchResult {
   readonly read: BenchDirection;
   readonly write: BenchDirection;
+  /** Its bytes are 0. */
+  readonly flush: BenchDirection;
   readonly seconds: number;
   readonly queues: number;
 }

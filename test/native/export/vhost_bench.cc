@@ -109,9 +109,13 @@ void measure(const std::string& socket, std::uint32_t rings, Options& o) {
   }
   const double bytes = std::stod(o["bs"]);
   if (o.count("json") != 0) {
-    std::printf("{\"iops\": %.0f, \"mean_us\": %.1f, \"p99_us\": %.1f}\n", sum,
-                latency.mean_ns() / 1000.0,
-                static_cast<double>(latency.percentile_ns(99)) / 1000.0);
+    const auto us = [&](double percent) {
+      return static_cast<double>(latency.percentile_ns(percent)) / 1000.0;
+    };
+    std::printf(
+        "{\"iops\": %.0f, \"mean_us\": %.1f, \"p50_us\": %.1f, \"p90_us\": %.1f, "
+        "\"p99_us\": %.1f, \"p99_9_us\": %.1f}\n",
+        sum, latency.mean_ns() / 1000.0, us(50), us(90), us(99), us(99.9));
   } else {
     std::printf("%s, %u ring(s): %.0f IOPS, %.0f MB/s; mean %.1f us, p99 %.1f us\n",
                 o["pattern"].c_str(), rings, sum, sum * bytes / 1e6, latency.mean_ns() / 1000.0,

@@ -210,6 +210,25 @@ TEST_CASE("the bench counts what the queues count, and stops when told") {
   CHECK(run_bench(*disk, spec).error().kind() == Kind::invalid_argument);
 }
 
+TEST_CASE("the bench flushes after each write, when asked to") {
+  const TempFile temp(4 * kMiB, "/dev/shm");
+  auto disk = open_raw_disk(temp, 1);
+  BenchSpec spec;
+  spec.pattern = Pattern::randwrite;
+  spec.iodepth = 1;
+  spec.flush_every = 1;
+  auto result = run_bench(*disk, spec);
+  REQUIRE(result);
+  CHECK(result->write.ops == 1024);
+  CHECK(result->flush.ops == 1023);  // none after the last
+  CHECK(result->flush.bytes == 0);
+  CHECK(disk->queue_stats(0).flushes == 1023);
+  spec.flush_every = 4;
+  result = run_bench(*disk, spec);
+  REQUIRE(result);
+  CHECK(result->flush.ops == 255);
+}
+
 TEST_CASE("latency percentiles are within two percent of the sorted list") {
   LatencyHistogram histogram;
   std::mt19937_64 random(7);

@@ -1,0 +1,81 @@
+// What a figure was measured on: processor, memory, kernel, disks, versions, commit, load.
+import { spawnSync } from 'node:child_process';
+import { readFileSync, statfsSync, statSync } from 'node:fs';
+import { arch, availableParallelism, cpus, loadavg, release, totalmem } from 'node:os';
+
+const FLAGS = ['aes', 'avx2', 'vaes', 'vpclmulqdq', 'avx512f', 'sha_ni'];
+
+const PROGRAMS = {
+  fio: ['--version'],
+  'qemu-storage-daemon': ['--version'],
+  gocryptfs: ['-version'],
+  nbdkit: ['--version'],
+  openssl: ['version'],
+};
+const LIBRARIES = ['libipsec-mb-dev', 'liburing-dev', 'libssl-dev'];
+
+function output(file, args, cwd) {
+  const { status, stdout } = spawnSync(file, args, { encoding: 'utf8', cwd });
+  return status === 0 ? stdout.trim() : undefined;
+}
+
+function text(path) {
+  try {
+    return readFileSync(path, 'utf8').trim();
+  } catch {
+    return undefined;
+  }
+}
+
+/** The file system of a directory, and the device below it where there is one. */
+function place(directory) {
+  const [source, type] =
+    output('findmnt', ['-nro', 'SOURCE,FSTYPE', '-T', directory])?.split(' ') ?? [];
+  const { dev } = statSync(directory);
+  const [major, minor] = [dev >> 8, dev & 0xff];
+  const queue = (name) =>
+    text(`/sys/dev/block/${major}:${minor}/queue/${name}`) ??
+    text(`/sys/dev/block/${major}:${minor}/../queue/${name}`);
+  const fs = statfsSync(directory);
+  return {
+    fileSystem: type,
+    source,
+    freeBytes: fs.bavail * fs.bsize,
+    writeCache: queue('write_cache'),
+    logicalBlockSize: Number(queue('logical_block_size')) || undefined,
+    scheduler: queue('scheduler'),
+  };
+}
+
+function versions() {
+  const found = { node: process.versions.node };
+  for (const [program, args] of Object.entries(PROGRAMS)) {
+    found[program] = output(program, args)?.split('\n')[0] ?? 'not installed';
+  }
+  for (const library of LIBRARIES) {
+    const status = output('dpkg-query', ['--status', library]);
+    found[library] = /^Version: (.*)$/m.exec(status ?? '')?.[1] ?? 'unknown';
+  }
+  return found;
+}
+
+export function machineFacts(root, places) {
+  const flags = /^flags\s*: (.*)$/m.exec(text('/proc/cpuinfo') ?? '')?.[1].split(' ') ?? [];
+  const changed = output('git', ['status', '--porcelain'], root);
+  return {
+    cpu: cpus()[0]?.model.trim(),
+    cores: availableParallelism(),
+    architecture: arch(),
+    flags: FLAGS.filter((flag) => flags.includes(flag)),
+    hypervisor: flags.includes('hypervisor'),
+    memoryBytes: totalmem(),
+    kernel: release(),
+    governor: text('/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor'),
+    places: Object.fromEntries(Object.entries(places).map(([name, path]) => [name, place(path)])),
+    versions: versions(),
+    commit: output('git', ['rev-parse', 'HEAD'], root),
+    changedFiles: changed ? changed.split('\n').length : 0,
+  };
+}
+
+export const load = () => loadavg()[0];

@@ -1,0 +1,81 @@
+// Arithmetic of the benchmarks: medians, spreads, ratios paired by round, targets. Pure.
+//
+// A ratio is taken within each round, between two samples that were taken a moment apart, and the
+// median of these ratios counts: what slowed the whole machine down for a round slowed both.
+
+export function median(values) {
+  const sorted = values.filter((value) => value !== undefined).sort((a, b) => a - b);
+  if (sorted.length === 0) return undefined;
+  const half = sorted.length >> 1;
+  return sorted.length % 2 ? sorted[half] : (sorted[half - 1] + sorted[half]) / 2;
+}
+
+/** Of the samples there are (a round that did not happen is undefined). */
+export function summary(values) {
+  const found = values.filter((value) => value !== undefined);
+  if (found.length === 0) return undefined;
+  return { median: median(found), min: Math.min(...found), max: Math.max(...found) };
+}
+
+/** Sample by sample, over the rounds in which both were measured. */
+export function pairedRatios(values, base) {
+  return values
+    .map((value, round) => (value === undefined || !base[round] ? undefined : value / base[round]))
+    .filter((ratio) => ratio !== undefined);
+}
+
+/** The median of each number that all samples' details name. */
+function medianDetails(details) {
+  const found = details.filter((each) => each !== undefined);
+  const names = Object.keys(found[0] ?? {});
+  if (names.length === 0) return undefined;
+  return Object.fromEntries(names.map((name) => [name, median(found.map((each) => each[name]))]));
+}
+
+function summarisePoint(point, basePoint) {
+  Object.assign(point, summary(point.samples));
+  const details = medianDetails(point.details);
+  if (details) point.detail = details;
+  if (basePoint) {
+    const ratio = summary(pairedRatios(point.samples, basePoint.samples));
+    if (ratio) point.ratio = ratio;
+  }
+}
+
+/** Fills in medians, spreads, the ratios to the base and the targets of a group. */
+export function summarise(group) {
+  const base = group.rows.find((row) => row.name === group.base);
+  for (const row of group.rows) {
+    row.points.forEach((point, i) => {
+      summarisePoint(point, row === base ? undefined : base?.points[i]);
+    });
+  }
+  for (const target of group.targets) judge(group, target);
+  return group;
+}
+
+/**
+ * Whether a target is met: the median of paired ratios where it has a `to`, else the median itself.
+ * `met` is undefined, and `missing` says why, where one side was not measured.
+ */
+export function judge(group, target) {
+  const rowOf = (name) => {
+    const row = group.rows.find((each) => each.name === name);
+    if (!row) throw new Error(`${group.group}: a target names '${name}', which no contender is`);
+    return row;
+  };
+  const pointOf = (row) =>
+    target.x === undefined ? row.points[0] : row.points.find(({ x }) => x === target.x);
+  const rows = [target.name, ...(target.to === undefined ? [] : [target.to])].map(rowOf);
+  const [point, base] = rows.map(pointOf);
+  const found = base ? summary(pairedRatios(point.samples, base.samples)) : summary(point.samples);
+  if (!found) {
+    const without = rows.find((row) => pointOf(row).median === undefined) ?? rows[0];
+    target.missing = `${without.name}: ${without.missing ?? 'not measured'}`;
+    return target;
+  }
+  target.found = found;
+  const { atLeast, atMost } = target;
+  target.met = atLeast === undefined ? found.median <= atMost : found.median >= atLeast;
+  return target;
+}

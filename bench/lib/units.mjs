@@ -1,0 +1,42 @@
+// How figures are written: `123.4k`, `2.31M`, `7.5`, with the unit beside or in the heading.
+const SI = new Set(['IOPS', 'ops/s', 'B/s']);
+
+/** The number alone; its unit stands in the heading. */
+export function number(value, unit) {
+  if (value === undefined) return '–';
+  const size = Math.abs(value);
+  if (SI.has(unit) && size >= 1e6) return `${(value / 1e6).toFixed(2)}M`;
+  if (SI.has(unit) && size >= 1e4) return `${(value / 1e3).toFixed(0)}k`;
+  if (SI.has(unit) && size >= 1e3) return `${(value / 1e3).toFixed(1)}k`;
+  if (size >= 100) return value.toFixed(0);
+  if (size >= 10) return value.toFixed(1);
+  return size >= 0.1 || size === 0 ? value.toFixed(2) : value.toPrecision(2);
+}
+
+export const withUnit = (value, unit) => `${number(value, unit)} ${unit}`;
+
+export const ratio = (value) =>
+  value === undefined ? '' : `× ${value.toFixed(value < 10 ? 2 : 1)}`;
+
+/** `≥ 0.97`, `≤ 160 MiB`, `≥ 2.00M IOPS`. */
+export function goal({ atLeast, atMost, to }, unit) {
+  const sign = atLeast === undefined ? '≤' : '≥';
+  const value = atLeast ?? atMost;
+  return to === undefined ? `${sign} ${withUnit(value, unit)}` : `${sign} ${value}`;
+}
+
+/** What was found, in the target's terms. */
+export function found(target, unit) {
+  if (!target.found) return '';
+  const { median, min, max } = target.found;
+  if (target.to !== undefined) {
+    const [m, a, b] = [median, min, max].map((each) => each.toFixed(each < 10 ? 2 : 1));
+    return `${m} (${a}–${b})`;
+  }
+  return `${number(median, unit)} (${number(min, unit)}–${number(max, unit)})`;
+}
+
+export const targetName = ({ name, to, x, about }) =>
+  about ?? `${name}${to === undefined ? '' : ` / ${to}`}${x === undefined ? '' : ` at ${x}`}`;
+
+export const verdict = ({ missing, met }) => (missing ? 'missing' : met ? 'met' : 'MISSED');
