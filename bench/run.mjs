@@ -3,13 +3,15 @@
 //   node bench/run.mjs [--quick] [SET ...] [--rounds N] [--seconds S] [--out DIR] [--disk DIR]
 //   node bench/run.mjs --list
 //   node bench/run.mjs --table FILE      the targets of a finished run (its JSON) as Markdown rows
+//   node bench/run.mjs --report FILE     its HTML report once more
 //
-// Writes DATE.json to bench/out/. Ctrl-C stops, cleans up, and writes what there is; a
+// Writes DATE.json and DATE.html to bench/out/. Ctrl-C stops, cleans up, and writes what there is; a
 // second one only cleans up. The exit code is 0 also when targets are missed: a benchmark reports.
 // It is 1 when a contender failed, 130 after an interruption.
+import { setMaxListeners } from 'node:events';
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism, cpus, tmpdir } from 'node:os';
-import { join, resolve } from 'node:path';
+import { basename, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError } from 'commander';
 import { KeyStore } from '../dist/index.js';
@@ -17,6 +19,7 @@ import { Bench, Interrupted, KEY, quoted } from './lib/bench.mjs';
 import { load, machineFacts } from './lib/machine.mjs';
 import { markdownRows } from './lib/markdown.mjs';
 import { killAll } from './lib/processes.mjs';
+import { htmlReport } from './lib/report.mjs';
 import { loadSet, setNames } from './lib/sets.mjs';
 import { line, printTargets, progress } from './lib/terminal.mjs';
 
@@ -41,6 +44,7 @@ function readArguments() {
     .option('--disk <dir>', 'a directory on a real disk, for scratch files', join(root, 'build'))
     .option('--list', 'list the sets')
     .option('--table <file>', "print a finished run's targets as rows of Markdown")
+    .option('--report <file>', "make a finished run's HTML report again")
     .parse();
   const unknown = command.args.filter((name) => !setNames.includes(name));
   if (unknown.length > 0) command.error(`bench: no such set: ${unknown.join(', ')}`);
@@ -114,13 +118,16 @@ function write(out, result) {
   mkdirSync(out, { recursive: true });
   const name = result.started.slice(0, 19).replaceAll(':', '-');
   const json = join(out, `${name}.json`);
+  const html = join(out, `${name}.html`);
   writeFileSync(json, `${JSON.stringify(result, undefined, 1)}\n`);
-  line(`\nresults  ${json}`);
+  writeFileSync(html, htmlReport(result));
+  line(`\nresults  ${json}\nreport   ${html}`);
 }
 
 async function bench(options) {
   const shared = { ...(await prepare(options)), broken: [], seconds: {} };
   const abort = new AbortController();
+  setMaxListeners(0, abort.signal);
   hearSignals(shared, abort);
   const { quick = false, rounds = quick ? 3 : 5, seconds = quick ? 0.5 : 2 } = options;
   const settings = { quick, rounds, seconds, rampSeconds: Math.min(seconds / 5, 0.3) };
@@ -150,6 +157,10 @@ if (options.list) {
   for (const name of setNames) line(`${name.padEnd(10)} ${(await loadSet(name)).about}`);
 } else if (options.table) {
   for (const row of markdownRows(JSON.parse(readFileSync(options.table, 'utf8')))) line(row);
+} else if (options.report) {
+  const html = options.report.replace(/\.json$/, '.html');
+  writeFileSync(html, htmlReport(JSON.parse(readFileSync(options.report, 'utf8'))));
+  line(`report   ${basename(html)}`);
 } else {
   await bench(options);
 }

@@ -29,13 +29,13 @@ export async function makeNoise(bench, path, size) {
 
 /**
  * A new disk of `format` in `directory`, every sector of it written once through the engine; open,
- * with `options`. `path`: a block device to lay it over instead.
+ * with `options`.
  */
-export async function makeDisk(bench, directory, format, { size, name, path, ...options }) {
+export async function makeDisk(bench, directory, format, { size, name, ...options }) {
   const suffix = { raw: 'raw', qcow2: 'qcow2', sealed: 'sealed' }[format];
-  const file = path ?? join(directory, `${name ?? format}.${suffix}`);
+  const file = join(directory, `${name ?? format}.${suffix}`);
   const sealed = format === 'sealed' ? { recipients: [await bench.recipient()] } : {};
-  await createDisk(file, { format, size, ...sealed, ...(path && { overwrite: true }) });
+  await createDisk(file, { format, size, ...sealed });
   const disk = await bench.open(file, format, options);
   await fill(bench, disk);
   return disk;

@@ -38,10 +38,11 @@ async function fio(bench, load, args) {
   return { value: figure(bs, job.read.iops + job.write.iops), ...fioLatency(job) };
 }
 
-/** fio with io_uring on a file; `fixed`: with registered buffers and files. */
+/** fio on a file, with io_uring unless told otherwise; `fixed`: registered buffers and files. */
 export const fioFile = (bench, path, load) =>
   fio(bench, load, [
-    ...[`--filename=${path}`, `--direct=${load.direct ? 1 : 0}`, '--ioengine=io_uring'],
+    ...[`--filename=${path}`, `--direct=${load.direct ? 1 : 0}`],
+    `--ioengine=${load.ioengine ?? 'io_uring'}`,
     ...(load.fixed ? ['--fixedbufs', '--registerfiles'] : []),
   ]);
 

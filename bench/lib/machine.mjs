@@ -50,7 +50,8 @@ function place(directory) {
 function versions() {
   const found = { node: process.versions.node };
   for (const [program, args] of Object.entries(PROGRAMS)) {
-    found[program] = output(program, args)?.split('\n')[0] ?? 'not installed';
+    const line = output(program, args)?.split('\n')[0];
+    found[program] = /\d+\.\d[\w.~+-]*/.exec(line ?? '')?.[0] ?? 'not installed';
   }
   for (const library of LIBRARIES) {
     const status = output('dpkg-query', ['--status', library]);

@@ -10,7 +10,8 @@ export function number(value, unit) {
   if (SI.has(unit) && size >= 1e3) return `${(value / 1e3).toFixed(1)}k`;
   if (size >= 100) return value.toFixed(0);
   if (size >= 10) return value.toFixed(1);
-  return size >= 0.1 || size === 0 ? value.toFixed(2) : value.toPrecision(2);
+  if (value === 0) return '0';
+  return size >= 0.1 ? value.toFixed(2) : value.toPrecision(2);
 }
 
 export const withUnit = (value, unit) => `${number(value, unit)} ${unit}`;

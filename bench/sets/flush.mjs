@@ -1,7 +1,6 @@
 // Set flush: what a database does. One 4 KiB write, a flush, and only then the next.
 
-import { join } from 'node:path';
-import { fill, makeDisk, makeNoise, sizeOf } from '../lib/disks.mjs';
+import { makeDisk, sizeOf } from '../lib/disks.mjs';
 import { engine, fioFile } from '../lib/loads.mjs';
 
 const LOAD = { rw: 'randwrite', bs: 4096, depth: 1, fdatasync: 1 };
@@ -10,11 +9,9 @@ async function compare(bench, place) {
   const size = sizeOf(bench) / 4;
   const direct = bench.direct[place];
   bench.say(`disks in ${place === 'ram' ? 'memory' : 'a file system'}`);
-  const file = await makeNoise(bench, join(bench[place], 'file.raw'), size);
   const disks = {};
   for (const format of ['raw', 'qcow2', 'sealed']) {
     disks[format] = await makeDisk(bench, bench[place], format, { size, cache: 'none' });
-    await fill(bench, disks[format]);
   }
   const ours = (format) => ({
     name: `pqblk ${format}`,
@@ -29,7 +26,12 @@ async function compare(bench, place) {
       {
         name: 'fio, fdatasync',
         missing: bench.needs('fio'),
-        run: () => fioFile(bench, file, { ...LOAD, direct }),
+        run: () => fioFile(bench, disks.raw.facts.path, { ...LOAD, direct }),
+      },
+      {
+        name: 'fio, pwrite and fdatasync',
+        missing: bench.needs('fio'),
+        run: () => fioFile(bench, disks.raw.facts.path, { ...LOAD, direct, ioengine: 'psync' }),
       },
       ...['raw', 'qcow2', 'sealed'].map(ours),
     ],

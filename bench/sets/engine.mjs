@@ -1,0 +1,227 @@
+// Set engine: the engine on its own queues, against fio with io_uring on the same file, the limit.
+//
+// Full: the rows that carry targets, then slices through the rest (depth, block size, queues), which
+// are many and therefore shorter. Quick: the rows that carry targets.
+import { join } from 'node:path';
+import { makeDisk, sizeOf, wrapLog } from '../lib/disks.mjs';
+import { engine, fioFile, unitOf } from '../lib/loads.mjs';
+import { fileSystemOf4kSectors } from '../lib/loop.mjs';
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const FIO = 'fio io_uring';
+const FORMATS = ['raw', 'qcow2', 'sealed'];
+const SLICE_ROUNDS = 3;
+const SLICE_SECONDS = 0.5;
+const COLD_CACHE_BYTES = MiB;
+
+const PLACES = {
+  ram: { where: 'RAM', cachedRead: 0.78, overwrite: 0.6 },
+  disk: { where: 'disk', cachedRead: 0.97, overwrite: 0.45 },
+};
+
+const name = (format) => `pqblk ${format}`;
+
+function withFio(bench, disks, place, load, more = []) {
+  const all = { ...load, direct: bench.direct[place] };
+  return [
+    {
+      name: FIO,
+      missing: bench.needs('fio'),
+      run: () => fioFile(bench, disks.raw.facts.path, all),
+    },
+    ...more,
+    ...FORMATS.map((format) => ({
+      name: name(format),
+      run: () => engine(bench, disks[format], load),
+    })),
+  ];
+}
+
+const engineTargets = (sealed) => [
+  { name: name('raw'), to: FIO, atLeast: 1 },
+  { name: name('qcow2'), to: name('raw'), atLeast: 0.97 },
+  { name: name('sealed'), to: name('raw'), atLeast: sealed },
+];
+
+async function small(bench, disks, place) {
+  const { where, cachedRead, overwrite } = PLACES[place];
+  const read = { rw: 'randread' };
+  const fixed = {
+    name: `${FIO}, fixed buffers and files`,
+    missing: bench.needs('fio'),
+    run: () =>
+      fioFile(bench, disks.raw.facts.path, { ...read, direct: bench.direct[place], fixed: true }),
+  };
+  await bench.compare({
+    group: `4 KiB random read, depth 32, ${where}`,
+    about: 'The sealed disk is small enough that the entries of its sectors are in memory.',
+    ...{ unit: 'IOPS', base: FIO },
+    contenders: withFio(bench, disks, place, read, bench.quick ? [] : [fixed]),
+    targets: engineTargets(cachedRead),
+  });
+  bench.say('overwriting until the log went around three times');
+  await wrapLog(bench, disks.sealed);
+  await bench.compare({
+    group: `4 KiB random overwrite, depth 32, ${where}`,
+    about: `Past three wraps of the log. Sealed: ${disks.sealed.facts.durabilityClass}.`,
+    ...{ unit: 'IOPS', base: FIO },
+    contenders: withFio(bench, disks, place, { rw: 'randwrite' }),
+    targets: engineTargets(overwrite),
+  });
+  if (bench.quick) return;
+  await bench.compare({
+    group: `4 KiB random, 70 % reads, depth 32, ${where}`,
+    ...{ unit: 'IOPS', base: FIO },
+    contenders: withFio(bench, disks, place, { rw: 'randrw' }),
+  });
+}
+
+async function large(bench, disks, place) {
+  for (const rw of ['read', 'write']) {
+    const load = { rw, bs: MiB, depth: 8 };
+    const wanted = { name: name('sealed'), to: name('raw'), atLeast: 0.92 };
+    await bench.compare({
+      group: `1 MiB sequential ${rw}, depth 8, ${PLACES[place].where}`,
+      ...{ unit: 'MB/s', base: FIO },
+      contenders: withFio(bench, disks, place, load),
+      targets: place === 'disk' ? [wanted] : [],
+    });
+  }
+}
+
+/** Random reads that find no entry of theirs in memory: what a disk costs that outgrew the cache. */
+async function cold(bench, disks, place) {
+  const options = { cache: 'none', entryCacheBytes: COLD_CACHE_BYTES };
+  const size = disks.raw.size;
+  const sealed = await makeDisk(bench, bench[place], 'sealed', { name: 'cold', size, ...options });
+  const load = { rw: 'randread' };
+  await bench.compare({
+    group: `4 KiB random read, depth 32, entries not in memory, ${PLACES[place].where}`,
+    about: `A cache of ${COLD_CACHE_BYTES / MiB} MiB for the entries of ${size / MiB} MiB.`,
+    ...{ unit: 'IOPS', base: name('raw') },
+    contenders: [
+      { name: name('raw'), run: () => engine(bench, disks.raw, load) },
+      { name: name('sealed'), run: () => engine(bench, disks.sealed, load) },
+      { name: 'pqblk sealed, cold', run: () => engine(bench, sealed, load) },
+    ],
+  });
+  await sealed.close();
+}
+
+async function slices(bench, disks, place) {
+  const { where } = PLACES[place];
+  const short = { seconds: Math.min(SLICE_SECONDS, bench.seconds), ramp: 0.1 };
+  const slice = (x, group, unit, loadAt) =>
+    bench.compare({
+      ...{ group: `${group}, ${where}`, unit, base: FIO, x, rounds: SLICE_ROUNDS },
+      contenders: withFio(bench, disks, place, {}).map(({ name: who, missing }, i) => ({
+        ...{ name: who, missing },
+        run: (at) => withFio(bench, disks, place, { ...short, ...loadAt(at) })[i].run(),
+      })),
+    });
+  const depths = { name: 'queue depth', values: [1, 2, 4, 8, 16, 32, 64, 128] };
+  const blocks = {
+    name: 'block size',
+    values: [4, 16, 64, 256, 1024].map((size) => size * KiB),
+    labels: ['4 KiB', '16 KiB', '64 KiB', '256 KiB', '1 MiB'],
+  };
+  for (const rw of ['randread', 'randwrite']) {
+    await slice(depths, `4 KiB ${rw} over depth`, 'IOPS', (depth) => ({ rw, depth }));
+    await slice(blocks, `${rw} over block size, depth 8`, 'MB/s', (bs) => ({
+      ...{ rw, bs, depth: 8 },
+      unit: unitOf(MiB),
+    }));
+  }
+}
+
+/** Each queue is a thread with a ring; the disks are opened anew for each number of them. */
+async function queues(bench, paths, place) {
+  const short = { seconds: Math.min(SLICE_SECONDS, bench.seconds), ramp: 0.1 };
+  for (const rw of ['randread', 'randwrite']) {
+    const load = { rw, ...short, direct: bench.direct[place] };
+    const ours = async (format, count) => {
+      const disk = await bench.open(paths[format], format, { cache: 'none', queues: count });
+      try {
+        return await engine(bench, disk, load);
+      } finally {
+        await disk.close();
+      }
+    };
+    await bench.compare({
+      group: `4 KiB ${rw} over queues, depth 32 each, ${PLACES[place].where}`,
+      ...{ unit: 'IOPS', base: FIO, rounds: SLICE_ROUNDS },
+      x: { name: 'queues', values: [1, 2, 3, 4] },
+      contenders: [
+        {
+          name: FIO,
+          missing: bench.needs('fio'),
+          run: (count) => fioFile(bench, paths.raw, { ...load, jobs: count }),
+        },
+        ...FORMATS.map((format) => ({ name: name(format), run: (at) => ours(format, at) })),
+      ],
+    });
+  }
+}
+
+/**
+ * Overwrites in place, one I/O and its record: class O1, which a device allows whose cache is not
+ * volatile and that writes 4096 bytes at once. A loop device over a file has such sectors; that its
+ * cache is not volatile is declared.
+ */
+async function inPlace(bench) {
+  const size = sizeOf(bench);
+  const room = 2 * size + size / 4 + 256 * MiB;
+  const place = await fileSystemOf4kSectors(bench, join(bench.disk, 'sectors'), room);
+  const disks = {};
+  if (!place.missing) {
+    bench.say('overwriting in place until the log went around three times');
+    const options = { size, cache: 'none', assumeNonVolatile: true };
+    for (const format of ['raw', 'sealed']) {
+      disks[format] = await makeDisk(bench, place.path, format, options);
+    }
+    await wrapLog(bench, disks.sealed);
+  }
+  const contender = (format) => ({
+    ...{ name: name(format), missing: place.missing },
+    run: () => engine(bench, disks[format], { rw: 'randwrite' }),
+  });
+  await bench.compare({
+    group: '4 KiB random overwrite, depth 32, disk, declared non-volatile',
+    about:
+      `On ext4 over a loop device with sectors of 4096 bytes, itself a file on the disk. ` +
+      `Sealed: ${disks.sealed?.facts.durabilityClass ?? 'not measured'}.`,
+    ...{ unit: 'IOPS', base: name('raw'), contenders: ['raw', 'sealed'].map(contender) },
+    targets: [{ name: name('sealed'), to: name('raw'), atLeast: 0.85 }],
+  });
+  for (const disk of Object.values(disks)) await disk.close();
+  place.release?.();
+}
+
+async function inOnePlace(bench, place) {
+  bench.say(`disks of ${sizeOf(bench) / MiB} MiB, ${PLACES[place].where}`);
+  const disks = {};
+  for (const format of FORMATS) {
+    const options = { size: sizeOf(bench), cache: 'none' };
+    disks[format] = await makeDisk(bench, bench[place], format, options);
+  }
+  await small(bench, disks, place);
+  if (!bench.quick || place === 'disk') await large(bench, disks, place);
+  if (!bench.quick) {
+    await cold(bench, disks, place);
+    await slices(bench, disks, place);
+  }
+  const paths = Object.fromEntries(FORMATS.map((format) => [format, disks[format].facts.path]));
+  for (const disk of Object.values(disks)) await disk.close();
+  if (!bench.quick) await queues(bench, paths, place);
+}
+
+export default {
+  name: 'engine',
+  about: 'raw, qcow2 and sealed disks on the engine, beside fio on the bare file',
+  async run(bench) {
+    await inOnePlace(bench, 'ram');
+    await inOnePlace(bench, 'disk');
+    await inPlace(bench);
+  },
+};
