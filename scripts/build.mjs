@@ -1,4 +1,5 @@
-// Builds what `npm run build` promises: the Node addon (CMake through cmake-js) and dist/ (tsc).
+// Builds what `npm run build` promises: the Node addon (CMake through cmake-js) and dist/ (tsc, and
+// rolldown for the command line).
 //
 //   node scripts/build.mjs [native|ts]      both when nothing is named
 //
@@ -6,7 +7,7 @@
 // node-api-headers. `cmake-js build` is used and not `compile`, whose answer to a compile error is to
 // delete the build directory and start again.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -14,6 +15,12 @@ import { fileURLToPath } from 'node:url';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const require = createRequire(import.meta.url);
+
+/** What is loaded together: what every run needs, and what half a dozen commands need. */
+const GROUPS = [
+  { name: 'start', test: /commander|dist\/(errors|package-root|cli\/sizes)/ },
+  { name: 'common', minShareCount: 6 },
+];
 
 function run(file, args) {
   const { status, error } = spawnSync(file, args, { cwd: root, stdio: 'inherit' });
@@ -42,12 +49,37 @@ function buildNative() {
   return status;
 }
 
-function buildTypeScript() {
+async function buildTypeScript() {
   const tsc = join(dirname(require.resolve('typescript/package.json')), 'bin', 'tsc');
   const status = run(process.execPath, [tsc, '-p', 'tsconfig.build.json']);
-  const command = join(root, 'dist', 'cli', 'main.js');
-  if (existsSync(command)) chmodSync(command, 0o755);
+  if (status === 0) await joinCommandLine(join(root, 'dist', 'cli'));
   return status;
+}
+
+/**
+ * A module costs Node about a millisecond, whatever is in it, and a short run of `pqblk` would load a
+ * hundred: what tsc made is joined into few files, each with what is loaded together. The library is
+ * left as it is, and so are all packages but commander, which every run needs.
+ */
+async function joinCommandLine(directory) {
+  const { rolldown } = await import('rolldown');
+  const bundle = await rolldown({
+    input: join(directory, 'main.js'),
+    platform: 'node',
+    external: (id) => !/^[./]/.test(id) && id !== 'commander',
+    treeshake: { moduleSideEffects: false },
+  });
+  const { output } = await bundle.generate({
+    chunkFileNames: '[name].js',
+    codeSplitting: { groups: GROUPS },
+  });
+  await bundle.close();
+  rmSync(directory, { recursive: true });
+  mkdirSync(directory);
+  for (const { fileName, code } of output) writeFileSync(join(directory, fileName), code);
+  chmodSync(join(directory, 'main.js'), 0o755);
+  const commander = dirname(require.resolve('commander'));
+  copyFileSync(join(commander, 'LICENSE'), join(directory, 'LICENSE.commander'));
 }
 
 const steps = { native: buildNative, ts: buildTypeScript };
@@ -58,6 +90,6 @@ for (const name of wanted) {
     console.error(`build.mjs: unknown part '${name}'; expected ${Object.keys(steps).join(' or ')}`);
     process.exit(2);
   }
-  const status = step();
+  const status = await step();
   if (status !== 0) process.exit(status);
 }

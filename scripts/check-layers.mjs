@@ -28,7 +28,16 @@ export const nativeRooms = new Map([
 ]);
 
 // Rooms of src/, bottom up; a file directly in src/ is a room of its own name.
-export const sourceRooms = ['errors', 'qmp', 'native', 'keys', 'disk', 'index', 'cli'];
+export const sourceRooms = [
+  'errors',
+  'package-root',
+  'qmp',
+  'native',
+  'keys',
+  'disk',
+  'index',
+  'cli',
+];
 
 function* filesBelow(dir, pattern) {
   let entries;

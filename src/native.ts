@@ -4,9 +4,9 @@
 // functions mean is native/node/*.h and the room disk/. Nobody else imports the addon.
 import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
-import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { join } from 'node:path';
 import { fromNative, type NativeErrorShape, PqblkError } from './errors.js';
+import { packageRoot } from './package-root.js';
 
 export type DiskFormat = 'raw' | 'qcow2' | 'sealed';
 
@@ -141,13 +141,12 @@ const PLACES = ['build/Release/pqblk.node', 'build/release/pqblk.node'];
 
 function load(): NativeAddon {
   const require = createRequire(import.meta.url);
-  const root = join(dirname(fileURLToPath(import.meta.url)), '..');
   // Tests load builds with sanitizers this way.
   const chosen = process.env.PQBLK_ADDON;
-  const file = chosen ?? PLACES.map((place) => join(root, place)).find(existsSync);
+  const file = chosen ?? PLACES.map((place) => join(packageRoot, place)).find(existsSync);
   if (file === undefined) {
     throw new PqblkError('not_found', 'the native engine is not built', {
-      path: join(root, PLACES[0] as string),
+      path: join(packageRoot, PLACES[0] as string),
       hint: 'run scripts/setup',
     });
   }

@@ -3,12 +3,16 @@
 // A command is a file that adds itself to commander's program and does its work through the public API
 // (index.ts). `run` is the only entry; main.ts connects it with the process, tests call it directly.
 import { createRequire } from 'node:module';
+import { join } from 'node:path';
 import { Command, CommanderError } from 'commander';
 import { ERROR_TABLE } from '../errors.js';
+import { packageRoot } from '../package-root.js';
 import { reportError } from './report-error.js';
 import { type Streams, Terminal } from './terminal.js';
 
-const { version } = createRequire(import.meta.url)('../../package.json') as { version: string };
+const { version } = createRequire(import.meta.url)(join(packageRoot, 'package.json')) as {
+  version: string;
+};
 
 type Add = (program: Command, terminal: Terminal) => void;
 
@@ -39,6 +43,8 @@ const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   'exit-codes': async () => (await import('./exit-codes.js')).addExitCodes,
 };
 
+const VERSION = ['-V', '--version'];
+
 const HELP_END = `
 Sizes read 4096, 512M, 20G or 1T. Every command that reports takes --json; an error is then one
 line {"error": {...}} on stderr. Each kind of failure has its own exit code; 'pqblk exit-codes' lists
@@ -67,7 +73,7 @@ async function buildProgram(
 ): Promise<Command> {
   const program = new Command('pqblk')
     .description('Virtual disks under post-quantum encryption: raw, QCOW2 and sealed QCOW2.')
-    .version(version)
+    .version(version, VERSION.join(', '))
     .addHelpText('after', HELP_END)
     .exitOverride()
     .showSuggestionAfterError()
@@ -77,7 +83,8 @@ async function buildProgram(
       outputError: () => {}, // reportError prints it
     });
   const called = Object.keys(COMMANDS).filter((name) => name === argv[0]);
-  const wanted = called.length > 0 ? called : Object.keys(COMMANDS); // help, or a slip
+  const any = called.length > 0 || VERSION.includes(argv[0] ?? '');
+  const wanted = any ? called : Object.keys(COMMANDS); // help, or a slip
   for (const name of wanted) (await COMMANDS[name]?.())?.(program, terminal);
   return program;
 }

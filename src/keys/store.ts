@@ -23,11 +23,9 @@ import {
   sealPrivate,
   type TokenPart,
 } from './key-file.js';
-import { liboqs, softwareIdentity } from './liboqs.js';
+import { liboqs, prepareKeys, softwareIdentity } from './liboqs.js';
 import { DEFAULT_KEM, fingerprintOf, type KemId, kemParameters } from './ml-kem.js';
 import { Pins } from './pins.js';
-import { loadProfile } from './pkcs11/profile.js';
-import { openTokenKey } from './pkcs11/provider.js';
 import { parseTokenUri, slotReference } from './pkcs11/uri.js';
 import {
   ensurePrivateDirectory,
@@ -135,10 +133,8 @@ export class KeyStore {
   async unlock(reference: string, passphrase?: Secret): Promise<Identity> {
     const key = await this.#find(reference);
     const part = key.privatePart;
-    if (part?.protection === 'token') {
-      const place = { ...part, profile: await loadProfile(part.profile) };
-      return await openTokenKey(place, parseTokenUri(part.uri), key.encapsulationKey, passphrase);
-    }
+    if (part?.protection === 'token') return await openOnToken(key, part, passphrase);
+    prepareKeys(key.kem).catch(() => {}); // beside the passphrase's work; who uses the key hears of it
     const decapsulationKey = await this.#openPrivate(key, passphrase); // with the FIPS 203 checks
     return softwareIdentity(key.kem, decapsulationKey, key.fingerprint);
   }
@@ -329,6 +325,16 @@ export class KeyStore {
     await writePrivateFile(this.#file(key.name), encodeKeyFile(key), 'create');
     return this.#info(key);
   }
+}
+
+/** Only who has a key on a token waits for what talks to tokens. */
+async function openOnToken(key: KeyFile, part: TokenPart, pin?: Secret): Promise<Identity> {
+  const [{ loadProfile }, { openTokenKey }] = await Promise.all([
+    import('./pkcs11/profile.js'),
+    import('./pkcs11/provider.js'),
+  ]);
+  const place = { ...part, profile: await loadProfile(part.profile) };
+  return await openTokenKey(place, parseTokenUri(part.uri), key.encapsulationKey, pin);
 }
 
 function tokenFields({ protection: _, ...fields }: TokenPart): Omit<TokenPart, 'protection'> {

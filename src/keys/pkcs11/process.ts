@@ -8,8 +8,8 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { dirname, join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { fromSystem, PqblkError } from '../../errors.js';
+import { packageRoot } from '../../package-root.js';
 import { meaningOf } from './numbers.js';
 import { MESSAGE_BYTES_MAX, MessageReader, type MessageWriter } from './wire.js';
 
@@ -39,11 +39,10 @@ export interface ProcessOptions {
 
 /** The program, wherever the build put it. Kind `not_found`. */
 export function tokenProgram(): string {
-  const root = fileURLToPath(new URL('../../..', import.meta.url));
-  const found = PLACES.map((place) => join(root, place)).find((path) => existsSync(path));
+  const found = PLACES.map((place) => join(packageRoot, place)).find((path) => existsSync(path));
   if (found) return found;
   throw new PqblkError('not_found', 'the token process pqblk-pkcs11 was not built', {
-    path: join(root, dirname(PLACES[1] ?? '')),
+    path: join(packageRoot, dirname(PLACES[1] ?? '')),
     hint: 'run `npm run build:native`',
   });
 }

@@ -1,0 +1,78 @@
+// What a run of `pqblk` loads before it does anything: files, packages and parts of Node. Loading is
+// most of the time that a short command takes, and counting it needs no clock.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, readdirSync, readFileSync } from 'node:fs';
+import { basename, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { expect, test } from 'vitest';
+import { MAIN, program, scratch } from './helpers.js';
+
+const directory = scratch();
+const store = join(directory, 'keys');
+const disk = join(directory, 'vm.sealed');
+
+/** The files that one run of the built program loaded, as V8 counts them. */
+function loaded(...argv: string[]): string[] {
+  const coverage = mkdtempSync(join(directory, 'coverage-'));
+  const env = { ...process.env, NODE_V8_COVERAGE: coverage, PQBLK_KEYS: store };
+  const { status, stderr } = spawnSync(process.execPath, [MAIN, ...argv], {
+    encoding: 'utf8',
+    env,
+  });
+  expect(stderr).toBe('');
+  expect(status).toBe(0);
+  const urls = readdirSync(coverage).flatMap((file) => {
+    const report = JSON.parse(readFileSync(join(coverage, file), 'utf8')) as {
+      result: { url: string }[];
+    };
+    return report.result.map(({ url }) => url);
+  });
+  return urls.filter((url) => url.startsWith('file:')).map((url) => fileURLToPath(url));
+}
+
+const isOurs = (file: string) => !file.includes('node_modules');
+const names = (files: readonly string[]) => files.map((file) => basename(file)).sort();
+
+/** The parts of Node that these files import at once. */
+function parts(files: readonly string[]): Set<string> {
+  const imports = files.flatMap((file) => [
+    ...readFileSync(file, 'utf8').matchAll(/^import .*["']node:([a-z_/]+)["'];?$/gm),
+  ]);
+  return new Set(imports.map((match) => match[1] as string));
+}
+
+test('--version loads the command line and no command', () => {
+  const files = loaded('--version');
+  expect(names(files)).toEqual(['main.js', 'start.js']);
+  expect([...parts(files)].sort()).toEqual(['fs', 'module', 'path', 'url', 'util']);
+});
+
+test('a change of keys loads few files, liboqs, and nothing that it does not use', () => {
+  const made = [
+    ['key', 'gen', 'alice', '--no-passphrase', '--store', store],
+    ['create', disk, '64M', '--key', 'alice', '--store', store],
+  ].map((argv) => program(...argv));
+  expect(made.map(({ code, stderr }) => ({ code, stderr }))).toEqual([
+    { code: 0, stderr: '' },
+    { code: 0, stderr: '' },
+  ]);
+
+  for (const argv of [
+    ['rewrap', disk],
+    ['rotate-master-key', disk],
+  ]) {
+    const files = loaded(...argv, '--key', 'alice', '--json');
+    const ours = files.filter(isOurs);
+    expect(ours.length, names(ours).join(' ')).toBeLessThanOrEqual(7);
+    expect(names(files.filter((file) => !isOurs(file)))).toEqual(['ml-kem-768.min.js']);
+    const heavy = ['child_process', 'dgram', 'http', 'https', 'tls', 'worker_threads'];
+    expect(heavy.filter((name) => parts(ours).has(name))).toEqual([]);
+  }
+});
+
+test('the help still names every command', () => {
+  const { stdout } = program('--help');
+  for (const name of ['key', 'create', 'rewrap', 'fleet', 'serve', 'exit-codes']) {
+    expect(stdout).toMatch(new RegExp(`^  ${name}\\b`, 'm'));
+  }
+});
