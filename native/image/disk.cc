@@ -38,7 +38,10 @@ Error Disk::Impl::start_queues(const OpenOptions& options) {
       io.sqpoll = false;
       io.spin_us = 0;
     }
-    auto queue = RequestQueue::open(i, io, is_service ? nullptr : &fallback_cause, !is_service);
+    auto ring = options.make_ring ? options.make_ring(io)
+                                  : io::make_queue(io, is_service ? nullptr : &fallback_cause);
+    if (!ring) return ring.take_error();
+    auto queue = RequestQueue::open(i, std::move(*ring), !is_service);
     if (!queue) return queue.take_error();
     (*queue)->ring().register_file(file);
     if (is_service) {

@@ -91,6 +91,9 @@ struct OpenOptions {
   bool direct_required = false;  // cache none: refuse instead of going buffered (tmpfs)
   std::uint32_t queues = 1;      // 1 .. kMaxQueues
   io::QueueOptions io;
+  // Makes the rings in place of io::make_queue(): measurements put one there that has no kernel
+  // below.
+  std::function<Result<std::unique_ptr<io::Queue>>(const io::QueueOptions&)> make_ring;
   Limits limits;
   storage::Gate gate;                          // backing files
   std::optional<Format> backing_format;        // when the header does not name it

@@ -21,22 +21,18 @@ void refuse(Request& request, Kind kind, std::string message) {
 }
 
 Result<std::unique_ptr<RequestQueue>> RequestQueue::open(std::uint32_t index,
-                                                         const io::QueueOptions& options,
-                                                         std::string* fallback_cause,
+                                                         std::unique_ptr<io::Queue> ring,
                                                          bool register_arena) {
-  auto made = io::make_queue(options, fallback_cause);
-  if (!made) return made.take_error();
-  io::Queue& ring = **made;
   std::unique_ptr<RequestQueue> queue(new RequestQueue);
-  queue->context_ = std::make_unique<QueueContext>(ring, index);
-  ring.poll_hook = [self = queue.get()] { return self->turn(); };
-  auto thread = io::QueueThread::start(std::move(*made), index);
+  queue->context_ = std::make_unique<QueueContext>(*ring, index);
+  ring->poll_hook = [self = queue.get()] { return self->turn(); };
+  auto thread = io::QueueThread::start(std::move(ring), index);
   if (!thread) return thread.take_error();
   queue->thread_ = std::move(*thread);
   if (register_arena) {
     const std::span<std::uint8_t> arena = queue->context_->arena();
     const iovec buffer{arena.data(), arena.size()};
-    ring.register_buffers({&buffer, 1});
+    queue->ring().register_buffers({&buffer, 1});
   }
   return queue;
 }

@@ -39,8 +39,7 @@ class RequestQueue {
   // The thread runs from here on. `register_arena`: the ring keeps the arena's pages at hand, which
   // costs their memory at once; not worth it where little data moves.
   static Result<std::unique_ptr<RequestQueue>> open(std::uint32_t index,
-                                                    const io::QueueOptions& options,
-                                                    std::string* fallback_cause,
+                                                    std::unique_ptr<io::Queue> ring,
                                                     bool register_arena = true);
   ~RequestQueue();  // stops and joins; nothing may be in flight
 

@@ -6,6 +6,7 @@
 
 #include <cstdio>
 #include <cstdlib>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -51,9 +52,10 @@ inline sealed::VolumeKeys bench_keys() {
 }
 
 // Options: size, queues, direct (0|1), engine, log; `create` makes the image first, `fill` writes
-// all of it once.
-inline std::unique_ptr<image::Disk> bench_disk(const std::string& path, image::Format format,
-                                               BenchOptions& o) {
+// all of it once. `adjust` has the last word on how it is opened.
+inline std::unique_ptr<image::Disk> bench_disk(
+    const std::string& path, image::Format format, BenchOptions& o,
+    const std::function<void(image::OpenOptions&)>& adjust = {}) {
   const std::uint64_t size = std::stoull(o["size"]);
   if (o.count("create") != 0) {
     image::CreateSpec spec;
@@ -76,6 +78,7 @@ inline std::unique_ptr<image::Disk> bench_disk(const std::string& path, image::F
   if (o["engine"] == "aio") options.io.engine = io::EngineType::aio;
   if (o["engine"] == "threads") options.io.engine = io::EngineType::threads;
   if (format == image::Format::sealed) options.keys = bench_keys();
+  if (adjust) adjust(options);
   auto disk = image::Disk::open(std::move(options));
   if (!disk) bench_die(disk.error().to_string());
   if (o.count("fill") != 0) {
@@ -86,7 +89,8 @@ inline std::unique_ptr<image::Disk> bench_disk(const std::string& path, image::F
     fill.size = size;
     auto filled = image::run_bench(**disk, fill);
     if (!filled) bench_die(filled.error().to_string());
-    std::fprintf(stderr, "fill %.0f MB/s\n", filled->write.bytes_per_second / 1e6);
+    if (o.count("quiet") == 0)
+      std::fprintf(stderr, "fill %.0f MB/s\n", filled->write.bytes_per_second / 1e6);
   }
   return std::move(*disk);
 }

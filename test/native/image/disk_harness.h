@@ -205,7 +205,9 @@ class Bench {
     REQUIRE(opened);
     file = std::move(*opened);
     for (std::uint32_t i = 0; i < queue_count; ++i) {
-      auto queue = RequestQueue::open(i, io::QueueOptions{}, nullptr);
+      auto ring = io::make_queue({});
+      REQUIRE(ring);
+      auto queue = RequestQueue::open(i, std::move(*ring));
       REQUIRE(queue);
       queues.push_back(std::move(*queue));
     }
