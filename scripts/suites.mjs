@@ -265,14 +265,23 @@ async function fuzz(filter) {
   return sum;
 }
 
+/** The PKCS#11 module of the tests, which the token process loads, and the clients of the soak. */
+export async function buildTestPrograms() {
+  let built = { ok: true, output: '' };
+  for (const target of ['pqblk_test_token', 'soak_peer']) {
+    if (!built.ok) break;
+    built = await build(join(root, 'build', 'release'), target, {
+      CMAKE_BUILD_TYPE: 'Release',
+      PQBLK_BUILD_TESTS: 'ON',
+      PQBLK_SANITIZE: 'none',
+    });
+  }
+  return built;
+}
+
 async function vitest(filter) {
-  // The PKCS#11 module of the tests, a shared object that the token process loads.
-  const token = await build(join(root, 'build', 'release'), 'pqblk_test_token', {
-    CMAKE_BUILD_TYPE: 'Release',
-    PQBLK_BUILD_TESTS: 'ON',
-    PQBLK_SANITIZE: 'none',
-  });
-  if (!token.ok) return { ...empty(), failed: 1, output: token.output };
+  const built = await buildTestPrograms();
+  if (!built.ok) return { ...empty(), failed: 1, output: built.output };
   const report = join(root, 'build', 'vitest.json');
   rmSync(report, { force: true });
   mkdirSync(dirname(report), { recursive: true });

@@ -103,6 +103,7 @@ class Connection {
     return reply ? reply->as<std::uint64_t>() : std::nullopt;
   }
   bool hung_up();  // waits a while for it
+  int fd() const { return fd_.get(); }
   void close() { fd_.reset(); }
 
  private:

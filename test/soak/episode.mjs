@@ -1,0 +1,442 @@
+// One disk of a soak, from its making to its last check: lives of a server or of a C program, faults and
+// changes of keys under load, a kill or an orderly end, and a look at every sector after each.
+//
+// What the disk is and what is done to it follows from the seed and the episode's number; when it
+// happens among thousands of requests does not.
+import { closeSync, copyFileSync, mkdirSync, openSync, rmSync, statSync, writeSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { EVENTS } from './events.mjs';
+import { Folder, SmallFs } from './places.mjs';
+import { Client, Host, held, peer, pqblk, run, Serve, Wrong } from './processes.mjs';
+import { Random } from './random.mjs';
+
+const MiB = 2 ** 20;
+const SAMPLE_MS = 2000;
+const KEPT_BYTES_MAX = 1024 * MiB;
+/** Name, first slot, slots, and which kind of life it takes part in. */
+const CLIENTS = [
+  ['nbd', 0, 8, 'serve host'],
+  ['nbd-simple', 8, 8, 'serve host'],
+  ['vhost', 16, 16, 'serve host'],
+  ['promises', 32, 8, 'host'],
+  ['queue', 40, 8, 'host'],
+  ['c', 48, 16, 'c'],
+];
+const SLOTS = 64;
+const FORMAT_NUMBER = { raw: 1, qcow2: 2, sealed: 3 };
+const CACHE_NUMBER = { none: 0, writeback: 1, writethrough: 2 };
+const ENGINE_NUMBER = { auto: 0, io_uring: 1, aio: 2, threads: 3 };
+
+/** What a disk is, by chance. */
+export function shapeOf(random, { steady, quick }) {
+  const format = steady ? 'sealed' : random.of('sealed', 'sealed', 'sealed', 'qcow2', 'raw');
+  const sealed = format === 'sealed';
+  const size = quick || steady ? 144 * MiB : (128 + 16 * random.below(9)) * MiB;
+  return {
+    format,
+    size,
+    maxSize: size + 64 * MiB,
+    queues: steady ? 2 : random.of(1, 2, 3, 4),
+    cache: random.of('none', 'none', 'writeback'),
+    engine: random.of('auto', 'auto', 'auto', 'aio', 'threads'),
+    place: quick || steady ? 'memory' : random.of('memory', 'disk', 'small', 'small'),
+    kinds: steady ? ['host'] : ['serve', 'host', 'host', 'c'],
+    ...(format !== 'raw' && {
+      cluster: steady ? '64K' : random.of('64K', '64K', '4K', '16K', '512K', '2M'),
+    }),
+    ...(sealed && {
+      suite: random.of('aes-256-gcm', 'aes-256-gcm', 'chacha20-poly1305'),
+      log: random.of('1M', '4M', '16M'),
+      nonVolatile: random.chance(0.4),
+    }),
+    ...(format === 'qcow2' && { extendedL2: random.chance(0.3) }),
+    packed: random.chance(0.5),
+    indirect: random.chance(0.5),
+  };
+}
+
+export class Episode {
+  counts = { lives: 0, kills: 0, clean: 0, checks: 0, looks: 0, cells: 0, events: {} };
+  clients = new Map();
+  dead = []; // counts of clients that are gone
+  samples = [];
+  tolerant = false;
+  leaky = false;
+
+  /** `soak`: seed, env, out, began, stopping and skip() of main.mjs. */
+  constructor(soak, number, { steady = false, quick = false, seconds, shape } = {}) {
+    Object.assign(this, { soak, number, steady, seconds });
+    this.seed = (soak.seed * 1000 + number) >>> 0;
+    this.random = new Random(this.seed);
+    this.shape = { ...shapeOf(this.random, { steady, quick }), ...shape };
+  }
+
+  /** Runs to the end of its time; what is wrong is thrown. */
+  async run() {
+    const until = Date.now() + this.seconds * 1000;
+    this.place = this.makePlace();
+    this.sockets = new Folder('memory');
+    const sampling = this.steady ? setInterval(() => this.sample(), SAMPLE_MS) : undefined;
+    try {
+      await this.create();
+      do await this.live(until);
+      while (Date.now() < until && !this.soak.stopping);
+      if (this.unsettled) await this.lookByC();
+    } catch (error) {
+      await this.keep();
+      throw error;
+    } finally {
+      clearInterval(sampling);
+      for (const client of this.clients.values()) client.kill();
+      this.server?.kill();
+      await this.server?.ended;
+      this.place.remove();
+      this.sockets.remove();
+    }
+  }
+
+  makePlace() {
+    if (this.shape.place !== 'small') return new Folder(this.shape.place);
+    const small = new SmallFs(this.shape.maxSize * 2);
+    if (small.mounted) return small;
+    this.soak.skip(`no small file system to fill and to stall: ${small.problem}`);
+    small.remove();
+    return new Folder('memory');
+  }
+
+  at = (name) => join(this.sockets.path, name);
+  get sealed() {
+    return this.shape.format === 'sealed';
+  }
+  get disk() {
+    return join(this.place.path, 'disk');
+  }
+  get board() {
+    return this.at('board');
+  }
+
+  /** Who opens the disk, for the command line. */
+  opening() {
+    return this.sealed ? ['--key', 'alice'] : ['--format', this.shape.format];
+  }
+  cli(...args) {
+    return pqblk(args, this.soak.env);
+  }
+  /** A command that has to end like this. */
+  async must(args, codes = [0]) {
+    const ended = await this.cli(...args);
+    if (!codes.includes(ended.code)) {
+      throw new Wrong(
+        `pqblk ${args.join(' ')}: exit ${ended.code}: ${ended.stderr}${ended.stdout}`,
+      );
+    }
+    return ended;
+  }
+
+  async create() {
+    const { format, size, maxSize, cluster, suite, log, extendedL2 } = this.shape;
+    const what = this.sealed
+      ? ['--key', 'alice', '--key', 'bob', '--suite', suite, '--log-size', log]
+      : ['--format', format];
+    if (cluster) what.push('--cluster-size', cluster);
+    if (extendedL2) what.push('--extended-l2');
+    await this.must(['create', this.disk, String(size), ...what]);
+    const rules = this.sealed ? [] : ['mixes', 'keeps-discarded'];
+    if (format === 'qcow2') rules.push('loses-unflushed');
+    await peer('board', this.board, this.seed, SLOTS, size, maxSize, ...rules);
+  }
+
+  // ---- a life ----
+
+  async live(until) {
+    const kind = this.random.of(...this.shape.kinds);
+    const left = until - Date.now();
+    const ms = this.steady ? left : Math.min(left, this.random.between(1500, 12_000));
+    this.counts.lives += 1;
+    this.killing = !this.steady && this.random.chance(0.75);
+    if (kind !== 'c') await this.startServer(kind);
+    await this.startClients(kind);
+    if (kind !== 'c' && this.unfinished) this.changeKeys(this.unfinished);
+    await this.disturb(kind, Date.now() + ms);
+    await this.endLife(kind);
+    await this.lookAfter();
+  }
+
+  async startServer(kind) {
+    const { format, queues, cache, engine, nonVolatile } = this.shape;
+    const [nbd, vhost] = [this.at('nbd'), this.at('vhost')];
+    if (kind === 'serve') {
+      const how = ['--queues', queues, '--cache', cache, '--engine', engine].map(String);
+      const ways = ['--nbd', nbd, '--vhost-user', vhost, '--stats', this.at('stats')];
+      this.server = new Serve([this.disk, ...this.opening(), ...how, ...ways], this.soak.env);
+    } else {
+      this.server = new Host({
+        path: this.disk,
+        ...(this.sealed && { key: 'alice', store: this.soak.env.PQBLK_KEYS }),
+        open: { format, queues, cache, engine, ...(nonVolatile && { assumeNonVolatile: true }) },
+        sockets: { nbd, vhost, promises: this.at('promises'), queue: this.at('queue') },
+      });
+    }
+    await this.server.started();
+    if (this.unsettled) await this.look('nbd', nbd);
+  }
+
+  way(name) {
+    const { format, queues, cache, engine, nonVolatile, packed, indirect } = this.shape;
+    if (name === 'nbd') return ['nbd', this.at('nbd'), 'structured'];
+    if (name === 'nbd-simple') return ['nbd', this.at('nbd')];
+    if (name === 'vhost') {
+      const ring = [packed && 'packed', indirect && 'indirect'].filter(Boolean);
+      return ['vhost', this.at('vhost'), Math.min(queues, 2), ...ring];
+    }
+    if (name !== 'c') return ['nbd', this.at(name)];
+    const numbers = [FORMAT_NUMBER[format], queues, CACHE_NUMBER[cache], ENGINE_NUMBER[engine]];
+    const keys = this.sealed ? this.at('agent') : '-';
+    return ['c', this.disk, ...numbers, keys, ...(nonVolatile ? ['non-volatile'] : [])];
+  }
+
+  async startClients(kind) {
+    if (kind === 'c') await this.startAgent();
+    for (const [name, first, slots, kinds] of CLIENTS) {
+      if (!kinds.split(' ').includes(kind)) continue;
+      const there = this.clients.get(name);
+      if (!there?.alive) {
+        if (there) this.dead.push(there.counts);
+        const seed = this.seed + this.counts.lives;
+        this.clients.set(name, new Client(name, this.board, first, slots, seed, this.way(name)));
+      }
+      const client = this.clients.get(name);
+      const { event } = await client.told('go', 'running');
+      if (event !== 'running') throw new Wrong(`${name} did not start: ${client.child.complaint}`);
+    }
+    await this.agent;
+    this.agent = undefined;
+  }
+
+  /** Hands the keys to the C program, as docs/handing-keys.md says. */
+  async startAgent() {
+    if (this.unsettled) await this.lookByC();
+    this.agent = this.makeAgent();
+  }
+  async makeAgent() {
+    if (!this.sealed) return;
+    rmSync(this.at('agent'), { force: true });
+    const words = ['agent', this.disk, '--key', 'alice', '--socket', this.at('agent')];
+    await this.must([...words, '--timeout', '240']);
+  }
+  async lookByC() {
+    await Promise.all([this.makeAgent(), this.look(...this.way('c'))]);
+  }
+
+  get running() {
+    return [...this.clients.values()].filter((client) => client.state === 'running');
+  }
+
+  requireRight() {
+    for (const { wrong } of this.clients.values()) if (wrong.length > 0) throw new Wrong(wrong[0]);
+  }
+
+  async disturb(kind, end) {
+    const possible = EVENTS.filter((event) => event.when(this, kind));
+    while (Date.now() < end && !this.soak.stopping) {
+      const pause = this.random.between(200, this.steady ? 6000 : 2000);
+      await sleep(Math.min(pause, Math.max(0, end - Date.now())));
+      this.requireRight();
+      await this.requireServer(kind);
+      if (Date.now() >= end || possible.length === 0) continue;
+      const event = this.random.of(...possible.flatMap((one) => Array(one.weight).fill(one)));
+      this.counts.events[event.name] = (this.counts.events[event.name] ?? 0) + 1;
+      await event.run(this);
+    }
+    this.place.empty?.();
+    await this.insist();
+    if (!this.killing) await this.keyChange;
+  }
+
+  async requireServer(kind) {
+    const process = kind === 'c' ? this.clients.get('c') : this.server;
+    if (held(process.pid)) return;
+    throw new Wrong(
+      `the ${kind} process died: ${JSON.stringify(await process.ended)} ${process.child.complaint}`,
+    );
+  }
+
+  sample() {
+    const now = (Date.now() - this.soak.began) / 1000;
+    const add = (name, pid) => {
+      const found = held(pid);
+      if (found) this.samples.push({ now, name, ...found });
+    };
+    if (this.server) add('server', this.server.pid);
+    for (const client of this.clients.values()) if (client.alive) add(client.name, client.pid);
+  }
+
+  /** Changes keys beside the load. What a killed server cut short is run again in its next life. */
+  changeKeys(words) {
+    const [word, ...more] = words;
+    this.unfinished = words;
+    const { server } = this;
+    const change = this.cli(word, this.disk, '--key', 'alice', ...more).then((ended) => {
+      if (ended.code === 0) this.unfinished = undefined;
+      else if (!server.killed)
+        throw new Wrong(`pqblk ${word}: exit ${ended.code}: ${ended.stderr}`);
+    });
+    change.catch(() => {}); // told by who awaits it
+    this.keyChange = change;
+  }
+
+  /** Whether requests may fail now: those that need space, on a full disk. */
+  async tolerate() {
+    this.tolerant = true;
+    for (const client of this.running) await client.told('tolerate', 'tolerate');
+  }
+  async insist() {
+    if (!this.tolerant) return;
+    this.tolerant = false;
+    for (const client of this.clients.values()) {
+      if (client.alive) await client.told('insist', 'insist');
+    }
+  }
+
+  // ---- its end ----
+
+  async endLife(kind) {
+    if (this.killing) {
+      this.counts.kills += 1;
+      this.unsettled = 'killed';
+      this.leaky = true;
+      if (kind === 'c') {
+        this.clients.get('c').kill();
+        await this.clients.get('c').ended;
+        this.clients.get('c').state = 'gone';
+      } else {
+        this.server.killed = true;
+        this.server.kill();
+        await this.server.ended;
+        await this.keyChange;
+        await Promise.all(this.running.map((client) => this.hearGone(client)));
+      }
+    } else {
+      this.counts.clean += 1;
+      this.unsettled = 'clean';
+      await Promise.all(this.running.map((client) => client.told('pause', 'paused')));
+      if (kind === 'c') await this.endClient(this.clients.get('c'));
+      else {
+        const problem = await this.server.end();
+        if (problem) throw new Wrong(problem);
+        await Promise.all(this.running.map((client) => this.hearGone(client)));
+      }
+    }
+    this.server = undefined;
+    this.requireRight();
+  }
+
+  async hearGone(client) {
+    while (client.state === 'running' && client.alive) await client.heard('gone', 'counts');
+  }
+
+  async endClient(client) {
+    client.order('stop');
+    const { code } = await client.ended;
+    client.state = 'gone';
+    if (code !== 0) throw new Wrong(client.wrong[0] ?? `${client.name}: ${client.child.complaint}`);
+  }
+
+  /** Checks the disk, and often reads it by another way than the next life would. */
+  async lookAfter() {
+    const { random } = this;
+    if (this.soak.stopping) return;
+    if (random.chance(0.35)) await this.lookAtExport();
+    else if (random.chance(0.3)) await this.lookByC();
+    await this.check(random.chance(0.5));
+  }
+
+  async check(repair) {
+    this.counts.checks += 1;
+    const leaks = this.leaky ? [0, 1] : [0];
+    const words = ['check', this.disk, ...this.opening(), ...(repair ? ['--repair'] : [])];
+    await this.must(words, leaks);
+    if (repair) this.leaky = false;
+    if (this.shape.format !== 'qcow2') return;
+    const { code, stderr, stdout } = await run('qemu-img', ['check', '-f', 'qcow2', this.disk]);
+    if (code === 0 || (code === 3 && this.leaky)) return;
+    throw new Wrong(`qemu-img check: exit ${code}: ${stderr}${stdout}`);
+  }
+
+  async lookAtExport() {
+    const out = join(this.sockets.path, 'exported');
+    const raw = `${out}.raw`;
+    try {
+      if (this.shape.format === 'qcow2') {
+        const { code, stderr } = await run('qemu-img', [
+          ...['convert', '-f', 'qcow2', '-O', 'raw', this.disk, raw],
+        ]);
+        if (code !== 0) throw new Wrong(`qemu-img convert: exit ${code}: ${stderr}`);
+      } else if (this.random.chance(0.5)) {
+        await this.must(['export', this.disk, `${out}.qcow2`, ...this.opening()]);
+        const { code, stderr } = await run('qemu-img', [
+          ...['convert', '-f', 'qcow2', '-O', 'raw', `${out}.qcow2`, raw],
+        ]);
+        if (code !== 0) throw new Wrong(`qemu-img convert: exit ${code}: ${stderr}`);
+      } else {
+        await this.must(['export', this.disk, raw, ...this.opening()]);
+      }
+      await this.look('file', raw);
+    } finally {
+      rmSync(raw, { force: true });
+      rmSync(`${out}.qcow2`, { force: true });
+    }
+  }
+
+  /** Reads all of the disk and settles the board. */
+  async look(...way) {
+    const { code, stdout, stderr } = await peer(
+      'verify',
+      this.board,
+      this.unsettled ?? 'clean',
+      ...way,
+    );
+    if (code !== 0 && code !== 1) throw new Wrong(`verify by ${way}: exit ${code}: ${stderr}`);
+    const { cells, bad, wrong } = JSON.parse(stdout);
+    this.counts.looks += 1;
+    this.counts.cells += cells;
+    if (bad > 0) throw new Wrong(`after ${this.unsettled}: ${bad} parts of the disk: ${wrong[0]}`);
+    this.unsettled = undefined;
+  }
+
+  /** The disk has grown: the board knows at its byte 8. */
+  grown(bytes) {
+    const file = openSync(this.board, 'r+');
+    const size = Buffer.alloc(8);
+    size.writeBigUInt64LE(BigInt(bytes));
+    writeSync(file, size, 0, 8, 8);
+    closeSync(file);
+    this.shape.size = bytes;
+  }
+
+  /** What failed, for those who look into it. */
+  async keep() {
+    const kept = join(this.soak.out, 'failures', String(this.number));
+    mkdirSync(kept, { recursive: true });
+    for (const file of [this.disk, this.board]) {
+      try {
+        if (statSync(file).blocks * 512 < KEPT_BYTES_MAX) {
+          copyFileSync(file, join(kept, file === this.disk ? 'disk' : 'board'));
+        }
+      } catch {
+        // not made yet
+      }
+    }
+  }
+
+  /** Sums over all clients that there were. */
+  operations() {
+    const sum = {};
+    const all = [...this.dead, ...[...this.clients.values()].map(({ counts }) => counts)];
+    for (const counts of all) {
+      for (const [name, n] of Object.entries(counts)) sum[name] = (sum[name] ?? 0) + n;
+    }
+    return sum;
+  }
+}

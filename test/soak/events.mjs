@@ -1,0 +1,96 @@
+// What happens to a disk under load. Each event says when it is possible, how often it comes, and ends
+// with everything as it was, but for the disk's size and keys.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { run, Wrong } from './processes.mjs';
+
+const MiB = 2 ** 20;
+const served = (_, kind) => kind !== 'c';
+const hosted = (_, kind) => kind === 'host';
+const keyed = (episode, kind) => episode.sealed && kind !== 'c';
+const small = ({ place }) => place.stall !== undefined;
+
+const event = (name, weight, when, act) => ({ name, weight, when, run: act });
+
+export const EVENTS = [
+  event('server stopped a while', 3, served, async ({ server, random }) => {
+    server.kill('SIGSTOP');
+    await sleep(random.between(50, 2500));
+    server.kill('SIGCONT');
+  }),
+
+  event(
+    'client stopped a while',
+    3,
+    () => true,
+    async ({ running, random }) => {
+      const client = random.of(...running);
+      client?.kill('SIGSTOP');
+      await sleep(random.between(50, 2500));
+      client?.kill('SIGCONT');
+    },
+  ),
+
+  event('device stands still', 4, small, async ({ place, random }) => {
+    await place.stall(random.between(100, 3000));
+  }),
+
+  event('file system full', 4, small, async (episode) => {
+    const { place, random } = episode;
+    await episode.tolerate();
+    place.fill(random.below(4) * MiB);
+    await sleep(random.between(500, 4000));
+    place.empty();
+    await sleep(200);
+    await episode.insist();
+  }),
+
+  // Its requests may still come through; its slots rest until everything was looked at.
+  event('client killed', 1, served, async ({ running, random, steady }) => {
+    const client = random.of(...running);
+    if (!client || steady) return;
+    client.kill();
+    await client.ended;
+    client.state = 'gone';
+  }),
+
+  event('limits', 2, hosted, async ({ server, random }) => {
+    const tight = { iopsMax: 200 + random.below(2000), bpsMax: (1 + random.below(64)) * MiB };
+    await ask(server, `limits ${JSON.stringify(tight)}`, 'limited');
+    await sleep(random.between(100, 1000));
+    await ask(server, 'limits {}', 'limited');
+  }),
+
+  event('resize', 2, hosted, async (episode) => {
+    const bytes = episode.shape.size + (1 + episode.random.below(8)) * 2 * MiB;
+    if (bytes > episode.shape.maxSize) return;
+    await ask(episode.server, `resize ${bytes}`, 'resized');
+    episode.grown(bytes);
+  }),
+
+  event('whole disk read by nbdcopy', 1, served, async (episode) => {
+    const uri = `nbd+unix:///?socket=${episode.at('nbd')}`;
+    const { code, stderr } = await run('nbdcopy', [uri, 'null:']);
+    if (code !== 0) throw new Wrong(`nbdcopy: exit ${code}: ${stderr}`);
+  }),
+
+  event('header backed up', 1, keyed, async (episode) => {
+    const file = episode.at(`header-${episode.counts.events['header backed up']}`);
+    await episode.must(['header', 'backup', episode.disk, file]);
+  }),
+
+  ...[
+    ['data key rotated', 3, (random) => ['rotate-data-key', '--share', random.of('20', '60')]],
+    ['master key rotated', 2, () => ['rotate-master-key']],
+    ['slot rewrapped', 2, () => ['rewrap']],
+  ].map(([name, weight, words]) =>
+    event(name, weight, keyed, async (episode) => {
+      await episode.keyChange;
+      episode.changeKeys(words(episode.random));
+    }),
+  ),
+];
+
+async function ask(server, order, answer) {
+  const said = await server.told(order, answer, 'refused', 'ended');
+  if (said.event !== answer) throw new Wrong(`${order}: ${JSON.stringify(said)}`);
+}
