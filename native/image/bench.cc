@@ -44,6 +44,10 @@ struct FreeMemory {
   void operator()(std::uint8_t* p) const { std::free(p); }
 };
 
+std::uint64_t stride_of(const BenchSpec& spec) {
+  return spec.stride != 0 ? spec.stride : spec.block_size;
+}
+
 // What the queues' jobs share: the end of the run.
 struct Run {
   std::atomic<bool> stop{false};
@@ -72,7 +76,8 @@ class Job {
         run_(run),
         random_(spec.seed * 0x100000001B3U + queue),
         begin_(begin),
-        blocks_(length / spec.block_size) {}
+        stride_(stride_of(spec)),
+        blocks_(length / stride_) {}
 
   void start() {
     disk_.on_queue(queue_, [this] { begin(); });
@@ -102,7 +107,7 @@ class Job {
   const BenchSpec& spec_;
   Run& run_;
   Random random_;
-  const std::uint64_t begin_, blocks_;
+  const std::uint64_t begin_, stride_, blocks_;
   std::uint64_t next_block_ = 0;
   std::uint64_t launched_ = 0;
   std::uint32_t unflushed_ = 0;  // completed writes since the last flush began
@@ -163,7 +168,7 @@ void Job::launch(Slot& slot, std::uint64_t now) {
                      (p == Pattern::randrw && random_.below(100) < spec_.read_percent);
   Request& r = slot.request;
   r.type = reads ? RequestType::in : RequestType::out;
-  r.offset = begin_ + block * spec_.block_size;
+  r.offset = begin_ + block * stride_;
   r.length = spec_.block_size;
   r.iov = &slot.buffer;
   r.iov_count = 1;
@@ -181,7 +186,8 @@ void Job::account(const Slot& slot, std::uint64_t now) {
   const RequestType type = slot.request.type;
   const std::uint64_t bytes = slot.request.length;
   if (type == RequestType::out) ++unflushed_;
-  progress_.store(progress_.load(std::memory_order_relaxed) + bytes, std::memory_order_relaxed);
+  const std::uint64_t passed = bytes != 0 ? stride_ : 0;
+  progress_.store(progress_.load(std::memory_order_relaxed) + passed, std::memory_order_relaxed);
   if (now < measure_ns_) return;
   BenchDirection& direction = type == RequestType::flush ? flush
                               : type == RequestType::in  ? read
@@ -213,8 +219,11 @@ Error check(const Disk& disk, const BenchSpec& spec, std::uint64_t range) {
   if (align_up(spec.block_size, std::uint64_t{4096}) * spec.iodepth > kBenchMemoryMax) {
     return Error(Kind::invalid_argument, "depth times block size is at most 1 GiB");
   }
+  if (stride_of(spec) < spec.block_size) {
+    return Error(Kind::invalid_argument, "the stride is at least the block size");
+  }
   const DiskFacts facts = disk.facts();
-  if (range > facts.size || range / facts.queues < spec.block_size) {
+  if (range > facts.size || range / facts.queues < stride_of(spec)) {
     return Error(Kind::invalid_argument, "the range to use is " + std::to_string(range) +
                                              " bytes; the disk has " + std::to_string(facts.size) +
                                              ", and each queue needs a block of its own");
@@ -248,7 +257,7 @@ Result<BenchResult> run_bench(Disk& disk, const BenchSpec& spec) {
   const std::uint64_t range = spec.size != 0 ? spec.size : disk.size();
   if (Error e = check(disk, spec, range)) return e;
   const std::uint32_t queues = disk.facts().queues;
-  const std::uint64_t part = align_down(range / queues, spec.block_size);
+  const std::uint64_t part = align_down(range / queues, stride_of(spec));
   const bool by_part =
       spec.runtime_ms == 0 || spec.pattern == Pattern::read || spec.pattern == Pattern::write;
   Run run;

@@ -24,6 +24,7 @@ Result<Pattern> parse_pattern(std::string_view name);
 struct BenchSpec {
   Pattern pattern = Pattern::randread;
   std::uint64_t block_size = 4096;
+  std::uint64_t stride = 0;      // bytes between two places, at least block_size; 0: block_size
   std::uint32_t iodepth = 32;    // of each queue
   std::uint64_t size = 0;        // bytes from the disk's start that are used; 0: the whole disk
   std::uint64_t runtime_ms = 0;  // 0: until `size` bytes were moved
@@ -49,6 +50,7 @@ struct BenchResult {
 };
 
 // Blocking. Uses every queue of the disk; sequential patterns give each its own part of the range.
+// A stride spreads the places: a working set of a few bytes over all of a disk's tables.
 // Errors: invalid_argument, read_only, and the first that a request met.
 Result<BenchResult> run_bench(Disk& disk, const BenchSpec& spec);
 

@@ -471,6 +471,7 @@ Napi::Value DiskHandle::bench(const Napi::CallbackInfo& info) {
   options.read("seed", spec.seed);
   options.read("readPercent", spec.read_percent);
   options.read("flushEvery", spec.flush_every);
+  options.read("stride", spec.stride);
   auto parsed = image::parse_pattern(pattern);
   if (parsed) {
     spec.pattern = *parsed;

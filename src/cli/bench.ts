@@ -19,6 +19,7 @@ const DEFAULT_SECONDS = 10;
 interface Flags extends OpenFlags, EngineFlags {
   rw: BenchPattern;
   bs: number;
+  stride?: number;
   iodepth: number;
   size?: number;
   runtime?: number;
@@ -36,6 +37,12 @@ export function addBench(program: Command, terminal: Terminal): void {
     .addOption(new Option('--rw <pattern>', 'load').choices(PATTERNS).default('randread'))
     .addOption(
       new Option('--bs <size>', 'bytes of a request').argParser(sizeArgument).default(4096),
+    )
+    .addOption(
+      new Option(
+        '--stride <size>',
+        'from one place to the next (default: --bs); more spreads a small working set',
+      ).argParser(sizeArgument),
     )
     .addOption(
       new Option('--iodepth <n>', 'requests in flight on each queue')
@@ -95,7 +102,7 @@ function parseSeconds(text: string): number {
 }
 
 function specOf(flags: Flags): BenchSpec {
-  const { rw, bs, iodepth, size, runtime, ramp, seed, rwmixread, fdatasync } = flags;
+  const { rw, bs, stride, iodepth, size, runtime, ramp, seed, rwmixread, fdatasync } = flags;
   const seconds = runtime ?? (size === undefined ? DEFAULT_SECONDS : 0);
   return {
     rw,
@@ -103,6 +110,7 @@ function specOf(flags: Flags): BenchSpec {
     iodepth,
     readPercent: rwmixread,
     runtimeMs: Math.round(seconds * 1000),
+    ...(stride !== undefined && { stride }),
     ...(ramp !== undefined && { rampMs: Math.round(ramp * 1000) }),
     ...(size !== undefined && { size }),
     ...(seed !== undefined && { seed }),

@@ -151,6 +151,8 @@ export interface BenchSpec {
   rw: BenchPattern;
   /** Bytes. Default 4096. */
   blockSize?: number;
+  /** Bytes from one place to the next. Default blockSize; more spreads a small working set. */
+  stride?: number;
   /** Requests in flight on each queue. Default 32. */
   iodepth?: number;
   /** Bytes from the disk's start that are used. Default: the whole disk. */

@@ -2,7 +2,11 @@
 #include <doctest/doctest.h>
 #include <sys/stat.h>
 
+#include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <thread>
+#include <vector>
 
 #include "image/bench.h"
 #include "image/disk_harness.h"
@@ -227,6 +231,31 @@ TEST_CASE("the bench flushes after each write, when asked to") {
   result = run_bench(*disk, spec);
   REQUIRE(result);
   CHECK(result->flush.ops == 255);
+}
+
+TEST_CASE("the bench with a stride touches one block of each place, on every queue") {
+  const TempFile temp(4 * kMiB, "/dev/shm");
+  auto disk = open_raw_disk(temp, 2);
+  BenchSpec spec;
+  spec.pattern = Pattern::write;
+  spec.stride = 64 * kKiB;
+  auto result = run_bench(*disk, spec);
+  REQUIRE(result);
+  CHECK(result->write.ops == 64);
+  spec.stride = 2048;
+  CHECK(run_bench(*disk, spec).error().kind() == Kind::invalid_argument);
+  spec.stride = 4 * kMiB;  // one place for two queues
+  CHECK(run_bench(*disk, spec).error().kind() == Kind::invalid_argument);
+  CHECK_FALSE(disk->close());
+  std::ifstream file(temp.path(), std::ios::binary);
+  const std::vector<char> content{std::istreambuf_iterator<char>(file), {}};
+  REQUIRE(content.size() == 4 * kMiB);
+  for (std::size_t at = 0; at < content.size(); at += 4096) {
+    const bool zero = std::all_of(content.begin() + static_cast<std::ptrdiff_t>(at),
+                                  content.begin() + static_cast<std::ptrdiff_t>(at + 4096),
+                                  [](char byte) { return byte == 0; });
+    CHECK(zero == (at % (64 * kKiB) != 0));
+  }
 }
 
 TEST_CASE("latency percentiles are within two percent of the sorted list") {
