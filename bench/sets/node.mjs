@@ -1,19 +1,19 @@
 // The set `node`: what a Node program gets from a disk, beside what it gets from the bare file.
 //
 // Reads at random offsets, closed loop, in this process: pqblk's promises (`disk.read`) and batched
-// queue (`disk.queue`) on raw, qcow2 and sealed disks of the same content, against FileHandle.read of
+// queue (`disk.queue`) on raw, qcow2 and sealed disks, against FileHandle.read of
 // fs.promises and fs.read of node:fs (which run on libuv's four threads). All are opened for O_DIRECT
 // where the file system has it, and read into memory that is aligned for it.
 import fs from 'node:fs';
 import { join } from 'node:path';
-import { noise, sameContent } from '../lib/content.mjs';
+import { makeDisk, makeNoise } from '../lib/disks.mjs';
 import { batched, calledBack, promised } from '../lib/node-loads.mjs';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
 const FORMATS = ['raw', 'qcow2', 'sealed'];
 
-/** `inQuick`: also in a short run. `mostly`: what the reader compares there. */
+/** `inQuick`: also in a short run. */
 const LOADS = [
   { place: 'ram', bytes: 4 * KiB, depth: 1, inQuick: true },
   { place: 'ram', bytes: 4 * KiB, depth: 32, inQuick: true },
@@ -29,22 +29,14 @@ const sizeName = (bytes) => (bytes < MiB ? `${bytes / KiB} KiB` : `${bytes / MiB
 const placeName = (bench, place) =>
   place === 'ram' ? 'RAM' : `disk, ${bench.direct.disk ? 'O_DIRECT' : 'page cache'}`;
 
-/** The same content in each format at a place, and the bare file, all open. */
+/** A disk of noise in each format, and a bare file, all open. */
 async function openAll(bench, place, size) {
-  const at = (name) => join(bench[place], name);
-  await noise(at('raw'), size);
-  const recipients = [await bench.recipient()];
-  for (const format of ['qcow2', 'sealed']) {
-    bench.say(`the same ${sizeName(size)} as ${format}, ${place}`);
-    await sameContent(at('raw'), at(format), { format, recipients });
-  }
+  bench.say(`${sizeName(size)} of noise in each format, ${placeName(bench, place)}`);
   const disks = {};
-  for (const format of FORMATS) {
-    disks[format] = await bench.open(at(format), format, { readOnly: true });
-  }
+  for (const format of FORMATS) disks[format] = await makeDisk(bench, bench[place], format, { size });
+  const file = await makeNoise(bench, join(bench[place], 'bare'), size);
   const { O_RDONLY, O_DIRECT } = fs.constants;
-  const flags = O_RDONLY | (bench.direct[place] ? O_DIRECT : 0);
-  const handle = await fs.promises.open(at('raw'), flags);
+  const handle = await fs.promises.open(file, O_RDONLY | (bench.direct[place] ? O_DIRECT : 0));
   bench.defer(() => handle.close());
   return { disks, handle, size };
 }
