@@ -8,7 +8,7 @@ export default {
   name: 'lifecycle',
   about: 'open, unlock, import, check, rekey: whole commands and calls of the API',
   async run(bench) {
-    await opening(bench);
+    if (!bench.quick) await opening(bench);
     await keys(bench);
     await moving(bench);
   },

@@ -33,7 +33,8 @@ const placeName = (bench, place) =>
 async function openAll(bench, place, size) {
   bench.say(`${sizeName(size)} of noise in each format, ${placeName(bench, place)}`);
   const disks = {};
-  for (const format of FORMATS) disks[format] = await makeDisk(bench, bench[place], format, { size });
+  for (const format of FORMATS)
+    disks[format] = await makeDisk(bench, bench[place], format, { size });
   const file = await makeNoise(bench, join(bench[place], 'bare'), size);
   const { O_RDONLY, O_DIRECT } = fs.constants;
   const handle = await fs.promises.open(file, O_RDONLY | (bench.direct[place] ? O_DIRECT : 0));

@@ -1,0 +1,248 @@
+// The set `scale`: what an I/O costs, and what memory a disk needs, as the disk grows from 1 GiB to
+// 16 TiB and as its working set outgrows the caches.
+//
+// The disks are sparse. A working set is one block of 4 KiB in each of so many places, a *stride*
+// apart: few bytes that touch many tables. A page of entries (4 KiB) is of 512 KiB of disk, so the
+// entry cache's 64 MiB are of 8 GiB; a page of an L2 table (4 KiB) is of 32 MiB, so the L2 cache's
+// 32 MiB are of 256 GiB.
+import { rm } from 'node:fs/promises';
+import { join } from 'node:path';
+import { createDisk } from '../../dist/index.js';
+import { KEY } from '../lib/bench.mjs';
+
+const KiB = 1024;
+const MiB = 1024 * KiB;
+const GiB = 1024 * MiB;
+const TiB = 1024 * GiB;
+
+const SIZES = [GiB, 16 * GiB, 256 * GiB, TiB, 16 * TiB];
+const QUICK_SIZES = [GiB, TiB, 16 * TiB];
+const PLACES = 512;
+const DEPTH = 32;
+/** The same for each size, so that only the size differs. */
+const LOG_BYTES = 32 * MiB;
+
+const ENTRY_PAGE_COVERS = 512 * KiB;
+const L2_PAGE_COVERS = 32 * MiB;
+const PAGE = 4 * KiB;
+const SMALL_CACHE = { entryCacheBytes: 16 * MiB, l2CacheBytes: 2 * MiB };
+const FRACTIONS = [1 / 8, 1 / 4, 1 / 2, 1, 2, 4];
+
+const sizeName = (bytes) =>
+  bytes >= TiB ? `${bytes / TiB} TiB` : bytes >= GiB ? `${bytes / GiB} GiB` : `${bytes / MiB} MiB`;
+const axis = (sizes) => ({
+  ...{ name: 'disk size', values: sizes, log: true },
+  labels: sizes.map(sizeName),
+});
+const fractionName = (fraction) => (fraction < 1 ? `1/${1 / fraction}` : `${fraction}`);
+const placeName = (place) => (place === 'ram' ? 'RAM' : 'disk');
+const secondsOf = (bench) => Math.min(bench.seconds, 0.5);
+
+/** Writes one block of each place and closes the disk, so that everything is home. */
+async function prepared(bench, path, format, { size, visits, ...make }) {
+  const sealed = format === 'sealed' ? { recipients: [await bench.recipient()], ...make } : {};
+  await createDisk(path, { format, size, ...sealed });
+  const disk = await bench.open(path, format);
+  for (const visit of visits) {
+    await disk.bench({ rw: 'write', iodepth: DEPTH, ...visit }, { signal: bench.signal });
+  }
+  await disk.close();
+  return path;
+}
+
+/** Microseconds that one of many requests costs (the reciprocal of IOPS), and what missed a cache. */
+async function cost(bench, disk, spec) {
+  const before = disk.stats().backend;
+  const runtimeMs = secondsOf(bench) * 1000;
+  const load = { iodepth: DEPTH, rampMs: runtimeMs / 2, runtimeMs, seed: 7 };
+  const result = await disk.bench({ ...load, ...spec }, { signal: bench.signal });
+  const after = disk.stats().backend;
+  const missed = (hits, misses) => {
+    const [hit, miss] = [hits, misses].map((name) => after[name] - before[name]);
+    return hit + miss > 0 ? miss / (hit + miss) : 0;
+  };
+  const side = result.read.ops > 0 ? result.read : result.write;
+  return {
+    value: 1e6 / side.iops,
+    entriesMissed: missed('entryHits', 'entryMisses'),
+    l2Missed: missed('l2Hits', 'l2Misses'),
+  };
+}
+
+/** Overwrites until the log was emptied once: from then on every write pays for that as well. */
+async function warmLog(bench, disk, spec) {
+  const runtimeMs = secondsOf(bench) * 1000;
+  const { checkpoints } = disk.stats().backend;
+  for (let runs = 0; runs < 10 && disk.stats().backend.checkpoints === checkpoints; runs++) {
+    bench.check();
+    await disk.bench({ rw: 'randwrite', iodepth: DEPTH, runtimeMs, ...spec });
+  }
+}
+
+// ---- over the size of the disk ---------------------------------------------------------------------
+
+async function overSize(bench) {
+  const sizes = bench.quick ? QUICK_SIZES : SIZES;
+  const formats = bench.quick ? ['raw', 'sealed'] : ['raw', 'qcow2', 'sealed'];
+  const disks = new Map();
+  for (const size of sizes) {
+    bench.say(`disks of ${sizeName(size)}`);
+    const visits = [{ stride: size / PLACES, size }];
+    for (const format of formats) {
+      const path = join(bench.ram, `${size}.${format}`);
+      await prepared(bench, path, format, { size, visits, logBytes: LOG_BYTES });
+      disks.set(`${format} ${size}`, await bench.open(path, format));
+    }
+  }
+  for (const [what, rw] of Object.entries({ read: 'randread', overwrite: 'randwrite' })) {
+    if (rw === 'randwrite') {
+      for (const [name, disk] of disks) {
+        if (name.startsWith('sealed')) await warmLog(bench, disk, { stride: disk.size / PLACES });
+      }
+    }
+    await bench.compare({
+      group: `${what}, 4 KiB, over disk size, RAM`,
+      about:
+        `What one ${what} of 4 KiB costs, ${DEPTH} in flight on one queue: ${PLACES} places, evenly ` +
+        'over the whole sparse disk. Flat is good.',
+      unit: 'µs',
+      better: 'less',
+      base: 'raw',
+      x: axis(sizes),
+      contenders: formats.map((name) => ({
+        name,
+        run: (size) =>
+          cost(bench, disks.get(`${name} ${size}`), { rw, stride: size / PLACES, size }),
+      })),
+    });
+  }
+  for (const disk of disks.values()) {
+    await disk.close();
+    await rm(disk.facts.path);
+  }
+}
+
+// ---- a working set that outgrows a cache -----------------------------------------------------------
+
+/** `covers`: bytes of disk for one page of the cache, which is also the stride. */
+async function outgrowing(bench, { group, about, cacheBytes, covers, places }) {
+  const covered = (cacheBytes / PAGE) * covers;
+  const largest = FRACTIONS.at(-1) * covered;
+  const rows = [];
+  for (const place of places) {
+    bench.say(`a disk of ${sizeName(largest)}, ${placeName(place)}`);
+    const path = join(bench[place], 'outgrown.sealed');
+    const visits = [{ stride: covers, size: largest }];
+    await prepared(bench, path, 'sealed', { size: largest, visits, logBytes: LOG_BYTES });
+    const disk = await bench.open(path, 'sealed', SMALL_CACHE);
+    await warmLog(bench, disk, { stride: covers });
+    for (const [what, rw] of Object.entries({ read: 'randread', overwrite: 'randwrite' })) {
+      const run = (fraction) => cost(bench, disk, { rw, stride: covers, size: fraction * covered });
+      rows.push({ name: `${what}, ${placeName(place)}`, run, disk });
+    }
+  }
+  await bench.compare({
+    group,
+    about,
+    unit: 'µs',
+    better: 'less',
+    x: {
+      ...{ name: 'working set / what the cache covers', values: FRACTIONS, log: true },
+      labels: FRACTIONS.map(fractionName),
+    },
+    contenders: rows.map(({ name, run }) => ({ name, run })),
+  });
+  for (const { disk } of rows) {
+    await disk.close();
+    await rm(disk.facts.path, { force: true });
+  }
+}
+
+async function outgrowingCaches(bench) {
+  const { entryCacheBytes, l2CacheBytes } = SMALL_CACHE;
+  await outgrowing(bench, {
+    group: 'a working set outgrows the entry cache',
+    about:
+      `What a 4 KiB I/O costs on a sealed disk whose entry cache is ${sizeName(entryCacheBytes)} and ` +
+      'covers 2 GiB (the default, 64 MiB, covers 8 GiB). Beyond 1 a share of the reads fetches a ' +
+      'page of entries as well; an overwrite only when its entry goes home.',
+    cacheBytes: entryCacheBytes,
+    covers: ENTRY_PAGE_COVERS,
+    places: ['ram', 'disk'],
+  });
+  await outgrowing(bench, {
+    group: 'a working set outgrows the L2 cache',
+    about:
+      `The same with ${sizeName(l2CacheBytes)} of L2 cache, which cover 16 GiB (the default, 32 MiB, ` +
+      'covers 256 GiB).',
+    cacheBytes: l2CacheBytes,
+    covers: L2_PAGE_COVERS,
+    places: ['ram'],
+  });
+}
+
+// ---- memory ----------------------------------------------------------------------------------------
+
+/** Half as much again as either cache covers, where the disk is that large. */
+const visitsOf = (size) =>
+  [
+    { stride: L2_PAGE_COVERS, size: Math.min(size, 384 * GiB) },
+    { stride: ENTRY_PAGE_COVERS, size: Math.min(size, 4 * GiB) },
+  ].filter(({ stride, size: bytes }) => bytes >= stride);
+
+async function memoryOf(bench, size) {
+  const path = join(bench.ram, 'memory.sealed');
+  const visits = visitsOf(size);
+  try {
+    await prepared(bench, path, 'sealed', { size, visits });
+    const words = visits.map(({ stride, size: bytes }) => `${stride}:${bytes}`);
+    const program = join(bench.root, 'bench', 'lib', 'scale-memory.mjs');
+    const { PQBLK_KEYS: store } = bench.env;
+    const output = await bench.run(process.execPath, [program, path, store, KEY, ...words]);
+    return JSON.parse(output);
+  } finally {
+    await rm(path, { force: true });
+  }
+}
+
+async function memory(bench) {
+  const sizes = bench.quick ? [TiB] : SIZES;
+  const found = new Map();
+  const of = async (name, size) => {
+    if (!found.has(size)) found.set(size, memoryOf(bench, size));
+    return (await found.get(size))[name] / MiB;
+  };
+  await bench.compare({
+    group: 'memory over disk size',
+    about:
+      'Resident memory of a Node process with one sealed disk, default caches: before it is opened, ' +
+      'just opened, and at most while its working set is half as large again as what the caches cover.',
+    unit: 'MiB',
+    better: 'less',
+    rounds: 1,
+    x: axis(sizes),
+    contenders: [
+      { name: 'Node with pqblk loaded', run: (size) => of('node', size) },
+      { name: 'disk just opened', run: (size) => of('opened', size) },
+      { name: 'caches full, 256 writes in flight', run: (size) => of('most', size) },
+    ],
+    targets: [
+      {
+        name: 'caches full, 256 writes in flight',
+        x: TiB,
+        atMost: 160,
+        about: 'memory, 1 TiB disk',
+      },
+    ],
+  });
+}
+
+export default {
+  name: 'scale',
+  about: 'cost of an I/O and memory, disks of 1 GiB to 16 TiB, working sets beyond the caches',
+  async run(bench) {
+    await memory(bench);
+    await overSize(bench);
+    if (!bench.quick) await outgrowingCaches(bench);
+  },
+};
