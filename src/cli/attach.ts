@@ -117,19 +117,26 @@ async function serveAttached(
   const { stats, sandbox } = flags;
   const plan = { disks: [{ ...flags, path, name: id, vhostUser: socket }], stats, sandbox };
   await serveWhile(terminal, plan, async ([disk]) => {
-    announce(terminal, await plug(terminal, id, socket, flags), socket, flags);
+    const hasFrontEnd = () => isConnected(disk);
+    announce(terminal, await plug(terminal, id, socket, flags, hasFrontEnd), socket, flags);
     notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
-    await untilGone(terminal, () => isConnected(disk), id, flags);
+    await untilGone(terminal, hasFrontEnd, id, flags);
   });
 }
 
 const isConnected = (disk: Served | undefined) =>
   disk?.servers.some((one) => one.protocol === 'vhost-user-blk' && one.stats().connected) ?? false;
 
-async function plug(terminal: Terminal, id: string, socket: string, flags: Flags) {
+async function plug(
+  terminal: Terminal,
+  id: string,
+  socket: string,
+  { qmp: path, queues = 1, bus }: Flags,
+  hasFrontEnd?: () => boolean,
+): Promise<Plugged> {
   const { signal } = terminal;
-  using qmp = await QmpConnection.connect(flags.qmp, { signal });
-  return await plugDisk(qmp, { id, socket, queues: flags.queues ?? 1, bus: flags.bus, signal });
+  using qmp = await QmpConnection.connect(path, { signal });
+  return await plugDisk(qmp, { id, socket, queues, bus, hasFrontEnd, signal });
 }
 
 function announce(terminal: Terminal, plugged: Plugged, socket: string, flags: Flags): void {

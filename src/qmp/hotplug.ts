@@ -32,6 +32,8 @@ export interface PlugOptions {
   queues: number;
   /** Bus to plug into. Default: a free PCI Express port where there are such, else QEMU's choice. */
   bus?: string | undefined;
+  /** Whether the server has a front-end; unknown where it is another process. */
+  hasFrontEnd?: (() => boolean) | undefined;
   /** For QEMU to get through to the server. Default: 5 s. */
   connectTimeoutMs?: number | undefined;
   /** For QEMU to make the device. Default: 30 s. */
@@ -104,10 +106,10 @@ export async function plugDisk(qmp: QmpConnection, options: PlugOptions): Promis
 
 /** A device whose server ended and is back: nothing to do but to see it connect. */
 async function resume(qmp: QmpConnection, options: PlugOptions): Promise<Plugged> {
-  const { id, socket } = options;
+  const { id } = options;
   const chardev = (await textProperty(qmp, devicePath(id), 'chardev')) ?? chardevOf(id);
   const found = await chardevPlace(qmp, chardev);
-  if (!found || !leadsTo(found.place, socket)) {
+  if (!found || !(await leadsHere(found, options))) {
     const hint = 'choose another with --id, or detach it';
     throw failure('exists', qmp, `the machine has a device “${id}” already`, hint);
   }
@@ -115,10 +117,21 @@ async function resume(qmp: QmpConnection, options: PlugOptions): Promise<Plugged
   return { id, chardev, bus: undefined, resumed: true };
 }
 
-/** `place` is QEMU's `[disconnected:]unix:PATH[,options]`. */
-function leadsTo(place: string, socket: string): boolean {
+/**
+ * `place` is QEMU's `[disconnected:]unix:PATH[,options]`, without the path while it is connected. It
+ * may be so already: then the server has its front-end, or is about to accept it.
+ */
+async function leadsHere(
+  { place, connected }: { place: string; connected: boolean },
+  { socket, hasFrontEnd, connectTimeoutMs = CONNECT_TIMEOUT_MS }: PlugOptions,
+): Promise<boolean> {
   const path = place.replace(/^disconnected:/, '').replace(/^unix:/, '');
-  return path === socket || path.startsWith(`${socket},`) || path.startsWith(`${socket} `);
+  if (path === socket || path.startsWith(`${socket},`) || path.startsWith(`${socket} `))
+    return true;
+  if (!connected || path !== '' || hasFrontEnd === undefined) return false;
+  const end = performance.now() + connectTimeoutMs;
+  while (!hasFrontEnd() && performance.now() < end) await sleep(CONNECT_POLL_MS);
+  return hasFrontEnd();
 }
 
 async function untilConnected(

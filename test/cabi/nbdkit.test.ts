@@ -57,7 +57,7 @@ function refusal(parameters: string): string {
   const { status, stderr } = spawnSync('nbdkit', argv, {
     encoding: 'utf8',
     env: { ...process.env, ...env },
-    timeout: 30_000,
+    timeout: 120_000,
   });
   expect(status).toBe(1);
   return stderr;

@@ -1,9 +1,9 @@
 // Sealed disks from the command line: several recipients, the right and the wrong key, damage, locks.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, writeFileSync } from 'node:fs';
+import { existsSync, readFileSync, statSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
 import {
   type BenchResult,
   type CheckResult,
@@ -225,7 +225,10 @@ describe('the program', () => {
     child.stderr.on('data', (text) => {
       output.stderr += text;
     });
-    await new Promise((resolve) => setTimeout(resolve, 3000));
+    const before = statSync(disk).blocks;
+    await vi.waitFor(() => expect(statSync(disk).blocks).toBeGreaterThan(before + 4096), {
+      timeout: 120_000,
+    });
     child.kill('SIGINT');
     const [code] = await once(child, 'close');
     expect({ code, ...output }).toMatchObject({ code: exitCode('canceled') });

@@ -13,7 +13,7 @@ import { httpGet, serve } from './serving.js';
 const dir = scratch();
 const at = (name: string) => join(dir, name);
 const MiB = 2 ** 20;
-const PATIENCE = { timeout: 20_000, interval: 20 };
+const PATIENCE = { timeout: 120_000, interval: 20 };
 const GUIDE = fileURLToPath(new URL('../../docs/serve.md', import.meta.url));
 
 beforeAll(async () => {

@@ -15,7 +15,7 @@ const dir = scratch();
 const at = (name: string) => join(dir, name);
 const store = ['--store', at('keys')];
 const PEER = fileURLToPath(new URL('../../build/release/tests/vhost_peer', import.meta.url));
-const PATIENCE = { timeout: 20_000, interval: 20 };
+const PATIENCE = { timeout: 120_000, interval: 20 };
 const TICKS_PER_SECOND = 100; // of /proc/PID/stat, on every Linux that Node runs on
 const IDLE_SECONDS = 5;
 const RINGS = 64;

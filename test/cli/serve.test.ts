@@ -24,7 +24,7 @@ const at = (name: string) => join(dir, name);
 const MiB = 2 ** 20;
 const source = at('source.raw');
 const store = ['--store', at('keys')];
-const PATIENCE = { timeout: 20_000, interval: 20 };
+const PATIENCE = { timeout: 120_000, interval: 20 };
 
 beforeAll(async () => {
   peer('qemu-img', 'create', '-q', '-f', 'raw', source, '16M');

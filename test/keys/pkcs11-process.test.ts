@@ -85,7 +85,7 @@ test('after its end a session is closed, twice as well as once', async () => {
 });
 
 async function gone(pid: number): Promise<boolean> {
-  for (let tries = 0; tries < 500; tries += 1) {
+  for (let tries = 0; tries < 5000; tries += 1) {
     // A zombie waits for its parent only: it runs no more.
     if (!existsSync(`/proc/${pid}`) || /^State:\s*Z/m.test(status(pid, 'status'))) return true;
     await sleep(20);
@@ -122,7 +122,7 @@ test('it ends with its parent, even while the module hangs', async () => {
   expect(existsSync(`/proc/${pid}`)).toBe(true);
   parent.kill('SIGKILL');
   expect(await gone(pid)).toBe(true);
-}, 60_000);
+});
 
 test('a session that nobody ended does not keep a program alive', () => {
   expect(existsSync(fileURLToPath(DIST))).toBe(true);
@@ -130,7 +130,7 @@ test('a session that nobody ended does not keep a program alive', () => {
     process.execPath,
     script(`const module = await keys.TokenModule.load(place);
             console.log((await module.tokens())[0].label);`),
-    { encoding: 'utf8', timeout: 60_000 },
+    { encoding: 'utf8', timeout: 120_000 },
   );
   expect({ code, stdout }).toEqual({ code: 0, stdout: 'Test token\n' });
 });
@@ -157,7 +157,7 @@ class Raw {
     const head = Buffer.alloc(4);
     head.writeUInt32LE(body.length);
     this.socket.write(Buffer.concat([head, body]));
-    for (let tries = 0; tries < 3000; tries += 1) {
+    for (let tries = 0; tries < 100_000; tries += 1) {
       const have = this.#received.length;
       if (have >= 4 && have >= 4 + this.#received.readUInt32LE()) {
         const reply = this.#received.subarray(4);
@@ -206,6 +206,6 @@ test('random messages get an answer that is no success, and never a crash', asyn
 });
 
 test('a process that was not started by pqblk has no socket, and ends', () => {
-  const { status: code } = spawnSync(tokenProgram(), [], { stdio: 'ignore', timeout: 20_000 });
+  const { status: code } = spawnSync(tokenProgram(), [], { stdio: 'ignore', timeout: 120_000 });
   expect(code).toBe(0);
 });

@@ -194,7 +194,7 @@ describe('closing', () => {
       const disk = await openRaw(path);
       await disk.read(Buffer.alloc(512), 0);
     })();
-    for (let i = 0; i < 100; i++) {
+    for (let i = 0; i < 3000; i++) {
       gc();
       await new Promise((resolve) => setTimeout(resolve, 20));
       const again = await openRaw(path).catch(() => undefined);

@@ -63,7 +63,7 @@ function open(path: string, format: DiskFormat, options: Partial<OpenDiskOptions
 describe.each(CASES)('$name', ({ create }) => {
   const { format } = create;
 
-  test('agrees with a flat buffer, also after reopening', { timeout: 120_000 }, async () => {
+  test('agrees with a flat buffer, also after reopening', async () => {
     const size = 6 * MIB + 512;
     const path = await make(create, size);
     const model = Buffer.alloc(size);
@@ -260,7 +260,7 @@ describe('sealed disks', () => {
     expect(disk.stats().backend.integrityFailures).toBeGreaterThan(0);
   });
 
-  test('a writer that is killed loses nothing that was flushed', { timeout: 120_000 }, async () => {
+  test('a writer that is killed loses nothing that was flushed', async () => {
     const store = new KeyStore(join(directory, 'keys'));
     await store.generate('writer', { noPassphrase: true });
     const path = join(directory, 'killed');

@@ -82,4 +82,4 @@ test('a process that closed a sealed disk holds no secret of it', async () => {
   expect(findIn(child.pid as number, secrets)).toEqual([]);
   child.stdin.write('\n');
   await once(child, 'exit');
-}, 60_000);
+});

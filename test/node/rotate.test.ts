@@ -149,7 +149,7 @@ describe('a rotation of the data key', () => {
       const path = fresh(`${step}.sealed`);
       const child = spawnSync(process.execPath, [ROTATE, DIST, path, at('keys'), step], {
         encoding: 'utf8',
-        timeout: 60_000,
+        timeout: 120_000,
       });
       expect({ signal: child.signal, stderr: child.stderr }).toEqual({
         signal: 'SIGKILL',
@@ -209,9 +209,11 @@ describe('the control socket of a serving process', () => {
     await using disk = await open(path);
     const control = await serveControl(disk);
     const client = (await ControlClient.open(path)) as ControlClient;
-    const rotation = rotateDataKey(client, { identity: alice, bytesPerSecond: 2 * MiB });
-    await new Promise((resolve) => setTimeout(resolve, 300));
-    client.close();
+    const rotation = rotateDataKey(client, {
+      identity: alice,
+      bytesPerSecond: 2 * MiB,
+      onProgress: () => client.close(),
+    });
     await expectKind(rotation, 'closed');
     const { keyArea } = disk;
     const { generation, blob } = await keyArea.read();

@@ -6,14 +6,21 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
-import { type PqblkError, plugDisk, QmpConnection, unplugDisk } from '../../src/index.js';
+import {
+  KeyStore,
+  openDisk,
+  type PqblkError,
+  plugDisk,
+  QmpConnection,
+  unplugDisk,
+} from '../../src/index.js';
 import { exitCode, MAIN, pqblk, pqblkJson, scratch } from '../cli/helpers.js';
 
 const dir = scratch();
 const at = (name: string) => join(dir, name);
 const store = ['--store', at('keys')];
 const disk = at('vm.sealed');
-const PATIENCE = { timeout: 20_000, interval: 20 };
+const PATIENCE = { timeout: 120_000, interval: 20 };
 const SHARED = ['-object', 'memory-backend-memfd,id=ram,size=64M,share=on'];
 const PORT = ['-device', 'pcie-root-port,id=rp1,slot=1'];
 const MONITORS = ['compat_monitor0', 'compat_monitor1'];
@@ -159,6 +166,24 @@ describe('pqblk attach', () => {
     expect(await third.ended).toBe(0);
     expect(await devices(qmp)).not.toContain('d');
     expect(await chardevs(qmp)).toEqual(MONITORS);
+  });
+
+  it('serves again when QEMU was faster, and is connected already', async () => {
+    const { qmp } = await machine('q35', ...SHARED, ...PORT);
+    const killed = await attach(qmp);
+    killed.child.kill('SIGKILL');
+    await killed.ended;
+    using identity = await new KeyStore(at('keys')).unlock('alice');
+    await using open = await openDisk(disk, { format: 'sealed', identity });
+    const socket = at('d.sock');
+    const server = await open.serveVhostUser({ path: socket });
+    const hasFrontEnd = () => server.stats().connected;
+    await vi.waitFor(() => expect(hasFrontEnd()).toBe(true), PATIENCE);
+    using monitor = await QmpConnection.connect(qmp);
+    const plan = { id: 'd', socket, queues: 1, connectTimeoutMs: 100 };
+    expect(await plugDisk(monitor, { ...plan, hasFrontEnd })).toMatchObject({ resumed: true });
+    const elsewhere = plugDisk(monitor, { ...plan, hasFrontEnd: () => false });
+    await expect(elsewhere).rejects.toMatchObject({ kind: 'exists' });
   });
 
   it('ends when its QEMU does', async () => {
