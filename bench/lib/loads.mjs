@@ -1,16 +1,19 @@
 // The loads: fio on a file or over NBD, the engine's own bench on an open disk, and our vhost-user
 // front-end on a server's socket. Each takes
 //
-//   { rw, bs = 4096, depth = 32, jobs = 1, seconds, ramp, size, readPercent = 70, fdatasync, direct }
+//   { rw, bs = 4096, depth = 32, jobs = 1, seconds, ramp, size, readPercent = 70, fdatasync, direct,
+//     unit }
 //
 // and answers { value, mean, p50, p90, p99, p99_9 }: operations a second (reads and writes together)
-// or, for blocks of 64 KiB and more, MB a second; latencies in microseconds.
+// or, for blocks of 64 KiB and more or where `unit` says so, MB/s; latencies in microseconds.
+import { firstLine } from './processes.mjs';
+
 const MB = 1e6;
 
-/** What a block size is reported in. */
-export const unitOf = (bs) => (bs >= 65536 ? 'MB/s' : 'IOPS');
+const LARGE = 65536;
 
-const figure = (bs, iops) => (unitOf(bs) === 'MB/s' ? (iops * bs) / MB : iops);
+const figure = ({ bs = 4096, unit = bs >= LARGE ? 'MB/s' : 'IOPS' }, iops) =>
+  unit === 'MB/s' ? (iops * bs) / MB : iops;
 
 const ms = (seconds) => `${Math.round(seconds * 1000)}ms`;
 
@@ -35,7 +38,7 @@ async function fio(bench, load, args) {
     ...args,
   ]);
   const [job] = JSON.parse(output.slice(output.indexOf('{'))).jobs;
-  return { value: figure(bs, job.read.iops + job.write.iops), ...fioLatency(job) };
+  return { value: figure(load, job.read.iops + job.write.iops), ...fioLatency(job) };
 }
 
 /** fio on a file, with io_uring unless told otherwise; `fixed`: registered buffers and files. */
@@ -78,7 +81,7 @@ export async function engine(bench, disk, load) {
   bench.command(pqblkCommand(disk, spec));
   const { read, write } = await disk.bench(spec, { signal: bench.signal });
   const { mean, p50, p90, p99, p99_9 } = (read.ops >= write.ops ? read : write).latencyMicroseconds;
-  return { value: figure(bs, read.iops + write.iops), mean, p50, p90, p99, p99_9 };
+  return { value: figure(load, read.iops + write.iops), mean, p50, p90, p99, p99_9 };
 }
 
 /** A front-end of `rings` rings, each with a thread that polls (`poll`) or sleeps (`call`). */
@@ -101,5 +104,18 @@ export async function vhost(bench, program, socket, load) {
     p99_us: p99,
     p99_9_us,
   } = JSON.parse(output);
-  return { value: figure(bs, iops), mean, p50, p90, p99, p99_9: p99_9_us };
+  return { value: figure(load, iops), mean, p50, p90, p99, p99_9: p99_9_us };
+}
+
+/** Drives the rings for a moment, then calls `look` while the front-end stays and asks nothing. */
+export async function vhostThen(bench, program, socket, { rings, size, stayMs }, look) {
+  const words = [`rings=${rings}`, 'wait=call', 'depth=32', 'json', `size=${size}`];
+  const args = [socket, 'attach', 'randwrite', ...words, 'ms=700', `stay=${stayMs}`];
+  const child = bench.start(program, args);
+  try {
+    await firstLine(child, 'bench_vhost');
+    return await look();
+  } finally {
+    await bench.stop(child, 'SIGKILL');
+  }
 }

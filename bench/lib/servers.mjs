@@ -1,35 +1,48 @@
-// The servers that are compared, each over NBD and vhost-user: pqblk, and QEMU's storage daemon with
-// io_uring.
-import { existsSync, readFileSync } from 'node:fs';
+// The servers that are compared: pqblk, QEMU's storage daemon with io_uring, nbdkit with its LUKS
+// filter; and gocryptfs, which serves files. All of them run until the set ends.
+import { spawnSync } from 'node:child_process';
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { start, startPqblk } from '../../scripts/demo/processes.mjs';
 
 const TICKS_PER_SECOND = 100;
+const READY_MS = 30_000;
 
-/** `pqblk serve DISK`; `sockets`: where its NBD and vhost-user sockets go. */
-export async function servePqblk(disk, sockets, { queues, direct, args = [], env }) {
-  const words = ['serve', disk, '--queues', `${queues}`, ...args];
-  for (const [way, path] of Object.entries(sockets)) words.push(`--${way}`, path);
-  return await startPqblk([...words, '--cache', direct ? 'none' : 'writeback'], env);
+/** Waits until `ready()`; throws what a server complained of that ends before. */
+async function whenReady(bench, child, what, ready) {
+  for (let waited = 0; !ready(); waited += 50) {
+    bench.check();
+    const ended = child.exitCode !== null || child.signalCode !== null;
+    if (ended || waited > READY_MS) throw new Error(`${what} did not start: ${child.complaint}`);
+    await sleep(50);
+  }
+}
+
+/** `pqblk serve DISK`; `sockets`: where its nbd and vhost-user sockets go. */
+export async function servePqblk(bench, disk, sockets, { queues, direct, args = [] }) {
+  const ways = Object.entries(sockets).flatMap(([way, path]) => [`--${way}`, path]);
+  const cache = direct ? 'none' : 'writeback';
+  const words = [disk, '--queues', `${queues}`, '--cache', cache, ...ways, ...args];
+  return await bench.startPqblk('serve', ...words);
 }
 
 /**
  * `format`: raw, qcow2 or luks (QCOW2 with LUKS inside, passphrase in the file `secret`). A process for
  * each of `sockets`: QEMU 7.2 aborts when an NBD client leaves an export that has an I/O thread.
  */
-export async function serveQemu(disk, format, sockets, options) {
+export async function serveQemu(bench, disk, format, sockets, options) {
   for (const [way, path] of Object.entries(sockets)) {
-    await serveQemuOver(way, disk, format, path, options);
+    await serveQemuOver(bench, way, disk, format, path, options);
   }
 }
 
-async function serveQemuOver(way, disk, format, socket, { queues, direct, secret }) {
+async function serveQemuOver(bench, way, disk, format, socket, { queues, direct, secret }) {
+  // Without locks on a file that others have open as well; it is asked by one at a time.
   const file = `driver=file,node-name=file,filename=${disk},aio=io_uring,locking=off`;
   const crypt = format === 'luks' ? ',encrypt.format=luks,encrypt.key-secret=key' : '';
   const driver = format === 'raw' ? 'raw' : `qcow2${crypt}`;
   const addr = `addr.type=unix,addr.path=${socket}`;
   const exported = 'id=export,node-name=disk,writable=on';
-  const child = start('qemu-storage-daemon', [
+  const child = bench.start('qemu-storage-daemon', [
     ...(format === 'luks' ? ['--object', `secret,id=key,file=${secret}`] : []),
     ...['--blockdev', `${file},cache.direct=${direct ? 'on' : 'off'}`],
     ...['--blockdev', `driver=${driver},node-name=disk,file=file,discard=unmap`],
@@ -40,12 +53,32 @@ async function serveQemuOver(way, disk, format, socket, { queues, direct, secret
           `vhost-user-blk,${addr},num-queues=${queues},iothread=io,${exported}`,
         ]),
   ]);
-  for (let tries = 0; !existsSync(socket); tries++) {
-    if (child.exitCode !== null || tries > 200) {
-      throw new Error(`qemu-storage-daemon did not start: ${child.complaint}`);
-    }
-    await sleep(50);
-  }
+  await whenReady(bench, child, 'qemu-storage-daemon', () => existsSync(socket));
+}
+
+/** A LUKS file, decrypted by nbdkit's filter over its file plugin. */
+export async function serveNbdkit(bench, disk, socket, secret) {
+  const filter = ['--filter=luks', 'file', disk, `passphrase=+${secret}`];
+  const child = bench.start('nbdkit', ['--foreground', '--unix', socket, ...filter]);
+  await whenReady(bench, child, 'nbdkit', () => existsSync(socket));
+}
+
+/** A new gocryptfs file system (AES-256-GCM, blocks of 4 KiB), mounted at `DIRECTORY/plain`. */
+export async function mountGocryptfs(bench, directory, secret) {
+  const [cipher, plain] = [`${directory}/cipher`, `${directory}/plain`];
+  for (const path of [cipher, plain]) mkdirSync(path, { recursive: true });
+  // A passphrase is stretched for long; -scryptn 10 is the least, and changes nothing of the load.
+  await bench.run('gocryptfs', ['-init', '-q', '-scryptn', '10', '-passfile', secret, cipher]);
+  const child = bench.start('gocryptfs', ['-fg', '-q', '-passfile', secret, cipher, plain]);
+  bench.defer(() => spawnSync('fusermount', ['-u', '-z', plain]));
+  const mounted = () => readFileSync('/proc/mounts', 'utf8').includes(` ${plain} `);
+  await whenReady(bench, child, 'gocryptfs', mounted);
+  return plain;
+}
+
+export function writeSecret(path) {
+  writeFileSync(path, 'correct horse battery staple', { mode: 0o600 });
+  return path;
 }
 
 /** Processor time that a process has had so far, in seconds. */
