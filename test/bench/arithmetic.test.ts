@@ -1,0 +1,155 @@
+// The benchmarks' arithmetic and their order, against figures worked out by hand.
+import { fileURLToPath } from 'node:url';
+import { describe, expect, it } from 'vitest';
+
+// The benchmarks are plain JavaScript; nothing declares their types.
+const lib = (name: string) =>
+  import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
+const { median, pairedRatios, summarise, summary } = await lib('stats');
+const { groupOf, measure } = await lib('compare');
+const { found, goal, number, verdict } = await lib('units');
+
+interface Step {
+  row: { name: string };
+  round: number;
+  x?: number;
+}
+
+/** Runs a plan whose samples are given; answers the group and the order of the samples. */
+async function play(plan: object, rounds: number) {
+  const order: string[] = [];
+  const group = groupOf({ group: 'g', unit: 'IOPS', ...plan }, 's');
+  const step = async ({ row, x }: Step, once: () => Promise<unknown>) => {
+    order.push(x === undefined ? row.name : `${row.name}${x}`);
+    try {
+      return { result: await once() };
+    } catch (error) {
+      return { error };
+    }
+  };
+  await measure({ group: 'g', unit: 'IOPS', ...plan }, group, { rounds, step });
+  return { group, order };
+}
+
+const given = (name: string, samples: readonly unknown[]) => {
+  const left = [...samples];
+  return { name, run: async () => left.shift() };
+};
+
+describe('medians and ratios', () => {
+  it('takes the middle, or half way between the two in the middle', () => {
+    expect(median([5, 1, 9])).toBe(5);
+    expect(median([4, 1, 2, 100])).toBe(3);
+    expect(median([])).toBeUndefined();
+    expect(summary([3, undefined, 1])).toEqual({ median: 2, min: 1, max: 3 });
+  });
+
+  it('pairs by round, and leaves rounds out that one side missed', () => {
+    expect(pairedRatios([10, 20, undefined, 5], [5, 5, 5, undefined])).toEqual([2, 4]);
+  });
+
+  it('is not misled by a machine that slows down for whole rounds', async () => {
+    // Always twice as fast as the base, in rounds of very different speed. The quotient of the medians
+    // would not be 2.
+    const base = given('base', [100, 10, 1000]);
+    const fast = given('fast', [200, 20, 2001]);
+    const { group } = await play({ base: 'base', contenders: [base, fast] }, 3);
+    expect(group.rows[1].points[0].ratio).toEqual({ median: 2, min: 2, max: 2.001 });
+    expect(group.rows[0].points[0].ratio).toBeUndefined();
+  });
+});
+
+describe('rounds', () => {
+  it('takes turns, forward and backward', async () => {
+    const contenders = ['A', 'B', 'C'].map((name) => given(name, [1, 2, 3]));
+    const { order, group } = await play({ contenders }, 3);
+    expect(order.join('')).toBe('ABCCBAABC');
+    expect(group.rows[1].points[0].samples).toEqual([1, 2, 3]);
+  });
+
+  it('goes through a series in each round', async () => {
+    const contenders = [{ name: 'A', run: async (x: number) => x * 10 }, given('B', [1, 1, 1, 1])];
+    const x = { name: 'depth', values: [1, 32] };
+    const { order, group } = await play({ x, contenders }, 2);
+    expect(order).toEqual(['A1', 'B1', 'A32', 'B32', 'B1', 'A1', 'B32', 'A32']);
+    expect(group.rows[0].points.map((point: { median: number }) => point.median)).toEqual([
+      10, 320,
+    ]);
+  });
+
+  it('makes a failure and an absence rows, and goes on', async () => {
+    const fails = { name: 'fails', run: () => Promise.reject(new Error('out of luck')) };
+    const absent = { name: 'absent', missing: 'not installed', run: () => expect.fail('was run') };
+    const targets = [{ name: 'fails', to: 'works', atLeast: 1 }];
+    const contenders = [fails, absent, given('works', [7, 7])];
+    const { order, group } = await play({ contenders, targets }, 2);
+    expect(order).toEqual(['fails', 'works', 'works']);
+    expect(group.rows[0]).toMatchObject({ missing: 'failed: out of luck', failed: true });
+    expect(group.rows[2].points[0].median).toBe(7);
+    expect(verdict(group.targets[0])).toBe('missing');
+    expect(group.targets[0].missing).toContain('out of luck');
+  });
+
+  it('keeps what there is when it is interrupted', async () => {
+    const group = groupOf({ group: 'g', unit: 'IOPS', contenders: [given('A', [])] }, 's');
+    let rounds = 0;
+    const step = async () => {
+      rounds += 1;
+      if (rounds === 3) throw new Error('interrupted');
+      return { result: { value: rounds, p50: rounds * 10 } };
+    };
+    const plan = { contenders: [given('A', [])] };
+    await expect(measure(plan, group, { rounds: 5, step })).rejects.toThrow('interrupted');
+    expect(group.rows[0].points[0]).toMatchObject({ median: 1.5, detail: { p50: 15 } });
+  });
+});
+
+describe('targets', () => {
+  const contenders = () => [given('base', [10, 10, 10]), given('ours', [9, 9.6, 8])];
+
+  it.each([
+    [{ name: 'ours', to: 'base', atLeast: 0.9 }, 'met'],
+    [{ name: 'ours', to: 'base', atLeast: 0.91 }, 'MISSED'],
+    [{ name: 'ours', to: 'base', atMost: 0.9 }, 'met'],
+    [{ name: 'ours', atMost: 8.9 }, 'MISSED'],
+    [{ name: 'ours', atMost: 9 }, 'met'],
+  ])('%j: %s', async (target, expected) => {
+    const { group } = await play({ contenders: contenders(), targets: [target] }, 3);
+    expect(verdict(group.targets[0])).toBe(expected);
+  });
+
+  it('is of one place in a series', async () => {
+    const run = (x: number) => Promise.resolve(x);
+    const x = { name: 'TiB', values: [1, 16] };
+    const targets = [{ name: 'ours', atMost: 10, x: 16 }];
+    const { group } = await play({ x, contenders: [{ name: 'ours', run }], targets }, 1);
+    expect(group.targets[0].found.median).toBe(16);
+    expect(verdict(group.targets[0])).toBe('MISSED');
+  });
+
+  it('refuses to compare with a row that is none', () => {
+    const plan = { contenders: contenders(), targets: [{ name: 'ours', to: 'peer', atLeast: 1 }] };
+    expect(() => summarise(groupOf(plan, 's'))).toThrow("'peer', which no contender is");
+  });
+});
+
+describe('figures as text', () => {
+  it.each([
+    [2_310_000, 'IOPS', '2.31M'],
+    [123_456, 'IOPS', '123k'],
+    [9_400, 'ops/s', '9.4k'],
+    [123_456, 'MB/s', '123456'],
+    [12.345, 'µs', '12.3'],
+    [0.5, 'ms', '0.50'],
+    [0.0123, 's', '0.012'],
+    [0, '%', '0'],
+    [undefined, 'IOPS', '–'],
+  ])('%d %s is %s', (value, unit, text) => expect(number(value, unit)).toBe(text));
+
+  it('says what was wanted and what was found', () => {
+    expect(goal({ to: 'x', atLeast: 0.97 }, 'IOPS')).toBe('≥ 0.97');
+    expect(goal({ atMost: 160 }, 'MiB')).toBe('≤ 160 MiB');
+    const spread = { median: 0.981, min: 0.9, max: 12.34 };
+    expect(found({ to: 'x', found: spread }, 'IOPS')).toBe('0.98 (0.90–12.3)');
+  });
+});

@@ -1,0 +1,98 @@
+// The report of a run that is written down here: what it shows, and that it needs nothing else.
+import { fileURLToPath } from 'node:url';
+import { expect, it } from 'vitest';
+
+const lib = (name: string) =>
+  import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
+const { summarise } = await lib('stats');
+const { htmlReport } = await lib('report');
+const { markdownRows } = await lib('markdown');
+
+const row = (name: string, samples: number[][], detail: object = {}, xs: number[] = []) => ({
+  name,
+  commands: [`measure --of '${name}'`],
+  points: samples.map((values, i) => ({
+    ...(xs.length > 0 && { x: xs[i] }),
+    samples: values,
+    details: values.map(() => detail),
+  })),
+});
+
+function run() {
+  const latency = { p50: 80, p90: 110, p99: 300, p99_9: 1200 };
+  const plain = {
+    ...{ set: 'engine', group: 'reads <fast>', about: 'A & B', unit: 'IOPS', base: 'peer' },
+    rows: [
+      row('peer', [[400_000, 410_000, 390_000]], latency),
+      row('pqblk', [[420_000, 430_000, 370_000]], latency),
+      { name: 'gone', missing: 'gone not installed', commands: [], points: [{ samples: [] }] },
+    ],
+    targets: [
+      { name: 'pqblk', to: 'peer', atLeast: 1 },
+      { name: 'pqblk', to: 'peer', atLeast: 1.5 },
+      { name: 'gone', to: 'peer', atLeast: 1 },
+    ],
+  };
+  const depths = [1, 8, 32];
+  const series = {
+    ...{ set: 'engine', group: 'over depth', unit: 'IOPS', x: { name: 'depth', values: depths } },
+    rows: [row('pqblk', [[10_000], [70_000], [200_000]], {}, depths)],
+    targets: [],
+  };
+  const groups = [plain, series];
+  for (const group of groups) for (const each of group.rows) each.points.forEach(fillIn);
+  return {
+    ...{ started: '2026-01-02T03:04:05.678Z', command: 'node bench/run.mjs', interrupted: true },
+    ...{ settings: { rounds: 3, seconds: 1 }, loadBefore: 0.1, loadAfter: 0.2, broken: [] },
+    machine: {
+      ...{ cpu: 'A Processor', cores: 2, flags: ['aes'], memoryBytes: 2 ** 34, kernel: '6.1' },
+      ...{ places: { disk: { fileSystem: 'ext4', source: '/dev/sda' } }, commit: 'c0ffee' },
+      versions: { node: '20.19.0' },
+    },
+    groups: groups.map(summarise),
+  };
+}
+
+function fillIn(point: { details?: unknown[] }) {
+  point.details ??= [];
+}
+
+it('shows figures, plots, verdicts, commands and the machine', () => {
+  const html: string = htmlReport(run());
+  for (const text of [
+    'A Processor',
+    'c0ffee',
+    'reads &lt;fast&gt;',
+    'A &amp; B',
+    'gone not installed',
+    'This run was interrupted',
+    "measure --of 'pqblk'",
+    '<td>420k</td>',
+    '<td>× 1.05</td>',
+    '1.05 (0.95–1.05)',
+    '>met<',
+    '>MISSED<',
+    '>missing<',
+  ]) {
+    expect(html).toContain(text);
+  }
+  // Bars and percentiles of the one group, lines of the other.
+  expect(html.match(/<svg class="plot"/g)).toHaveLength(3);
+  expect(html).toContain('p99.9');
+});
+
+it('stands alone: no script, nothing to fetch', () => {
+  const html: string = htmlReport(run());
+  expect(html).not.toMatch(/<script|<link|<img|@import|url\(http/i);
+  // Addresses name SVG's vocabularies and nothing else.
+  const addresses = html.match(/https?:\/\/[^"'\s<)]+/g) ?? [];
+  expect(addresses.filter((address) => !address.startsWith('http://www.w3.org/'))).toEqual([]);
+});
+
+it('gives the targets as rows of Markdown', () => {
+  expect(markdownRows(run()).slice(2)).toEqual([
+    '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05) | ≥ 1 | met |',
+    '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05) | ≥ 1.5 | MISSED |',
+    '| engine, reads <fast>: gone / peer | gone: gone not installed | ≥ 1 | missing |',
+  ]);
+});
