@@ -201,6 +201,26 @@ async function inPlace(bench) {
   place.release?.();
 }
 
+/** The engine alone: every system call and the device taken away. See hotpath_bench.cc. */
+async function overNothing(bench) {
+  const program = await bench.build('bench_hotpath');
+  const wanted = { raw: 2e6, qcow2: 2e6, sealed: 1e6 };
+  const run = async (format) => {
+    const words = ['null', format, `dir=${bench.disk}`, 'rounds=1', 'json'];
+    const { iops, ns } = JSON.parse(await bench.run(program, words));
+    return { value: iops, ns };
+  };
+  await bench.compare({
+    group: '4 KiB random read over a null back end, one core',
+    about:
+      "Of the processor time of a queue's thread. A sealed read is opened for real; the copy that " +
+      'stands for the device is taken off.',
+    unit: 'IOPS',
+    contenders: FORMATS.map((format) => ({ name: name(format), run: () => run(format) })),
+    targets: FORMATS.map((format) => ({ name: name(format), atLeast: wanted[format] })),
+  });
+}
+
 async function inOnePlace(bench, place) {
   bench.say(`disks of ${sizeOf(bench) / MiB} MiB, ${PLACES[place].where}`);
   const disks = {};
@@ -223,6 +243,7 @@ export default {
   name: 'engine',
   about: 'raw, qcow2 and sealed disks on the engine, beside fio on the bare file',
   async run(bench) {
+    await overNothing(bench);
     await inOnePlace(bench, 'ram');
     await inOnePlace(bench, 'disk');
     await inPlace(bench);
