@@ -9,6 +9,7 @@
 
 #include <atomic>
 #include <cerrno>
+#include <mutex>
 #include <system_error>
 #include <thread>
 #include <utility>
@@ -21,6 +22,7 @@ namespace pqblk::exports {
 namespace {
 
 constexpr int kBacklog = 4;
+constexpr int kProbeMs = 20;
 
 Result<sockaddr_un> address_of(const std::string& path) {
   sockaddr_un address{};
@@ -73,16 +75,21 @@ Result<UniqueFd> listen_at(const std::string& path) {
   return fd;
 }
 
+// Whether whoever connected only looked if somebody listens. A front-end speaks first, or waits.
+bool is_gone(int fd) {
+  pollfd waiting{fd, POLLIN, 0};
+  char first = 0;
+  return ::poll(&waiting, 1, kProbeMs) == 1 && ::recv(fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
+}
+
 // Whether an inherited socket listens.
 Result<bool> inspect(int fd) {
-  int kind = 0, listening = 0, domain = 0;
-  socklen_t size = sizeof kind;
-  if (::getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) != 0) {
+  int listening = 0;
+  socklen_t size = sizeof listening;
+  if (::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0) {
     return Error::from_errno(errno, "inherited socket");
   }
-  ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size);
-  ::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size);
-  if (kind != SOCK_STREAM || domain != AF_UNIX) {
+  if (!is_stream_socket(fd)) {
     return Error(Kind::invalid_argument, "the inherited descriptor is not a Unix stream socket");
   }
   ::fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -109,6 +116,8 @@ struct VhostUserServer::Impl {
   std::atomic<bool> serving{true}, in_session{false};
   std::atomic<std::uint64_t> accepted{0}, refused{0};
   std::vector<VringCounters> rings;
+  std::mutex session_lock;
+  VhostSession* session = nullptr;  // the one there is
   std::thread thread;
 };
 
@@ -141,7 +150,8 @@ UniqueFd VhostUserServer::Impl::accept_one() {
 }
 
 void VhostUserServer::Impl::refuse_one() {
-  if (!accept_one()) return;
+  const UniqueFd socket = accept_one();
+  if (!socket || is_gone(socket.get())) return;
   refused.fetch_add(1, std::memory_order_relaxed);
   if (options.log) options.log("vhost-user: a second front-end was turned away");
 }
@@ -149,8 +159,14 @@ void VhostUserServer::Impl::refuse_one() {
 void VhostUserServer::Impl::serve_one(UniqueFd socket) {
   accepted.fetch_add(1, std::memory_order_relaxed);
   in_session.store(true, std::memory_order_release);
-  VhostSession session({disk, options.queues, options.log, rings}, std::move(socket));
-  session.run(stop_event.get(), listener.get(), [this] { refuse_one(); });
+  VhostSession one({disk, options.queues, options.log, rings}, std::move(socket));
+  const auto publish = [this](VhostSession* now) {
+    const std::lock_guard guard(session_lock);
+    session = now;
+  };
+  publish(&one);
+  one.run(stop_event.get(), listener.get(), [this] { refuse_one(); });
+  publish(nullptr);
   in_session.store(false, std::memory_order_release);
 }
 
@@ -194,6 +210,11 @@ VhostUserServer::VhostUserServer(std::unique_ptr<Impl> impl) : impl_(std::move(i
 VhostUserServer::~VhostUserServer() { stop(); }
 
 void VhostUserServer::stop() { impl_->stop(); }
+
+void VhostUserServer::config_changed() {
+  const std::lock_guard guard(impl_->session_lock);
+  if (impl_->session != nullptr) impl_->session->config_changed();
+}
 
 VhostUserStats VhostUserServer::stats() const {
   VhostUserStats s;

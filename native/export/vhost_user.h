@@ -45,6 +45,8 @@ class VhostUserServer {
   // Ends the session, waits for its requests, removes the socket. Blocking, idempotent; on no
   // thread of the disk.
   void stop();
+  // The disk has grown: the front-end is told, and with it the guest. Any thread.
+  void config_changed();
   // False once it serves nobody any more: stop() was called, or the inherited connection ended.
   bool serving() const;
   // Whether a front-end is connected now.

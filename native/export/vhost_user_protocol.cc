@@ -27,6 +27,13 @@ bool take_event_fd(int fd) {
   return flags >= 0 && ::fcntl(fd, F_SETFL, flags | O_NONBLOCK) == 0;
 }
 
+bool is_stream_socket(int fd) {
+  int kind = 0, domain = 0;
+  socklen_t size = sizeof kind;
+  return ::getsockopt(fd, SOL_SOCKET, SO_TYPE, &kind, &size) == 0 && kind == SOCK_STREAM &&
+         ::getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &domain, &size) == 0 && domain == AF_UNIX;
+}
+
 VhostSocket::Ready VhostSocket::wait(int stop_fd, int other_fd) const {
   for (;;) {
     pollfd fds[3] = {{fd_.get(), POLLIN, 0}, {stop_fd, POLLIN, 0}, {other_fd, POLLIN, 0}};
@@ -59,6 +66,15 @@ long VhostSocket::read_some(std::uint8_t* into, std::size_t bytes, std::vector<U
   }
   cut = (message.msg_flags & MSG_CTRUNC) != 0;
   return got == 0 ? -1 : static_cast<long>(got);
+}
+
+bool VhostSocket::notify(vu::Notice notice) {
+  const vu::Header header{static_cast<std::uint32_t>(notice), vu::kVersion, 0};
+  ssize_t sent = 0;
+  do {
+    sent = ::send(fd_.get(), &header, sizeof header, MSG_NOSIGNAL | MSG_DONTWAIT);
+  } while (sent < 0 && errno == EINTR);
+  return sent == static_cast<ssize_t>(sizeof header);
 }
 
 bool VhostSocket::reply(vu::Message& message, int fd) {

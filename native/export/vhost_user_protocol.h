@@ -63,6 +63,7 @@ enum class Type : std::uint32_t {
   set_protocol_features = 16,
   get_queue_num = 17,
   set_vring_enable = 18,
+  set_backend_fd = 21,
   get_config = 24,
   set_config = 25,
   get_inflight_fd = 31,
@@ -73,12 +74,16 @@ enum class Type : std::uint32_t {
   rem_mem_reg = 38,
 };
 
+// What the back-end says on a channel of its own.
+enum class Notice : std::uint32_t { config_changed = 2 };
+
 inline constexpr std::uint64_t kFeatureLogAll = std::uint64_t{1} << 26;
 inline constexpr std::uint64_t kFeatureProtocol = std::uint64_t{1} << 30;
 
 inline constexpr std::uint64_t kProtocolMultiQueue = 1 << 0;
 inline constexpr std::uint64_t kProtocolLogShmFd = 1 << 1;
 inline constexpr std::uint64_t kProtocolReplyAck = 1 << 3;
+inline constexpr std::uint64_t kProtocolBackendChannel = 1 << 5;
 inline constexpr std::uint64_t kProtocolConfig = 1 << 9;
 inline constexpr std::uint64_t kProtocolInflight = 1 << 12;
 inline constexpr std::uint64_t kProtocolResetDevice = 1 << 13;
@@ -159,6 +164,9 @@ Result<UniqueFd> make_sealed_memory(const char* name, std::uint64_t bytes);
 // where the system does not tell (/proc is not mounted).
 bool take_event_fd(int fd);
 
+// Whether it is a Unix stream socket.
+bool is_stream_socket(int fd);
+
 // What receive() met.
 enum class Received : std::uint8_t { message, closed, stopped, refused };
 
@@ -173,6 +181,8 @@ class VhostSocket {
   Received receive(vu::Message& message, int stop_fd, int other_fd, Idle idle, std::string& why);
   // A reply to `message`'s type. False: the peer is gone or does not read.
   bool reply(vu::Message& message, int fd = -1);
+  // A message without payload that nobody answers. False as above.
+  bool notify(vu::Notice notice);
 
  private:
   enum class Ready : std::uint8_t { peer, stop, other };

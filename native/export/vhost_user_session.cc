@@ -9,9 +9,10 @@ namespace {
 
 using vu::Type;
 
-constexpr std::uint64_t kProtocolFeatures =
-    vu::kProtocolMultiQueue | vu::kProtocolLogShmFd | vu::kProtocolReplyAck | vu::kProtocolConfig |
-    vu::kProtocolInflight | vu::kProtocolResetDevice | vu::kProtocolMemSlots;
+constexpr std::uint64_t kProtocolFeatures = vu::kProtocolMultiQueue | vu::kProtocolLogShmFd |
+                                            vu::kProtocolReplyAck | vu::kProtocolBackendChannel |
+                                            vu::kProtocolConfig | vu::kProtocolInflight |
+                                            vu::kProtocolResetDevice | vu::kProtocolMemSlots;
 constexpr std::uint64_t kRingFeatures =
     kFeatureIndirect | kFeatureEventIdx | kFeatureVersion1 | kFeaturePacked;
 
@@ -103,6 +104,8 @@ Error VhostSession::handle() {
       return answer_config();
     case Type::set_config:
       return set_config();
+    case Type::set_backend_fd:
+      return set_channel();
     default:
       return handle_memory();
   }
@@ -142,6 +145,21 @@ Error VhostSession::set_config() {
   }
   return blk_.write_config(given->offset,
                            message_.bytes().subspan(sizeof(vu::Config), given->size));
+}
+
+Error VhostSession::set_channel() {
+  if (message_.fds.size() != 1 || !is_stream_socket(message_.fds[0].get())) {
+    return misuse("a back-end's channel comes as one Unix socket");
+  }
+  const std::lock_guard guard(channel_lock_);
+  channel_.emplace(std::move(message_.fds[0]));
+  return {};
+}
+
+void VhostSession::config_changed() {
+  const std::lock_guard guard(channel_lock_);
+  // Half a message is the end of a channel; whoever does not read learns of it no more.
+  if (channel_ && !channel_->notify(vu::Notice::config_changed)) channel_.reset();
 }
 
 Error VhostSession::reset_device() {

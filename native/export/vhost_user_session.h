@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <span>
 #include <string>
@@ -31,6 +32,9 @@ class VhostSession {
  public:
   VhostSession(VhostDevice device, UniqueFd socket);
   ~VhostSession();
+
+  // Any thread: the front-end shall read the configuration again, if it listens for that.
+  void config_changed();
 
   // Serves the front-end until it goes, breaks the protocol, or `stop_fd` is readable. `knock` is
   // called when `listen_fd` has somebody else.
@@ -66,6 +70,7 @@ class VhostSession {
   Error answer_config();
   Error set_features(std::uint64_t features);
   Error set_config();
+  Error set_channel();
   Error set_mem_table();
   Error add_region();
   Error remove_region();
@@ -103,6 +108,8 @@ class VhostSession {
   bool lost_ = false;  // the front-end does not take replies
 
   std::uint64_t offered_ = 0, features_ = 0, protocol_features_ = 0;
+  std::mutex channel_lock_;
+  std::optional<VhostSocket> channel_;  // to the front-end, for what it did not ask
   GuestMemory memory_;
   std::shared_ptr<DirtyLog> log_;
   struct {

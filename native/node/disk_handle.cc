@@ -339,7 +339,12 @@ Napi::Value DiskHandle::resize(const Napi::CallbackInfo& info) {
   options.read("size", size);
   if (env.IsExceptionPending()) return env.Undefined();
   return start_job(
-      env, env.Undefined(), [disk, size] { return disk->resize(size); },
+      env, env.Undefined(),
+      [open = open_, disk, size] {
+        Error error = disk->resize(size);
+        if (!error) open->announce_growth();
+        return error;
+      },
       [](Napi::Env e) { return e.Undefined(); });
 }
 

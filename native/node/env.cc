@@ -161,6 +161,15 @@ void OpenDisk::remove(const Service& service) {
   std::erase_if(services_, [&](const auto& one) { return one.get() == &service; });
 }
 
+void OpenDisk::announce_growth() {
+  std::vector<std::shared_ptr<Service>> services;
+  {
+    std::lock_guard guard(inner_);
+    services = services_;
+  }
+  for (const auto& service : services) service->disk_grew();
+}
+
 void OpenDisk::release(Napi::Env env) {
   for (const auto& service : std::exchange(services_, {})) service->unbind(env);
   disk_.reset();

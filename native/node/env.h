@@ -62,6 +62,7 @@ class Service {
  public:
   virtual ~Service() = default;  // on any thread: touches nothing of JavaScript
   virtual void stop() = 0;       // any thread but the queues'; blocking; may be called again
+  virtual void disk_grew() {}    // any thread
   // After stop(), on the environment's thread: lets go of JavaScript. May be called again.
   virtual void unbind(Napi::Env env) = 0;
 };
@@ -83,6 +84,7 @@ class OpenDisk : public std::enable_shared_from_this<OpenDisk> {
   // Any thread. False: the disk is closing, nothing is kept.
   bool add(std::shared_ptr<Service> service);
   void remove(const Service& service);
+  void announce_growth();       // to its services; any thread
   void release(Napi::Env env);  // environment's thread, after close(): gives the memory back
 
   // A job that drives the queues for long; it must stop soon once closing() says so.

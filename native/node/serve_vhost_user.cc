@@ -53,6 +53,7 @@ class VhostUserServer final : public DiskServer {
     return {};
   }
   void end() override { server_->stop(); }
+  void disk_grew() override { server_->config_changed(); }
   void describe(Napi::Env env, const Napi::Object& handle) override {
     handle.Set(
         "serving",

@@ -154,6 +154,20 @@ export function parseCount(text: string): number {
   throw new InvalidArgumentError('expected a number.');
 }
 
+export function parsePositiveCount(text: string): number {
+  const count = parseCount(text);
+  if (count > 0) return count;
+  throw new InvalidArgumentError('expected a number from 1 on; leave the option out for none.');
+}
+
+export function positiveSizeArgument(text: string): number {
+  const size = parseSize(text);
+  if (size > 0) return size;
+  throw new InvalidArgumentError(
+    'expected a size of 1 byte or more; leave the option out for none.',
+  );
+}
+
 export function parsePercent(text: string): number {
   if (/^\d{1,3}$/.test(text) && Number(text) <= 100) return Number(text);
   throw new InvalidArgumentError('expected a number from 0 to 100.');

@@ -1,5 +1,6 @@
-// Room cli/: `pqblk resize`: grow a disk.
+// Room cli/: `pqblk resize`: grow a disk; one that is served, by the process that serves it.
 import type { Command } from 'commander';
+import { ControlClient, type Disk } from '../index.js';
 import { addOpenOptions, keyOption, type OpenFlags, withDisk } from './opening.js';
 import { examples, jsonOption } from './options.js';
 import { formatSize, parseNewSize } from './sizes.js';
@@ -12,7 +13,9 @@ interface Flags extends OpenFlags {
 export function addResize(program: Command, terminal: Terminal): void {
   const command = program
     .command('resize <disk> <size>')
-    .description('Grow a disk to SIZE, or by +SIZE. What is new reads as zeros.')
+    .description(
+      'Grow a disk to SIZE, or by +SIZE, also while it is served. What is new reads as zeros.',
+    )
     .addOption(keyOption());
   addOpenOptions(command)
     .addOption(jsonOption())
@@ -22,12 +25,21 @@ export function addResize(program: Command, terminal: Terminal): void {
     )
     .action(async (path: string, text: string, flags: Flags) => {
       parseNewSize(text, 0); // a typing error is told before anybody is asked for a passphrase
-      const [before, after] = await withDisk(path, flags, {}, async (disk) => {
-        const current = disk.size;
-        await disk.resize(parseNewSize(text, current));
-        return [current, disk.size];
-      });
-      if (flags.json) terminal.json({ path, before, after });
+      using served = await ControlClient.open(path);
+      const [before, after] = served
+        ? await grow(served, await served.size(), text)
+        : await withDisk(path, flags, {}, (disk) => grow(disk, disk.size, text));
+      if (flags.json) terminal.json({ path, before, after, served: served !== undefined });
       else terminal.line(`${path}: ${formatSize(before)} → ${formatSize(after)}`);
     });
+}
+
+async function grow(
+  disk: Pick<Disk, 'resize'>,
+  before: number,
+  text: string,
+): Promise<[before: number, after: number]> {
+  const after = parseNewSize(text, before);
+  await disk.resize(after);
+  return [before, after];
 }

@@ -109,8 +109,8 @@ const DISK = {
 } as const satisfies Fields<DiskPlan>;
 
 const WAYS_IN = ['vhostUser', 'nbd', 'nbdTcp'] as const;
-// No two disks may share these.
-const OWN = ['path', 'name', 'vhostUser', 'nbd'] as const;
+// No two disks may share these; a socket is one way in to one disk.
+const OWN = [['path'], ['name'], ['vhostUser', 'nbd']] as const;
 
 /** `HOST:PORT`, `[V6]:PORT`; undefined when it is neither. */
 export function parseAddress(given: string): TcpAddress | undefined {
@@ -170,7 +170,7 @@ class Config {
       throw this.#wrong(list ?? root, 'disks', 'a list of at least one disk');
     }
     const disks = list.items.map((item) => this.#disk(item as Node));
-    this.#refuseDoubles(list.items as Node[], disks);
+    this.#refuseDoubles(list.items as Node[], disks, stats);
     return { disks, stats };
   }
 
@@ -206,19 +206,19 @@ class Config {
   #field<T>(map: YAMLMap, key: string, reader: Reader<T>): T | undefined {
     const node = map.get(key, true);
     if (node === undefined) return undefined;
-    const plain = this.#yaml.isNode(node) ? node.toJS(this.#document) : node;
-    const value = reader.read(plain, this);
+    const value = reader.read(this.#plain(node), this);
     if (value === undefined) throw this.#wrong(node, key, reader.expected);
     return value;
   }
 
-  #refuseDoubles(nodes: readonly Node[], disks: readonly DiskPlan[]): void {
-    for (const key of OWN) {
-      const seen = new Set<string>();
-      for (const [index, disk] of disks.entries()) {
+  #refuseDoubles(nodes: readonly Node[], disks: readonly DiskPlan[], stats?: string): void {
+    for (const keys of OWN) {
+      const seen = new Set<string>(stats === undefined || keys[0] !== 'vhostUser' ? [] : [stats]);
+      const all = disks.flatMap((disk, index) => keys.map((key) => ({ key, disk, index })));
+      for (const { key, disk, index } of all) {
         const value = disk[key];
         if (value !== undefined && seen.has(value)) {
-          const problem = `${keyOf(key)}: expected one of its own, '${value}' is another disk's`;
+          const problem = `${keyOf(key)}: expected one of its own, '${value}' is named already`;
           throw this.#error(offsetOf((nodes[index] as YAMLMap).get(keyOf(key), true)), problem);
         }
         if (value !== undefined) seen.add(value);
@@ -226,8 +226,21 @@ class Config {
     }
   }
 
+  /** Undefined for what has no plain value: an alias may name what it is part of. */
+  #plain(node: unknown): unknown {
+    if (!this.#yaml.isNode(node)) return node;
+    try {
+      const value: unknown = node.toJS(this.#document);
+      JSON.stringify(value);
+      return value;
+    } catch {
+      return undefined;
+    }
+  }
+
   #wrong(node: unknown, key: string | undefined, expected: string): PqblkError {
-    const found = this.#yaml.isNode(node) ? JSON.stringify(node.toJS(this.#document)) : 'nothing';
+    const plain = JSON.stringify(this.#plain(node)) ?? 'what contains itself';
+    const found = this.#yaml.isNode(node) ? plain : 'nothing';
     const short = found.length > 60 ? `${found.slice(0, 60)}…` : found;
     const prefix = key === undefined ? '' : `${key}: `;
     return this.#error(offsetOf(node), `${prefix}expected ${expected}, not ${short}`);

@@ -2,7 +2,7 @@
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { PqblkError } from '../errors.js';
 import { addEngineOptions, addOpenOptions, keyOption } from './opening.js';
-import { examples, jsonOption, parseCount, sizeArgument } from './options.js';
+import { examples, jsonOption, parsePositiveCount, positiveSizeArgument } from './options.js';
 import { parseAddress, readServeConfig } from './serve-config.js';
 import { type DiskPlan, type ServePlan, serveAll, type TcpAddress } from './serving.js';
 import type { Terminal } from './terminal.js';
@@ -41,34 +41,36 @@ export function addServe(program: Command, terminal: Terminal): void {
       'allow TCP in plain text, TLS without ca-cert.pem: whoever reaches the port has the disk',
     )
     .option('--export-name <name>', 'name of the NBD export; the empty one works in any case')
-    .addOption(new Option('--max-clients <n>', 'NBD clients at once').argParser(parseCount))
+    .addOption(new Option('--max-clients <n>', 'NBD clients at once').argParser(parsePositiveCount))
     .addOption(
       new Option(
         '--idle-timeout <seconds>',
         'disconnect NBD clients that ask for nothing (default: never)',
-      ).argParser(parseCount),
+      ).argParser(parsePositiveCount),
     )
     .option('--read-only', 'refuse to change the disk')
     .addOption(
       new Option(
         '--iops-max <n>',
         'requests a second, flushes not counted, of all queues and clients together',
-      ).argParser(parseCount),
+      ).argParser(parsePositiveCount),
     )
     .addOption(
       new Option(
         '--iops-burst <n>',
         'requests that may go at once after a rest (default: a tenth of --iops-max)',
-      ).argParser(parseCount),
+      ).argParser(parsePositiveCount),
     )
     .addOption(
-      new Option('--bps-max <size>', 'bytes a second of reads and writes').argParser(sizeArgument),
+      new Option('--bps-max <size>', 'bytes a second of reads and writes').argParser(
+        positiveSizeArgument,
+      ),
     )
     .addOption(
       new Option(
         '--bps-burst <size>',
         'bytes that may go at once after a rest (default: a tenth of --bps-max)',
-      ).argParser(sizeArgument),
+      ).argParser(positiveSizeArgument),
     )
     .option('--no-sandbox', 'for debuggers: no system call filter, core dumps as the system allows')
     .option('--stats <socket>', 'HTTP on a Unix socket: /metrics for Prometheus, /stats as JSON')

@@ -66,7 +66,7 @@ type Running = ServerNumbers & {
 
 export interface Served extends ServedDisk {
   readonly servers: Running[];
-  /** Where `pqblk slot`, `pqblk rotate-data-key` and others ask for a change of its keys. */
+  /** Where `pqblk resize`, `pqblk slot`, `pqblk rotate-data-key` and others ask for a change. */
   control?: ControlServer;
 }
 
@@ -152,8 +152,7 @@ async function start(
   const onReport = (text: string) => remark(one.name, text);
   one.servers.push(...(await startVhostUser(onReport, one.disk, plan)));
   one.servers.push(...(await startNbd(onReport, one.disk, plan)));
-  const { format, readOnly } = one.disk.facts;
-  if (format === 'sealed' && !readOnly) one.control = await serveControl(one.disk);
+  if (!one.disk.facts.readOnly) one.control = await serveControl(one.disk);
 }
 
 async function openPlanned(plan: DiskPlan): Promise<Disk> {
@@ -207,7 +206,8 @@ async function startNbd(
   const name = encodeURIComponent(exportName ?? '');
   const addresses: string[] = [];
   if (path !== undefined) {
-    addresses.push(`${secure}+unix:///${name}?socket=${encodeURI(path)}`);
+    const socket = path.split('/').map(encodeURIComponent).join('/');
+    addresses.push(`${secure}+unix:///${name}?socket=${socket}`);
   }
   if (tcp !== undefined) {
     const host = tcp.host.includes(':') ? `[${tcp.host}]` : tcp.host;

@@ -1,4 +1,4 @@
-// Room disk/: the other end of control-server.ts: changes the keys of a disk that another process serves.
+// Room disk/: the other end of control-server.ts: changes a disk that another process serves.
 import { connect, type Socket } from 'node:net';
 import { fromSystem, PqblkError } from '../errors.js';
 import { type KeyAreaPlace, type Secret, unmovedCopy } from '../keys/index.js';
@@ -20,7 +20,7 @@ interface Call {
   onProgress: Progress | undefined;
 }
 
-/** A connection to the process that has a sealed disk open. Close it. */
+/** A connection to the process that serves a disk. Close it. */
 export class ControlClient implements RotationHost {
   readonly path: string;
   readonly #socket: Socket;
@@ -82,6 +82,16 @@ export class ControlClient implements RotationHost {
     } finally {
       signal?.removeEventListener('abort', stop);
     }
+  }
+
+  /** Bytes. */
+  async size(): Promise<number> {
+    return Number(((await this.#call({ op: 'hello' })) as { size?: number }).size);
+  }
+
+  /** As Disk.resize. */
+  async resize(size: number): Promise<void> {
+    await this.#call({ op: 'resize', size });
   }
 
   async finishEpoch(): Promise<void> {

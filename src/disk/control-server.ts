@@ -1,6 +1,7 @@
-// Room disk/: lets other processes of the same user change the keys of a disk that is served here.
+// Room disk/: lets other processes of the same user change a disk that is served here.
 //
-// What may be asked: replace the key area, and the steps of a rotation of the data key. The asker
+// What may be asked: growing, and of a sealed disk to replace the key area, and the steps of a
+// rotation of the data key. The asker
 // holds the keys and decides; this process has the disk and does it. A connection that ends stops
 // the pass that it asked for; a rotation that was begun stays begun, and can be taken up again.
 import { rm } from 'node:fs/promises';
@@ -25,7 +26,7 @@ export interface ControlServer {
   close(): Promise<void>;
 }
 
-/** Listens for changes of the keys of an open sealed disk. Kinds `permission`, `io_error`. */
+/** Listens for changes of an open disk. Kinds `permission`, `io_error`. */
 export async function serveControl(disk: Disk): Promise<ControlServer> {
   await makeControlDirectory();
   const path = await controlPathOf(disk.facts.path);
@@ -90,7 +91,9 @@ class Connection {
     const disk = this.#disk;
     switch (op) {
       case 'hello':
-        return { pid: process.pid, path: disk.facts.path };
+        return { pid: process.pid, path: disk.facts.path, size: disk.size };
+      case 'resize':
+        return await disk.resize(count(message, 'size'));
       case 'probe-key-area':
         return await disk.keyArea.probe(count(message, 'generation'));
       case 'replace-key-area':

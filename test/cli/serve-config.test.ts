@@ -81,6 +81,15 @@ describe('serve --config', () => {
     ['disks:\n  - path: a\n    nbd: s\n    format:\n', '4:', 'one of raw, qcow2, sealed'],
     ['disks:\n  - path: a\n    nbd: s\n  - path: b\n    nbd: s\n', '5:10', 'one of its own'],
     ['disks:\n  - &d { path: a, nbd: !x s }\n', '2:', 'x'],
+    ['disks:\n  - { path: a, vhost-user: s }\n  - { path: b, nbd: s }\n', '3:21', 'one of its own'],
+    ['disks:\n  - { path: a, vhost-user: s, nbd: s }\n', '2:36', 'one of its own'],
+    ['stats: s\ndisks:\n  - { path: a, nbd: s }\n', '3:21', 'one of its own'],
+    ['disks: &all [*all]\n', '1:14', 'a mapping with `path`, not what contains itself'],
+    [
+      'disks:\n  - { path: a, nbd: s, allow-backing: &b [*b] }\n',
+      '2:42',
+      "a list of files, or 'any', not what contains itself",
+    ],
   ])('refuses %j with the place and what was expected', async (text, place, why) => {
     const file = config(text);
     const { code, stderr } = await pqblk('serve', '--config', file);

@@ -41,6 +41,22 @@ describe('serve --iops-max, --bps-max', () => {
     expect(await server.end()).toBe(0);
   });
 
+  it.each(['--iops-max', '--bps-max', '--bps-burst', '--max-clients'])(
+    '%s takes no 0',
+    async (option) => {
+      const { code, stderr } = await pqblk(
+        'serve',
+        at('x.raw'),
+        '--nbd',
+        at('x.sock'),
+        option,
+        '0',
+      );
+      expect(code).toBe(exitCode('usage'));
+      expect(stderr).toContain('leave the option out for none');
+    },
+  );
+
   it('refuses a burst of nothing, and serves nothing then', async () => {
     await pqblkJson('create', at('refused.raw'), '1M', '--format', 'raw');
     const refused = await pqblk(

@@ -130,6 +130,31 @@ describe('serve --nbd', () => {
     expect(await server.end()).toBe(0);
   });
 
+  it('has an address that clients understand, wherever its socket is', async () => {
+    mkdirSync(at('100% a&b#c?d'));
+    const disk = await sealedDisk('odd.sealed');
+    const server = await serve(disk, '--nbd', at('100% a&b#c?d/s.sock'), ...store);
+    expect(Number(peer('nbdinfo', '--size', String(server.uris[0])))).toBe(16 * MiB);
+    expect(await server.end()).toBe(0);
+  });
+
+  it.each([['sealed'], ['raw'], ['qcow2']])('grows a %s disk that is served', async (format) => {
+    const disk = at(`grows.${format}`);
+    const keys = format === 'sealed' ? ['--key', 'alice', ...store] : [];
+    await pqblkJson('create', disk, '16M', '--format', format, ...keys);
+    const server = await serve(disk, '--nbd', at('g.sock'), '--format', format, ...store);
+    const uri = String(server.uris[0]);
+    const grown = { before: 16 * MiB, after: 24 * MiB, served: true };
+    expect(await pqblkJson('resize', disk, '+8M')).toMatchObject(grown);
+    expect(Number(peer('nbdinfo', '--size', uri))).toBe(24 * MiB);
+    peer('qemu-io', '-f', 'raw', '-c', 'write -q -P 7 16M 8M', uri);
+    const shrink = await pqblk('resize', disk, '1M');
+    expect(shrink.code).toBe(exitCode('invalid_argument'));
+    expect(await server.end()).toBe(0);
+    const alone = await pqblkJson('resize', disk, '+1M', '--format', format, ...store);
+    expect(alone).toMatchObject({ before: 24 * MiB, served: false });
+  });
+
   it('fails only the requests that meet a damaged sector, says why, and serves on', async () => {
     const disk = at('flipped.sealed');
     await pqblkJson('import', source, disk, '--key', 'alice', ...store);

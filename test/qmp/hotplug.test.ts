@@ -124,6 +124,8 @@ describe('pqblk attach', () => {
     const queues = { path: '/machine/peripheral/d', property: 'num-queues' };
     expect(await ask(qmp, 'qom-get', queues)).toBe(2);
     expect((await pqblk('check', disk, ...store)).code).toBe(exitCode('locked'));
+    // QEMU is told, and does not mind.
+    expect(await pqblkJson('resize', disk, '+1M')).toMatchObject({ served: true });
     const detached = await obliging(qmp, pqblk('detach', 'd', '--qmp', qmp));
     expect(detached.stdout).toBe('detached: d\n');
     expect(await server.ended).toBe(0);

@@ -1,5 +1,6 @@
 // The vhost-user server against a guest of our own and a flat model of the disk.
 #include <doctest/doctest.h>
+#include <poll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -227,6 +228,38 @@ TEST_CASE("the configuration says what the device can do, and takes the write-ba
   CHECK(guest.connection().receive()->as<std::uint64_t>() == 1);
 }
 
+TEST_CASE("a front-end with a channel learns that the disk has grown, and is not waited for") {
+  const Place place(Format::raw, kDiskBytes);
+  Served served(place, 1);
+  FrontEnd guest({});
+  REQUIRE(guest.connect(place.socket()) == "");
+  served.server().config_changed();  // to nobody
+  int pair[2];
+  REQUIRE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+  const UniqueFd mine(pair[0]), theirs(pair[1]);
+  const auto offer = [&](const std::vector<int>& fds) {
+    REQUIRE(guest.connection().send(vu::Type::set_backend_fd, nullptr, 0, fds, vu::kNeedReply));
+    return guest.connection().receive()->as<std::uint64_t>();
+  };
+  CHECK(offer({}) == 1);
+  CHECK(offer({guest.kick_fd(0)}) == 1);
+  CHECK(offer({theirs.get()}) == 0);
+  CHECK(guest.run(0, kIn, kDiskBytes / 512, kBlock) == 1);
+  REQUIRE_FALSE(served.disk().resize(2 * kDiskBytes));
+  served.server().config_changed();
+  pollfd readable{mine.get(), POLLIN, 0};
+  REQUIRE(::poll(&readable, 1, 60'000) == 1);
+  std::uint32_t header[3] = {};
+  REQUIRE(::recv(mine.get(), header, sizeof header, MSG_WAITALL) == sizeof header);
+  CHECK(header[0] == 2);
+  CHECK(header[1] == vu::kVersion);
+  CHECK(header[2] == 0);
+  CHECK(guest.run(0, kIn, kDiskBytes / 512, kBlock) == 0);
+  for (int i = 0; i < 100'000; ++i) served.server().config_changed();  // nobody reads
+  CHECK(guest.run(0, kOut, kDiskBytes / 512, kBlock) == 0);
+  guest.disconnect();
+}
+
 TEST_CASE("GET_ID gives the serial; a read-only disk says so and refuses writes") {
   const Place place(Format::raw, kDiskBytes);
   Served served(place, 1, 1, true);
@@ -412,6 +445,12 @@ TEST_CASE("one front-end at a time; the next one is served when it has gone, eve
   Connection second(place.socket());
   REQUIRE(second.connected());
   CHECK(second.hung_up());
+  CHECK(served.was_said("second front-end"));
+  CHECK(served.server().stats().refused == 1);
+  CHECK_FALSE(VhostUserServer::start(served.disk(), {.path = place.socket()}));  // only looks
+  Connection(place.socket()).close();
+  CHECK(Connection(place.socket()).hung_up());
+  CHECK(served.server().stats().refused == 2);
   CHECK(first.run(0, kIn, 0, kBlock) == 0);
   for (int i = 0; i < 10; ++i) {
     FrontEnd guest({});
