@@ -49,8 +49,10 @@ struct Disk::Impl {
   std::string make_id() const;
   Task<Error> find_extents(std::uint64_t begin, std::uint64_t end, std::size_t max,
                            std::vector<Extent>& out);
-  Task<Error> rekey_step(std::uint64_t size, std::uint64_t group, bool verify, RekeyReport& report);
-  Task<Error> rekey_group(std::uint64_t begin, std::uint64_t end, bool verify, RekeyReport& report);
+  Task<Error> rekey_step(std::uint64_t size, std::uint64_t group, const RekeySpec& spec,
+                         RekeyReport& report);
+  Task<Error> rekey_group(std::uint64_t begin, std::uint64_t end, const RekeySpec& spec,
+                          RekeyReport& report);
   Error check_sealed() const;
   void stop_threads();
   Error closed_error() const { return Error(Kind::closed, "the disk is closed").in(file.path); }

@@ -1,12 +1,16 @@
 // Rotation of a sealed disk's data key, while requests go on. See disk.h and docs/rotation.md.
 //
-// The work is done on the service queue in groups of pieces; between groups other callers of the
-// control functions get their turn, and the pass sleeps when it is told to.
+// The work is done in groups of pieces: between groups other callers of the control functions get
+// their turn, and the pass sleeps when it is told to. A pass that may take all of the time works on
+// every queue's thread; one that leaves time to the guests, on the service queue alone.
 
 #include <algorithm>
 #include <chrono>
+#include <memory>
+#include <mutex>
 #include <thread>
 
+#include "base/sync.h"
 #include "image/disk_impl.h"
 
 namespace pqblk::image {
@@ -15,47 +19,79 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::uint64_t kPiece = 1 * kMiB;
-constexpr std::uint64_t kPiecesOfGroup = 8;
-constexpr std::uint32_t kWorkers = 4;
+constexpr std::uint64_t kPiecesOfGroup = 8;           // when the guests are to get their share
+constexpr std::chrono::milliseconds kGroupTime{250};  // and when not
+constexpr std::uint32_t kWorkers = 4;                 // of each queue
 constexpr std::size_t kDamagedKept = 64;
 constexpr std::chrono::milliseconds kNap{50};  // how late a stop may be heard
 
-// The pieces of one group, shared by its workers. All run on the service queue's thread.
-struct Group {
-  RequestServer& server;
-  QueueContext& context;
-  SealedBackend& sealed;
-  const bool verify;
-  std::uint64_t next, end;
+// The pieces of one group and what became of them, shared by its workers: a few on each queue.
+class Group {
+ public:
+  Group(RequestServer& server, SealedBackend& sealed, bool verify, std::uint64_t begin,
+        std::uint64_t end)
+      : server_(server), sealed_(sealed), verify_(verify), next_(begin), end_(end) {}
+
+  static detail::Detached work(std::shared_ptr<Group> group, QueueContext& q) {
+    co_await resume_on(q.io);
+    std::uint64_t at = 0, length = 0;
+    while (group->take(at, length)) {
+      SealedBackend::Rekeyed done;
+      Error e = co_await group->piece(q, at, length, done);
+      group->add(std::move(done), std::move(e));
+    }
+    group->leave();
+  }
+  // Before the workers start, as many as there will be.
+  void expect(std::uint32_t workers) { active_ = workers; }
+  auto ended() { return ended_.reach(1); }
+
+  // Afterwards.
+  std::uint64_t reached() const { return next_; }
   SealedBackend::Rekeyed done;
   Error error;
-  std::uint32_t active = 1;  // workers, and the parent while it starts them
-  std::coroutine_handle<> parent;
 
-  bool await_ready() { return --active == 0; }
-  void await_suspend(std::coroutine_handle<> h) { parent = h; }
-  void await_resume() const {}
+ private:
+  bool take(std::uint64_t& at, std::uint64_t& length) {
+    std::lock_guard guard(lock_);
+    if (next_ >= end_ || error || Clock::now() >= until_) return false;
+    at = next_;
+    next_ = std::min(align_down(at, kPiece) + kPiece, end_);
+    length = next_ - at;
+    return true;
+  }
+  Task<Error> piece(QueueContext& q, std::uint64_t at, std::uint64_t length,
+                    SealedBackend::Rekeyed& out) {
+    if (!verify_) co_return co_await server_.rekey(q, at, length, sealed_, out);
+    auto found = co_await sealed_.count_other_epochs(q, {at}, length);
+    if (!found) co_return found.take_error();
+    out.sectors = *found;
+    co_return Error();
+  }
+  void add(SealedBackend::Rekeyed piece_done, Error e) {
+    std::lock_guard guard(lock_);
+    done.sectors += piece_done.sectors;
+    done.damaged.insert(done.damaged.end(), piece_done.damaged.begin(), piece_done.damaged.end());
+    if (e && !error) error = std::move(e);
+  }
+  void leave() {
+    std::unique_lock guard(lock_);
+    if (--active_ != 0) return;
+    guard.unlock();
+    ended_.advance(1);
+  }
+
+  RequestServer& server_;
+  SealedBackend& sealed_;
+  const bool verify_;
+  const Clock::time_point until_ = Clock::now() + kGroupTime;
+  std::mutex lock_;  // all that follows, and what is public
+  std::uint64_t next_, end_;
+  std::uint32_t active_ = 0;
+  Watermark ended_{0};
 };
 
-Task<Error> piece(Group& group, std::uint64_t at, std::uint64_t length) {
-  if (!group.verify) {
-    co_return co_await group.server.rekey(group.context, at, length, group.sealed, group.done);
-  }
-  auto found = co_await group.sealed.count_other_epochs(group.context, {at}, length);
-  if (!found) co_return found.take_error();
-  group.done.sectors += *found;
-  co_return Error();
-}
-
-detail::Detached work(Group& group) {
-  while (group.next < group.end && !group.error) {
-    const std::uint64_t at = group.next;
-    group.next = std::min(align_down(at, kPiece) + kPiece, group.end);
-    Error e = co_await piece(group, at, group.next - at);
-    if (e && !group.error) group.error = std::move(e);
-  }
-  if (--group.active == 0) group.parent.resume();
-}
+bool full_speed(const RekeySpec& spec) { return spec.share >= 1 && spec.bytes_per_second == 0; }
 
 // Sleeps as the spec wants after a group that took `worked` and moved `bytes`. False: stop.
 bool rest(const RekeySpec& spec, Clock::duration worked, std::uint64_t bytes,
@@ -106,32 +142,38 @@ Error Disk::begin_epoch(sealed::DataKey key) {
   });
 }
 
-Task<Error> Disk::Impl::rekey_group(std::uint64_t begin, std::uint64_t end, bool verify,
+Task<Error> Disk::Impl::rekey_group(std::uint64_t begin, std::uint64_t end, const RekeySpec& spec,
                                     RekeyReport& report) {
-  Group group{*server, service->context(), *sealed, verify, begin, end, {}, {}};
-  for (std::uint32_t i = 0; i < kWorkers && group.next < group.end; ++i) {
-    ++group.active;
-    work(group);
+  const auto group = std::make_shared<Group>(*server, *sealed, spec.verify, begin, end);
+  std::vector<QueueContext*> threads{&service->context()};
+  if (full_speed(spec)) {
+    for (auto& queue : queues) threads.push_back(&queue->context());
   }
-  co_await group;
-  report.sectors += group.done.sectors;
-  report.damaged += group.done.damaged.size();
-  for (const std::uint64_t sector : group.done.damaged) {
+  group->expect(static_cast<std::uint32_t>(threads.size()) * kWorkers);
+  for (QueueContext* thread : threads) {
+    for (std::uint32_t i = 0; i < kWorkers; ++i) Group::work(group, *thread);
+  }
+  co_await group->ended();
+  report.reached = group->reached();
+  report.sectors += group->done.sectors;
+  report.damaged += group->done.damaged.size();
+  for (const std::uint64_t sector : group->done.damaged) {
     if (report.damaged_sectors.size() < kDamagedKept) report.damaged_sectors.push_back(sector);
   }
-  co_return std::move(group.error);
+  co_return std::move(group->error);
 }
 
 // One group, or a step over a part where nothing was ever written. `control` is held.
-Task<Error> Disk::Impl::rekey_step(std::uint64_t size, std::uint64_t group, bool verify,
+Task<Error> Disk::Impl::rekey_step(std::uint64_t size, std::uint64_t group, const RekeySpec& spec,
                                    RekeyReport& report) {
-  auto next = co_await sealed->next_written(service->context(), report.reached);
+  auto next = co_await sealed->next_written(service->context(), report.reached, size);
   if (!next) co_return next.take_error();
   const std::uint64_t begin = std::max(report.reached, align_down(*next, kPiece));
-  const bool skip = begin > report.reached;
-  report.reached = skip ? begin : std::min(begin + group, size);
-  if (skip) co_return Error();
-  co_return co_await rekey_group(begin, report.reached, verify, report);
+  if (begin > report.reached) {
+    report.reached = begin;
+    co_return Error();
+  }
+  co_return co_await rekey_group(begin, std::min(begin + group, size), spec, report);
 }
 
 Result<RekeyReport> Disk::rekey(const RekeySpec& spec) {
@@ -139,7 +181,7 @@ Result<RekeyReport> Disk::rekey(const RekeySpec& spec) {
   if (spec.share <= 0 || spec.share > 1) {
     return Error(Kind::invalid_argument, "a share of the time is more than 0 and at most 1");
   }
-  std::uint64_t group = kPiecesOfGroup * kPiece;
+  std::uint64_t group = full_speed(spec) ? std::uint64_t{1} << 40 : kPiecesOfGroup * kPiece;
   if (spec.bytes_per_second != 0) {  // kept within a tenth of a second
     group = std::clamp(align_down(spec.bytes_per_second / 10, kPiece), kPiece, group);
   }
@@ -166,7 +208,7 @@ Result<RekeyReport> Disk::rekey(const RekeySpec& spec) {
         return report;
       }
       Error e = io::run_sync(impl.service->ring(),
-                             [&] { return impl.rekey_step(size, group, spec.verify, report); });
+                             [&] { return impl.rekey_step(size, group, spec, report); });
       if (e) return e;
     }
     const auto go_on = [&] {

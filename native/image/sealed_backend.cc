@@ -16,7 +16,7 @@ namespace qcow2 = format::qcow2;
 namespace {
 constexpr std::uint64_t kMaxTransfer = 1 * kMiB;
 constexpr std::uint32_t kNoSession = 0;
-
+constexpr std::uint64_t kForever = ~std::uint64_t{0};
 }  // namespace
 
 SealedBackend::SealedBackend(QueueContext& service, const io::File& file, SealedOptions options)
@@ -123,7 +123,10 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   log_->on_pressure = [this] { ask_checkpoint(); };
   meta_->io().sync_by = [this](io::Queue& io) { return log_->sync(io); };
   if (Error e = co_await recover(q)) co_return e;
-  if (!options_.read_only) spawn(checkpoint_loop());
+  if (!options_.read_only) {
+    spawn(checkpoint_loop());
+    spawn(reserve_loop());
+  }
   co_return Error();
 }
 
@@ -275,10 +278,8 @@ Task<Error> SealedBackend::flush(QueueContext& q) {
   co_return co_await log_->flush(q.io);
 }
 
-void SealedBackend::ask_checkpoint() {
-  if (checkpoint_asked_.value() == checkpoint_ended_.value()) {
-    checkpoint_asked_.advance(checkpoint_ended_.value() + 1);
-  }
+void SealedBackend::ask(Watermark& asked, const Watermark& ended) {
+  if (asked.value() == ended.value()) asked.advance(ended.value() + 1);
 }
 
 Task<void> SealedBackend::checkpoint_loop() {
@@ -291,7 +292,20 @@ Task<void> SealedBackend::checkpoint_loop() {
     // Who asked while this one ran was not heard.
     if (!e && log_->pressed()) ask_checkpoint();
   }
-  checkpoint_ended_.advance(~std::uint64_t{0});
+  checkpoint_ended_.advance(kForever);
+}
+
+// Clusters for writers to come, while those of now take what is left: a reservation costs a sync.
+// Whoever finds none left asks himself, and meets the error that is passed over here.
+Task<void> SealedBackend::reserve_loop() {
+  while (!closing_.load(std::memory_order_acquire)) {
+    co_await reserve_asked_.reach(reserve_ended_.value() + 1);
+    if (closing_.load(std::memory_order_acquire)) break;
+    Error e = co_await meta_->allocator().reserve_ahead(service_.io);
+    static_cast<void>(e.ok());
+    reserve_ended_.advance(reserve_asked_.value());
+  }
+  reserve_ended_.advance(kForever);
 }
 
 Task<Error> SealedBackend::close(QueueContext& q) {
@@ -300,8 +314,10 @@ Task<Error> SealedBackend::close(QueueContext& q) {
   Error result;
   if (!options_.read_only) {
     closing_.store(true, std::memory_order_release);
-    checkpoint_asked_.advance(~std::uint64_t{0} - 1);
-    co_await checkpoint_ended_.reach(~std::uint64_t{0});
+    checkpoint_asked_.advance(kForever - 1);
+    reserve_asked_.advance(kForever - 1);
+    co_await checkpoint_ended_.reach(kForever);
+    co_await reserve_ended_.reach(kForever);
     if (session_id() != kNoSession || meta_->header().has(qcow2::kDirtyBit)) {
       if (!log_->failed()) result = co_await checkpoint(q);
       if (!result) result = log_->error();

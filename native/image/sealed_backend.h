@@ -96,15 +96,15 @@ class SealedBackend final : public Backend {
   // Every new session is under this key: from its return on all that is written is. Precondition:
   // both copies of the key area hold it. Errors: those of Sessions::use_epoch.
   Task<Error> begin_epoch(QueueContext& q, sealed::DataKey key);
-  // Where the first sector from `at` on may be whose entry cluster exists, bytes; it looks at a
-  // bounded part of the disk, whose end it returns when there is none.
-  Task<Result<std::uint64_t>> next_written(QueueContext& q, std::uint64_t at);
+  // Where the first sector in [at, to) may be whose entry cluster exists, bytes; it looks at a
+  // bounded part of that, whose end it returns when there is none.
+  Task<Result<std::uint64_t>> next_written(QueueContext& q, std::uint64_t at, std::uint64_t to);
   struct Rekeyed {
     std::uint64_t sectors = 0;           // written again
     std::vector<std::uint64_t> damaged;  // of another epoch, and their tag does not hold
   };
   // Writes every sector of the range that is of another epoch again. The caller excludes other
-  // writers from the range; offset and length as for read().
+  // writers from the range; offset and length as for read(), the length at most max_transfer.
   Task<Error> rekey(QueueContext& q, GuestOffset at, std::uint64_t length, Rekeyed& out);
   // How many sectors of the range are of another epoch. Any writers may be at work: what is of the
   // current epoch stays so.
@@ -127,6 +127,13 @@ class SealedBackend final : public Backend {
   };
   struct WritePlan;
   struct Fold;
+  struct OldVersions;
+  // What a write's sectors are to hold: the guest's memory, or what they hold already (rekey).
+  struct WriteSource {
+    Sector first;
+    GuestBuffers data;
+    OldVersions* old = nullptr;
+  };
 
   SealedBackend(QueueContext& service, const io::File& file, SealedOptions options);
   Task<Error> load(QueueContext& q);
@@ -151,14 +158,15 @@ class SealedBackend final : public Backend {
   Task<Error> mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale);
 
   // sealed_write.cc
-  Task<Error> write_once(QueueContext& q, Sector first, std::uint32_t count,
-                         const GuestBuffers& data);
-  Task<Error> write_piece(QueueContext& q, Sector first, std::uint32_t count,
-                          const GuestBuffers& data, std::uint64_t& last_sequence);
+  Task<Error> write_once(QueueContext& q, const WriteSource& source, std::uint32_t count);
+  Task<Error> write_piece(QueueContext& q, const WriteSource& source, std::uint32_t count,
+                          std::uint64_t& last_sequence);
   Task<Error> plan(QueueContext& q, WritePlan& plan);
   Task<Error> plan_cluster(QueueContext& q, WritePlan& plan, std::uint32_t from, std::uint32_t to);
   Task<Error> allocate(QueueContext& q, WritePlan& plan);
-  Error seal_sectors(QueueContext& q, WritePlan& plan, const GuestBuffers& data);
+  Error seal_sectors(QueueContext& q, WritePlan& plan, const WriteSource& source);
+  Error seal_sector(QueueContext& q, Sector s, const std::uint8_t* plain, std::uint8_t* cipher,
+                    sealed::Entry& entry);
   Task<Error> append(QueueContext& q, WritePlan& plan, sealed::Log::Receipt& receipt);
   Task<Error> write_home_places(QueueContext& q, WritePlan& plan,
                                 const sealed::Log::Receipt& receipt);
@@ -173,6 +181,7 @@ class SealedBackend final : public Backend {
   // sealed_checkpoint.cc
   struct HomeWork;
   Task<void> checkpoint_loop();
+  Task<void> reserve_loop();
   Task<Error> write_home(QueueContext& q);
   Task<Error> write_home_data(QueueContext& q, HomeWork& work);
   Task<Error> write_home_entries(QueueContext& q, HomeWork& work);
@@ -185,7 +194,8 @@ class SealedBackend final : public Backend {
   Task<Error> write_home_slots(QueueContext& q, HomeWork& work);
   Task<Error> release_clusters(QueueContext& q, HomeWork& work);
   Task<Result<std::uint64_t>> frozen_mapping(io::Queue& io, Slot slot);
-  void ask_checkpoint();
+  static void ask(Watermark& asked, const Watermark& ended);
+  void ask_checkpoint() { ask(checkpoint_asked_, checkpoint_ended_); }
 
   // sealed_recovery.cc
   Task<Error> recover(QueueContext& q);
@@ -199,7 +209,10 @@ class SealedBackend final : public Backend {
   struct RekeyRun;
   bool of_other_epoch(const sealed::Entry& entry);
   std::vector<RekeyRun> runs_to_rekey(Sector first, const std::vector<Resolved>& r);
-  Task<Error> rewrite_run(QueueContext& q, RekeyRun run, std::uint8_t* buffer, Rekeyed& out);
+  Task<Error> rewrite_run(QueueContext& q, RekeyRun run, Resolved* r, Rekeyed& out);
+  Task<Error> reseal(QueueContext& q, RekeyRun run, Resolved* r);
+  Error reseal_sectors(QueueContext& q, OldVersions& old, Sector first,
+                       std::span<sealed::Entry> entries, sealed::CipherRef& cipher);
 
   // sealed_backend.cc
   Task<Error> ensure_session(QueueContext& q);
@@ -240,6 +253,7 @@ class SealedBackend final : public Backend {
 
   AsyncMutex checkpoint_lock_;
   Watermark checkpoint_asked_, checkpoint_ended_;
+  Watermark reserve_asked_, reserve_ended_;
   std::atomic<bool> closing_{false};
   bool closed_ = false;
 

@@ -16,11 +16,19 @@ using namespace sealed;  // NOLINT
 
 namespace {
 constexpr std::uint64_t kEntrySlotsLooked = 4096;  // by one call of next_written
-}
+constexpr int kResealAttemptsMax = 64;
+}  // namespace
 
 struct SealedBackend::RekeyRun {
   Sector first;
   std::uint32_t count = 0;
+};
+
+struct SealedBackend::OldVersions {
+  Sector first;
+  const Resolved* r = nullptr;
+  CipherRef cipher;                  // what was loaded of them; then the new ciphertext
+  std::optional<std::uint32_t> bad;  // the one whose tag did not hold
 };
 
 Task<Error> SealedBackend::change_key_area(QueueContext& q, const KeyAreaChange& change) {
@@ -42,8 +50,9 @@ Task<Error> SealedBackend::begin_epoch(QueueContext& q, DataKey key) {
   co_return co_await replace_session(q);
 }
 
-Task<Result<std::uint64_t>> SealedBackend::next_written(QueueContext& q, std::uint64_t at) {
-  const std::uint64_t end = geometry_.sectors();
+Task<Result<std::uint64_t>> SealedBackend::next_written(QueueContext& q, std::uint64_t at,
+                                                        std::uint64_t to) {
+  const std::uint64_t end = div_ceil<std::uint64_t>(to, kSectorSize);
   std::uint64_t s = at >> kSectorShift;
   for (std::uint64_t looked = 0; s < end && looked < kEntrySlotsLooked; ++looked) {
     const Slot slot = geometry_.entry_slot({s});
@@ -103,55 +112,106 @@ std::vector<SealedBackend::RekeyRun> SealedBackend::runs_to_rekey(Sector first,
   return runs;
 }
 
+// Opens each sector and seals it again, in the memory that it was loaded into: no plaintext leaves
+// the nearest cache.
+Error SealedBackend::reseal_sectors(QueueContext& q, OldVersions& old, Sector first,
+                                    std::span<Entry> entries, CipherRef& cipher) {
+  const auto skipped = static_cast<std::uint32_t>(first.value - old.first.value);
+  cipher = old.cipher.at(std::size_t{skipped} * kSectorSize);
+  alignas(64) std::array<std::uint8_t, kSectorSize> plain;
+  Error e;
+  for (std::uint32_t i = 0; i < entries.size() && !e; ++i) {
+    const Sector s{first.value + i};
+    std::uint8_t* const place = cipher.data() + std::size_t{i} * kSectorSize;
+    if (open_sector(s, old.r[skipped + i], place, plain.data())) {
+      e = seal_sector(q, s, plain.data(), place, entries[i]);
+    } else {
+      old.bad = skipped + i;
+      e = Error(Kind::integrity, "a sector to seal again does not open");
+    }
+  }
+  crypto::wipe(plain.data(), plain.size());
+  if (!e) sealed_count_.fetch_add(entries.size(), std::memory_order_relaxed);
+  return e;
+}
+
+// Writes what the sectors hold once more; they all hold data, and `r` says where. Other writers are
+// kept out, but a checkpoint may move a version while it is loaded: then it is looked up again.
+Task<Error> SealedBackend::reseal(QueueContext& q, RekeyRun run, Resolved* r) {
+  OldVersions old{run.first, r, {}, {}};
+  const WriteSource source{run.first, {}, &old};
+  bool made_room = false;
+  for (int attempt = 0; attempt < kResealAttemptsMax; ++attempt) {
+    if (attempt != 0) {
+      if (Error e = co_await resolve(q.io, run.first, run.count, r)) co_return e;
+    }
+    old.cipher = take_cipher(pool_, std::size_t{run.count} * kSectorSize);
+    old.bad.reset();
+    if (Error e = co_await load_ciphertext(q, run.count, r, old.cipher.data())) co_return e;
+    Error e = co_await write_once(q, source, run.count);
+    if (old.bad) {
+      const Sector s{run.first.value + *old.bad};
+      bool stale = false;
+      if (Error bad = co_await mismatch(q.io, s, r[*old.bad], stale)) co_return bad;
+      co_await yield();
+      continue;
+    }
+    if (e.kind() != Kind::no_space || made_room) co_return e;
+    made_room = true;  // relocated clusters are free only after a checkpoint (I3)
+    if ((e = co_await checkpoint(q))) co_return e;
+  }
+  co_return Error(Kind::io_error, "a sector moved faster than it could be read")
+      .at("rekey", run.first.value << kSectorShift);
+}
+
 // A run that cannot be read as a whole is taken sector by sector, to name those that are damaged;
 // one that finds no room for whole clusters is overwritten in place, through the log.
-Task<Error> SealedBackend::rewrite_run(QueueContext& q, RekeyRun run, std::uint8_t* buffer,
-                                       Rekeyed& out) {
-  const GuestOffset at{run.first.value << kSectorShift};
-  const std::uint64_t bytes =
-      std::min(std::uint64_t{run.count} << kSectorShift,
-               align_up<std::uint64_t>(geometry_.size, kSectorSize) - at.bytes);
-  const iovec v{buffer, bytes};
-  const GuestBuffers data{{&v, 1}, 0, bytes};
-  Error e = co_await read(q, at, data);
-  if (e.kind() == Kind::integrity && run.count == 1) {
-    out.damaged.push_back(run.first.value);
-    co_return Error();
-  }
-  if (!e) e = co_await write(q, at, data, false);
+Task<Error> SealedBackend::rewrite_run(QueueContext& q, RekeyRun run, Resolved* r, Rekeyed& out) {
+  Error e = co_await reseal(q, run, r);
   if (!e) {
     out.sectors += run.count;
+    co_return Error();
+  }
+  if (e.kind() == Kind::integrity && run.count == 1) {
+    out.damaged.push_back(run.first.value);
     co_return Error();
   }
   const bool split = e.kind() == Kind::integrity || e.kind() == Kind::no_space;
   if (!split || run.count == 1) co_return e;
   const std::uint32_t half = run.count / 2;
-  e = co_await rewrite_run(q, {run.first, half}, buffer, out);
+  const RekeyRun begin{run.first, half};
+  e = co_await rewrite_run(q, begin, r, out);
   if (e) co_return e;
   const RekeyRun rest{{run.first.value + half}, run.count - half};
-  co_return co_await rewrite_run(q, rest, buffer, out);
+  co_return co_await rewrite_run(q, rest, r + half, out);
 }
 
 Task<Error> SealedBackend::rekey(QueueContext& q, GuestOffset at, std::uint64_t length,
                                  Rekeyed& out) {
+  Result<std::uint64_t> written = co_await next_written(q, at.bytes, at.bytes + length);
+  if (!written) co_return written.take_error();
+  if (*written >= at.bytes + length) co_return Error();
   const Sector first{at.bytes >> kSectorShift};
   std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
   if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {
     co_return e;
   }
   const std::vector<RekeyRun> runs = runs_to_rekey(first, r);
-  if (runs.empty()) co_return Error();
-  r.clear();  // lets go of ciphertext
-  const QueueContext::Buffer buffer = q.buffer(std::size_t{length});
   for (const RekeyRun& run : runs) {
-    if (Error e = co_await rewrite_run(q, run, buffer.data(), out)) co_return e;
+    Resolved* const of_run = r.data() + (run.first.value - first.value);
+    if (Error e = co_await rewrite_run(q, run, of_run, out)) co_return e;
   }
-  crypto::wipe(buffer.data(), length);
+  if (!runs.empty() && overlay_.sectors(false) > options_.overlay_sectors_max / 2) {
+    ask_checkpoint();
+  }
   co_return Error();
 }
 
 Task<Result<std::uint64_t>> SealedBackend::count_other_epochs(QueueContext& q, GuestOffset at,
                                                               std::uint64_t length) {
+  Result<std::uint64_t> written = co_await next_written(q, at.bytes, at.bytes + length);
+  if (!written) co_return written.take_error();
+  if (*written >= at.bytes + length) co_return std::uint64_t{0};
   const Sector first{at.bytes >> kSectorShift};
   std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
   if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {

@@ -178,15 +178,18 @@ Task<Error> SealedBackend::plan(QueueContext& q, WritePlan& plan) {
 
 Task<Result<std::uint64_t>> SealedBackend::take_clusters(io::Queue& io, std::uint64_t count,
                                                          std::uint64_t& got) {
+  qcow2::Allocator& allocator = meta_->allocator();
   HostOffset at;
-  if (meta_->allocator().try_take(count, at)) {
+  if (allocator.try_take(count, at)) {
     got = count;
-    co_return at.bytes;
+  } else {
+    Result<qcow2::HostRun> run = co_await allocator.take(io, count, false);
+    if (!run) co_return run.take_error();
+    got = run->clusters;
+    at = run->at;
   }
-  Result<qcow2::HostRun> run = co_await meta_->allocator().take(io, count, false);
-  if (!run) co_return run.take_error();
-  got = run->clusters;
-  co_return run->at.bytes;
+  if (allocator.low()) ask(reserve_asked_, reserve_ended_);
+  co_return at.bytes;
 }
 
 // Precondition: room for one record is reserved. Nothing refers to the new cluster's old content:
@@ -256,38 +259,49 @@ Task<Error> SealedBackend::allocate(QueueContext& q, WritePlan& plan) {
   co_return Error();
 }
 
-// Encrypts into memory of our own: the guest may change its buffer meanwhile, and a retry sends the
-// same ciphertext. The nonce is consumed first (I4).
-Error SealedBackend::seal_sectors(QueueContext& q, WritePlan& plan, const GuestBuffers& data) {
+// The nonce is consumed first (I4). `cipher` may be the place of `plain`.
+Error SealedBackend::seal_sector(QueueContext& q, Sector s, const std::uint8_t* plain,
+                                 std::uint8_t* cipher, Entry& entry) {
   const SessionKeys& keys = *log_->session();
-  plan.cipher = take_cipher(pool_, std::size_t{plan.count} * kSectorSize);
+  crypto::Nonce nonce;
+  if (Error e = lane(q).next(nonce)) return e;
+  if (NonceTracer trace = nonce_tracer.load(std::memory_order_relaxed)) {
+    trace(keys.id, keys.salt.data(), nonce, false);
+  }
+  crypto::Tag tag;
+  const SectorAad aad(extension_.uuid, s, keys.id, State::data);
+  keys.sector.seal(nonce, aad.span(), plain, cipher, kSectorSize, tag);
+  std::copy(tag.begin(), tag.end(), entry.tag);
+  std::copy(nonce.begin(), nonce.end(), entry.nonce);
+  entry.set(State::data, keys.id);
+  return {};
+}
+
+// Encrypts into memory of our own: the guest may change its buffer meanwhile, and a retry sends the
+// same ciphertext.
+Error SealedBackend::seal_sectors(QueueContext& q, WritePlan& plan, const WriteSource& source) {
   plan.entries.resize(plan.count);
+  if (source.old != nullptr) {
+    return reseal_sectors(q, *source.old, plan.first, plan.entries, plan.cipher);
+  }
+  const std::uint64_t skipped = (plan.first.value - source.first.value) * kSectorSize;
+  plan.cipher = take_cipher(pool_, std::size_t{plan.count} * kSectorSize);
   alignas(64) std::array<std::uint8_t, kSectorSize> gathered;
   bool wiped_needed = false;
   for (std::uint32_t i = 0; i < plan.count; ++i) {
-    const Sector s{plan.first.value + i};
     const std::uint64_t at = std::uint64_t{i} * kSectorSize;
-    const std::size_t size = std::min<std::uint64_t>(kSectorSize, data.size - at);
-    const std::uint8_t* from = size == kSectorSize ? contiguous(data, at, size) : nullptr;
+    const std::size_t size = std::min<std::uint64_t>(kSectorSize, source.data.size - skipped - at);
+    const std::uint8_t* from =
+        size == kSectorSize ? contiguous(source.data, skipped + at, size) : nullptr;
     if (from == nullptr) {
       std::fill(gathered.begin() + static_cast<std::ptrdiff_t>(size), gathered.end(),
                 std::uint8_t{0});
-      data.part(at, size).copy_out(gathered.data());
+      source.data.part(skipped + at, size).copy_out(gathered.data());
       from = gathered.data();
       wiped_needed = true;
     }
-    crypto::Nonce nonce;
-    if (Error e = lane(q).next(nonce)) return e;
-    if (NonceTracer trace = nonce_tracer.load(std::memory_order_relaxed)) {
-      trace(keys.id, keys.salt.data(), nonce, false);
-    }
-    crypto::Tag tag;
-    const SectorAad aad(extension_.uuid, s, keys.id, State::data);
-    keys.sector.seal(nonce, aad.span(), from, plan.cipher.data() + at, kSectorSize, tag);
-    Entry& entry = plan.entries[i];
-    std::copy(tag.begin(), tag.end(), entry.tag);
-    std::copy(nonce.begin(), nonce.end(), entry.nonce);
-    entry.set(State::data, keys.id);
+    const Sector s{plan.first.value + i};
+    if (Error e = seal_sector(q, s, from, plan.cipher.data() + at, plan.entries[i])) return e;
   }
   if (wiped_needed) crypto::wipe(gathered.data(), gathered.size());
   sealed_count_.fetch_add(plan.count, std::memory_order_relaxed);
@@ -360,12 +374,12 @@ Task<Error> SealedBackend::write_home_places(QueueContext& q, WritePlan& plan,
   co_return Error();
 }
 
-Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint32_t count,
-                                       const GuestBuffers& data, std::uint64_t& last_sequence) {
+Task<Error> SealedBackend::write_piece(QueueContext& q, const WriteSource& source,
+                                       std::uint32_t count, std::uint64_t& last_sequence) {
   std::uint32_t done = 0;
   while (done < count) {
     WritePlan p;
-    p.first = {first.value + done};
+    p.first = {source.first.value + done};
     p.count = count - done;
     for (;;) {  // smaller, until the log could hold it four times
       p.segments.clear(), p.fresh.clear(), p.entry_slots.clear(), p.partial.clear();
@@ -377,10 +391,7 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint3
     Result<Log::Room> room = co_await log_->reserve(p.log_pages());  // I8
     if (!room) co_return room.take_error();
     if (Error e = co_await allocate(q, p)) co_return e;
-    const std::uint64_t at = std::uint64_t{done} * kSectorSize;
-    const GuestBuffers part = data.part(
-        at, std::min<std::uint64_t>(std::uint64_t{p.count} * kSectorSize, data.size - at));
-    if (Error e = seal_sectors(q, p, part)) {
+    if (Error e = seal_sectors(q, p, source)) {
       for (const FreshCluster& f : p.fresh) {
         static_cast<void>(meta_->allocator().recycle({f.host}));
       }
@@ -398,22 +409,22 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, Sector first, std::uint3
 
 // A full file system may get space back from a checkpoint: clusters that were discarded or
 // relocated are free only after it (I3). Nothing of the piece that failed was logged.
-Task<Error> SealedBackend::write_once(QueueContext& q, Sector first, std::uint32_t count,
-                                      const GuestBuffers& data) {
+Task<Error> SealedBackend::write_once(QueueContext& q, const WriteSource& source,
+                                      std::uint32_t count) {
   if (Error e = co_await enter_writer(q, count)) co_return e;
   std::uint64_t last = 0;
-  Error e = co_await write_piece(q, first, count, data, last);
+  Error e = co_await write_piece(q, source, count, last);
   if (!e) e = co_await log_->wait_written(last);  // I6
   writers_.leave();
   co_return e;
 }
 
 Task<Error> SealedBackend::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {
-  const Sector first{at.bytes >> kSectorShift};
+  const WriteSource source{{at.bytes >> kSectorShift}, data, nullptr};
   const auto count = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(data.size, kSectorSize));
-  Error e = co_await write_once(q, first, count, data);
+  Error e = co_await write_once(q, source, count);
   if (e.kind() == Kind::no_space && !(e = co_await checkpoint(q))) {
-    e = co_await write_once(q, first, count, data);
+    e = co_await write_once(q, source, count);
   }
   if (e) co_return e;
   if (overlay_.sectors(false) > options_.overlay_sectors_max / 2) ask_checkpoint();

@@ -4,6 +4,7 @@
 #include <cassert>
 #include <cerrno>
 #include <iterator>
+#include <utility>
 
 namespace pqblk::format::qcow2 {
 
@@ -37,22 +38,50 @@ Task<Error> Allocator::reserve(io::Queue& q, std::uint64_t clusters) {
   // there is no room for a batch there may be some for what is asked.
   bool contiguous = false, scarce = false;
   while (!pool_has(clusters)) {
-    const std::uint64_t want = contiguous || scarce ? clusters : std::max(clusters, batch_);
-    batch_ = std::min(batch_ * 2, kReserveBatchMax);
-    Result<HostRun> run = co_await refcounts_.take(q, want, contiguous);
-    if (!run) co_return run.take_error();
-    if (Error error = co_await claim_space(q, *run)) {
-      batch_ = kReserveBatchMin;
-      co_await unclaim(q, *run);
-      if (run->clusters <= clusters) co_return error;
-      scarce = true;
+    const std::uint64_t batch = next_batch();
+    const std::uint64_t want = contiguous || scarce ? clusters : std::max(clusters, batch);
+    std::uint64_t tried = 0;
+    Error error = co_await reserve_run(q, want, contiguous, tried);
+    if (!error) {
+      contiguous = clusters > 1;
       continue;
     }
-    Error error = co_await refcounts_.make_durable(q);
-    if (error) co_return error;  // the clusters are leaked at worst
-    pool_add(run->at, run->clusters);
-    contiguous = clusters > 1;
+    if (tried <= clusters) co_return error;
+    scarce = true;
   }
+  may_reserve_ahead(!scarce);
+  co_return Error();
+}
+
+Task<Error> Allocator::reserve_ahead(io::Queue& q) {
+  assert(reserve_mode_);
+  AsyncMutex::Guard guard = co_await reserve_lock_.lock();
+  if (!low()) co_return Error();
+  std::uint64_t tried = 0;
+  Error error = co_await reserve_run(q, next_batch(), false, tried);
+  if (error) may_reserve_ahead(false);
+  co_return error;
+}
+
+// One run of up to `clusters` in the pool, durable. On an error `tried` says how many it was about,
+// 0 when none were found.
+Task<Error> Allocator::reserve_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
+                                   std::uint64_t& tried) {
+  Result<HostRun> run = co_await refcounts_.take(q, clusters, contiguous);
+  if (!run) co_return run.take_error();
+  if (Error error = co_await claim_space(q, *run)) {
+    first_batch();
+    co_await unclaim(q, *run);
+    tried = run->clusters;
+    co_return error;
+  }
+  Error error = co_await refcounts_.make_durable(q);
+  if (error) co_return error;  // the clusters are leaked at worst
+  if (pool_meets(run->at, run->clusters)) {
+    co_return Error(Kind::corrupt, "the refcount of a cluster in use was 0")
+        .at("reserve clusters", run->at.bytes);
+  }
+  pool_add(run->at, run->clusters);
   co_return Error();
 }
 
@@ -131,19 +160,41 @@ void Allocator::pool_add(HostOffset at, std::uint64_t clusters) {
   pool_.emplace_hint(next, first, clusters);
 }
 
-bool Allocator::pool_contains(HostOffset cluster) const {
+bool Allocator::pool_meets(HostOffset at, std::uint64_t clusters) const {
+  const std::uint64_t cluster_size = refcounts_.layout().cluster_size();
   std::lock_guard guard(mutex_);
-  auto run = pool_.upper_bound(cluster.bytes);
+  auto run = pool_.lower_bound(at.bytes + clusters * cluster_size);  // the last that begins before
   if (run == pool_.begin()) return false;
   --run;
-  return cluster.bytes < run->first + run->second * refcounts_.layout().cluster_size();
+  return at.bytes < run->first + run->second * cluster_size;
 }
 
 bool Allocator::recycle(HostOffset cluster) {
   assert(reserve_mode_);
-  if (pool_contains(cluster)) return false;
+  if (pool_meets(cluster, 1)) return false;
   pool_add(cluster, 1);
   return true;
+}
+
+bool Allocator::low() const {
+  std::lock_guard guard(mutex_);
+  return ahead_ && pooled_ < last_batch_ / 2;
+}
+
+void Allocator::may_reserve_ahead(bool may) {
+  std::lock_guard guard(mutex_);
+  ahead_ = may;
+}
+
+std::uint64_t Allocator::next_batch() {
+  std::lock_guard guard(mutex_);
+  last_batch_ = std::exchange(batch_, std::min(batch_ * 2, kReserveBatchMax));
+  return last_batch_;
+}
+
+void Allocator::first_batch() {
+  std::lock_guard guard(mutex_);
+  batch_ = kReserveBatchMin;
 }
 
 std::uint64_t Allocator::pooled() const {
@@ -177,7 +228,7 @@ Task<Error> Allocator::release_pool(io::Queue& q) {
     Error error = co_await refcounts_.add(q, run.at, run.clusters, -1);
     if (error) co_return error;
   }
-  batch_ = kReserveBatchMin;
+  first_batch();
   Error error = co_await refcounts_.make_durable(q);
   co_return error;
 }

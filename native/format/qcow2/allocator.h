@@ -48,6 +48,11 @@ class Allocator {
   // Any thread, no I/O. False, and nothing done, when it is in the pool already: the tables name
   // one cluster twice.
   [[nodiscard]] bool recycle(HostOffset cluster);
+  // So few are left in the pool that reserve_ahead() should run, beside those who take from it.
+  bool low() const;
+  // Another batch in the pool, before anyone has to wait for it. Where there is no room for it
+  // (Kind::no_space) low() is false until reserve() finds some again.
+  Task<Error> reserve_ahead(io::Queue& q);
   std::uint64_t pooled() const;
   // Lowers the counts of clusters that nothing durable refers to and writes the blocks, no sync.
   Task<Error> free(io::Queue& q, std::span<const HostOffset> clusters);
@@ -65,7 +70,12 @@ class Allocator {
   bool pool_take(std::uint64_t clusters, bool contiguous, HostRun& out);
   bool pool_has(std::uint64_t clusters) const;
   void pool_add(HostOffset at, std::uint64_t clusters);
-  bool pool_contains(HostOffset cluster) const;
+  bool pool_meets(HostOffset at, std::uint64_t clusters) const;
+  std::uint64_t next_batch();
+  void first_batch();
+  void may_reserve_ahead(bool may);
+  Task<Error> reserve_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
+                          std::uint64_t& tried);
   Task<Error> claim_space(io::Queue& q, const HostRun& run);
   Task<void> unclaim(io::Queue& q, const HostRun& run);
 
@@ -75,7 +85,9 @@ class Allocator {
   mutable std::mutex mutex_;
   std::map<std::uint64_t, std::uint64_t> pool_;  // first byte -> clusters, never adjacent
   std::uint64_t pooled_ = 0;
-  std::uint64_t batch_ = kReserveBatchMin;
+  std::uint64_t batch_ = kReserveBatchMin;  // the next one
+  std::uint64_t last_batch_ = 0;
+  bool ahead_ = false;  // there was room for a batch, and may be for another
   AsyncMutex reserve_lock_;
   std::vector<HostRun> pending_;
 };
