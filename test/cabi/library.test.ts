@@ -115,6 +115,11 @@ describe('examples/queued-io.c', () => {
     expect(peer(at('all-static'), '1', disk)).toContain('16 blocks');
   });
 
+  it('is short', () => {
+    const lines = readFileSync(join(root, 'examples/queued-io.c'), 'utf8').trimEnd().split('\n');
+    expect(lines.length).toBeLessThanOrEqual(60);
+  });
+
   it('says what is wrong', async () => {
     const { status, stderr } = spawnSync(at('examples/queued-io'), ['2', at('nothing.qcow2')], {
       encoding: 'utf8',
