@@ -7,6 +7,7 @@ import { closeSync, copyFileSync, mkdirSync, openSync, rmSync, statSync, writeSy
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { EVENTS } from './events.mjs';
+import { KEYS } from './keys.mjs';
 import { Folder, SmallFs } from './places.mjs';
 import { Client, Host, held, peer, pqblk, run, Serve, Wrong } from './processes.mjs';
 import { Random } from './random.mjs';
@@ -137,7 +138,7 @@ export class Episode {
   async create() {
     const { format, size, maxSize, cluster, suite, log, extendedL2 } = this.shape;
     const what = this.sealed
-      ? ['--key', 'alice', '--key', 'bob', '--suite', suite, '--log-size', log]
+      ? [...KEYS.flatMap((name) => ['--key', name]), '--suite', suite, '--log-size', log]
       : ['--format', format];
     if (cluster) what.push('--cluster-size', cluster);
     if (extendedL2) what.push('--extended-l2');
@@ -272,16 +273,25 @@ export class Episode {
     for (const client of this.clients.values()) if (client.alive) add(client.name, client.pid);
   }
 
-  /** Changes keys beside the load. What a killed server cut short is run again in its next life. */
+  /**
+   * Changes keys beside the load. A command that is killed in its midst is run again at once; what a
+   * killed server cut short, in its next life.
+   */
   changeKeys(words) {
     const [word, ...more] = words;
     this.unfinished = words;
-    const { server } = this;
-    const change = this.cli(word, this.disk, '--key', 'alice', ...more).then((ended) => {
+    const { server, random } = this;
+    const patience = random.chance(0.3) ? random.between(200, 3000) : undefined;
+    const all = [word, this.disk, '--key', 'alice', ...more];
+    const change = (async () => {
+      let ended = await pqblk(all, this.soak.env, (child) => {
+        if (patience) setTimeout(() => child.kill('SIGKILL'), patience).unref();
+      });
+      if (ended.code === null) ended = await pqblk(all, this.soak.env); // takes it to its end
       if (ended.code === 0) this.unfinished = undefined;
       else if (!server.killed)
         throw new Wrong(`pqblk ${word}: exit ${ended.code}: ${ended.stderr}`);
-    });
+    })();
     change.catch(() => {}); // told by who awaits it
     this.keyChange = change;
   }

@@ -1,9 +1,10 @@
 // What happens to a disk under load. Each event says when it is possible, how often it comes, and ends
 // with everything as it was, but for the disk's size and keys.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { run, Wrong } from './processes.mjs';
+import { killChild, pqblk, run, Wrong } from './processes.mjs';
 
 const MiB = 2 ** 20;
+const TOKEN_CRASHED = 42; // `pqblk exit-codes`
 const served = (_, kind) => kind !== 'c';
 const hosted = (_, kind) => kind === 'host';
 const keyed = (episode, kind) => episode.sealed && kind !== 'c';
@@ -76,6 +77,26 @@ export const EVENTS = [
   event('header backed up', 1, keyed, async (episode) => {
     const file = episode.at(`header-${episode.counts.events['header backed up']}`);
     await episode.must(['header', 'backup', episode.disk, file]);
+  }),
+
+  // The data path, which the clients look at, has nothing to do with a token.
+  event('token process killed', 1, keyed, async (episode) => {
+    await episode.keyChange;
+    const words = ['rewrap', episode.disk, '--key', 'vault'];
+    let killed = false;
+    const first = await pqblk(words, episode.soak.env, (command) => {
+      const look = setInterval(() => {
+        killed ||= killChild(command.pid, 'pqblk-pkcs11');
+        if (killed || command.exitCode !== null) clearInterval(look);
+      }, 2);
+    });
+    const allowed = killed ? [0, TOKEN_CRASHED] : [0];
+    if (!allowed.includes(first.code)) {
+      throw new Wrong(
+        `pqblk rewrap, its token process killed: exit ${first.code}: ${first.stderr}`,
+      );
+    }
+    await episode.must(words);
   }),
 
   ...[

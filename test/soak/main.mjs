@@ -22,7 +22,8 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import { buildTestPrograms } from '../../scripts/suites.mjs';
 import { Episode } from './episode.mjs';
-import { killAll, pqblk } from './processes.mjs';
+import { makeKeys } from './keys.mjs';
+import { killAll } from './processes.mjs';
 import { judgeMemory, totals, writeReport } from './report.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
@@ -171,12 +172,8 @@ if (!values.quick) {
 soak.began = Date.now();
 const keys = mkdtempSync(join(tmpdir(), 'pqblk-soak-keys-'));
 process.on('exit', () => rmSync(keys, { recursive: true, force: true }));
-soak.env = { PQBLK_KEYS: keys };
 say(`seed ${soak.seed}, ${minutes} minutes`);
-for (const name of ['alice', 'bob']) {
-  const { code, stderr } = await pqblk(['key', 'gen', name, '--no-passphrase'], soak.env);
-  if (code !== 0) throw new Error(`pqblk key gen: ${stderr}`);
-}
+soak.env = await makeKeys(keys);
 const ms = minutes * 60_000;
 const alone = values.only === 'load' || values.quick || values.episode !== undefined;
 if (values.only !== 'suites') await load(soak.began + ms * (alone ? 1 : LOAD_SHARE));

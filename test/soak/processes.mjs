@@ -1,7 +1,6 @@
 // The processes of a soak: commands that end, servers that are killed, clients that are told what to
 // do. None of them is left behind.
 import { spawn } from 'node:child_process';
-import { once } from 'node:events';
 import { readdirSync, readFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -35,16 +34,22 @@ function start(file, args, { env = {}, stdio = ['ignore', 'pipe', 'pipe'] } = {}
   child.stderr?.on('data', (text) => {
     child.complaint = (child.complaint + text).slice(-4000);
   });
-  child.ended = once(child, 'close').then(([code, signal]) => {
-    children.delete(child);
-    return { code, signal };
+  child.ended = new Promise((resolve) => {
+    child.once('close', (code, signal) => {
+      children.delete(child);
+      resolve({ code, signal });
+    });
   });
   return child;
 }
 
-/** A command to its end: `{ code, stdout, stderr }`. One that takes too long is killed (code null). */
-export async function run(file, args, env) {
+/**
+ * A command to its end: `{ code, stdout, stderr }`. One that takes too long is killed (code null).
+ * `meanwhile` gets the process.
+ */
+export async function run(file, args, env, meanwhile) {
   const child = start(file, args, { env });
+  meanwhile?.(child);
   const timer = setTimeout(() => child.kill('SIGKILL'), PATIENCE_MS);
   child.stdout.on('data', (text) => {
     child.said += text;
@@ -54,7 +59,8 @@ export async function run(file, args, env) {
   return { code, stdout: child.said.trim(), stderr: child.complaint.trim() };
 }
 
-export const pqblk = (args, env) => run(process.execPath, [MAIN, ...args], env);
+export const pqblk = (args, env, meanwhile) =>
+  run(process.execPath, [MAIN, ...args], env, meanwhile);
 export const peer = (...args) => run(PEER, args.map(String));
 
 async function within(promise, what) {
@@ -209,4 +215,20 @@ export function held(pid) {
   } catch {
     return undefined;
   }
+}
+
+/** Kills the process of this name that `parent` has started. False: there is none (any more). */
+export function killChild(parent, name) {
+  for (const pid of readdirSync('/proc')) {
+    if (!/^\d+$/.test(pid)) continue;
+    try {
+      const [, command, rest] = /\((.*)\) \S (\d+) /.exec(
+        readFileSync(`/proc/${pid}/stat`, 'utf8'),
+      );
+      if (command === name && Number(rest) === parent) return process.kill(Number(pid), 'SIGKILL');
+    } catch {
+      // it ended meanwhile
+    }
+  }
+  return false;
 }
