@@ -6,7 +6,7 @@
 //   --minutes  of everything; 120. Two thirds are load, the rest the suites (and the guest's test).
 //   --seed     what is done to which disk; random, and printed
 //   --episode  one disk of that seed, alone: what a failure's replay command says
-//   --quick    small disks in memory, three at a time: the slice that `npm test` runs
+//   --quick    small disks in memory, one life after the other: the slice that `npm test` runs
 //   --only     load: no suites; suites: nothing else
 //
 // One disk is steady: the same server and clients from beginning to end, whose memory has to stay
@@ -14,8 +14,8 @@
 // report is in build/soak/; the exit code is 1 when anything was wrong.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs';
-import { availableParallelism, tmpdir } from 'node:os';
+import { mkdirSync } from 'node:fs';
+import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
@@ -23,6 +23,7 @@ import { parseArgs } from 'node:util';
 import { buildTestPrograms } from '../../scripts/suites.mjs';
 import { Episode } from './episode.mjs';
 import { makeKeys } from './keys.mjs';
+import { Folder, removeAll } from './places.mjs';
 import { killAll } from './processes.mjs';
 import { judgeMemory, totals, writeReport } from './report.mjs';
 
@@ -164,16 +165,17 @@ function stop() {
 }
 
 for (const signal of ['SIGINT', 'SIGTERM']) process.on(signal, stop);
-process.on('exit', killAll);
+process.on('exit', () => {
+  killAll();
+  removeAll();
+});
 if (!values.quick) {
   const { ok, output } = await buildTestPrograms(); // before the slice, `npm test` did it
   if (!ok) throw new Error(output);
 }
 soak.began = Date.now();
-const keys = mkdtempSync(join(tmpdir(), 'pqblk-soak-keys-'));
-process.on('exit', () => rmSync(keys, { recursive: true, force: true }));
 say(`seed ${soak.seed}, ${minutes} minutes`);
-soak.env = await makeKeys(keys);
+soak.env = await makeKeys(new Folder('memory').path);
 const ms = minutes * 60_000;
 const alone = values.only === 'load' || values.quick || values.episode !== undefined;
 if (values.only !== 'suites') await load(soak.began + ms * (alone ? 1 : LOAD_SHARE));

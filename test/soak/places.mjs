@@ -13,14 +13,23 @@ function command(file, ...args) {
   return error ? error.message : status === 0 ? '' : `${file}: ${stderr.trim()}`;
 }
 
+const folders = new Set();
+
+/** Removes what is left; for the end of the process, whichever it is. */
+export function removeAll() {
+  for (const folder of folders) folder.remove();
+}
+
 /** A directory in memory or on disk. */
 export class Folder {
   constructor(kind) {
     this.kind = kind;
     this.path = mkdtempSync(join(kind === 'memory' ? MEMORY : tmpdir(), 'pqblk-soak-'));
+    folders.add(this);
   }
   remove() {
     rmSync(this.path, { recursive: true, force: true });
+    folders.delete(this);
   }
 }
 
@@ -71,6 +80,7 @@ export class SmallFs extends Folder {
   remove() {
     this.thaw();
     if (this.mounted) command('umount', '-l', this.path);
-    rmSync(this.folder, { recursive: true, force: true });
+    this.path = this.folder;
+    super.remove();
   }
 }
