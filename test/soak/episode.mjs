@@ -25,6 +25,8 @@ const CLIENTS = [
   ['c', 48, 16, 'c'],
 ];
 const SLOTS = 64;
+/** Of a command that Ctrl-C ends: before it listens, interrupted, canceled (`pqblk exit-codes`). */
+const STOPPED = [null, 7, 30];
 const FORMAT_NUMBER = { raw: 1, qcow2: 2, sealed: 3 };
 const CACHE_NUMBER = { none: 0, writeback: 1, writethrough: 2 };
 const ENGINE_NUMBER = { auto: 0, io_uring: 1, aio: 2, threads: 3 };
@@ -252,7 +254,7 @@ export class Episode {
     }
     this.place.empty?.();
     await this.insist();
-    if (!this.killing) await this.keyChange;
+    if (!this.killing) await this.endKeyChange();
   }
 
   async requireServer(kind) {
@@ -274,8 +276,8 @@ export class Episode {
   }
 
   /**
-   * Changes keys beside the load. A command that is killed in its midst is run again at once; what a
-   * killed server cut short, in its next life.
+   * Changes keys beside the load. A command that is killed in its midst is run again at once; what was
+   * stopped, or cut short by the end of the server, in its next life.
    */
   changeKeys(words) {
     const [word, ...more] = words;
@@ -283,17 +285,33 @@ export class Episode {
     const { server, random } = this;
     const patience = random.chance(0.3) ? random.between(200, 3000) : undefined;
     const all = [word, this.disk, '--key', 'alice', ...more];
-    const change = (async () => {
-      let ended = await pqblk(all, this.soak.env, (child) => {
-        if (patience) setTimeout(() => child.kill('SIGKILL'), patience).unref();
+    let ended;
+    const go = () =>
+      pqblk(all, this.soak.env, (child) => {
+        this.changing = child;
+        if (patience && !ended) setTimeout(() => child.kill('SIGKILL'), patience).unref();
       });
-      if (ended.code === null) ended = await pqblk(all, this.soak.env); // takes it to its end
+    const change = (async () => {
+      ended = await go();
+      if (ended.code === null && !this.stopped) ended = await go(); // takes it to its end
+      this.changing = undefined;
       if (ended.code === 0) this.unfinished = undefined;
-      else if (!server.killed)
+      else if (!server.killed && !(this.stopped && STOPPED.includes(ended.code))) {
         throw new Wrong(`pqblk ${word}: exit ${ended.code}: ${ended.stderr}`);
+      }
     })();
     change.catch(() => {}); // told by who awaits it
+    this.stopped = false;
     this.keyChange = change;
+  }
+
+  /** A change that is under way: stopped as by Ctrl-C, or waited for. */
+  async endKeyChange() {
+    if (this.changing && this.random.chance(0.7)) {
+      this.stopped = true;
+      this.changing.kill('SIGINT');
+    }
+    await this.keyChange;
   }
 
   /** Whether requests may fail now: those that need space, on a full disk. */

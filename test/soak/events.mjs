@@ -81,7 +81,7 @@ export const EVENTS = [
 
   // The data path, which the clients look at, has nothing to do with a token.
   event('token process killed', 1, keyed, async (episode) => {
-    await episode.keyChange;
+    if (episode.changing) return;
     const words = ['rewrap', episode.disk, '--key', 'vault'];
     let killed = false;
     const first = await pqblk(words, episode.soak.env, (command) => {
@@ -105,8 +105,7 @@ export const EVENTS = [
     ['slot rewrapped', 2, () => ['rewrap']],
   ].map(([name, weight, words]) =>
     event(name, weight, keyed, async (episode) => {
-      await episode.keyChange;
-      episode.changeKeys(words(episode.random));
+      if (!episode.changing) episode.changeKeys(words(episode.random));
     }),
   ),
 ];
