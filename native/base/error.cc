@@ -105,40 +105,57 @@ Kind kind_from_errno(int err) {
   return found == kKinds.end() ? Kind::io_error : found->kind;
 }
 
+Error::Error(Kind kind, std::string message)
+    : facts_(kind == Kind::ok
+                 ? nullptr
+                 : new Facts{
+                       .kind = kind, .message = std::move(message), .operation = {}, .path = {}}) {}
+
+std::unique_ptr<Error::Facts> Error::copy_of(const Facts& facts) {
+  return std::make_unique<Facts>(facts);
+}
+
+const Error::Facts& Error::facts() const {
+  static const Facts none;
+  return facts_ ? *facts_ : none;
+}
+
 Error Error::from_errno(int err, std::string_view operation, std::string path,
                         std::uint64_t offset) {
-  Error error(kind_from_errno(err), describe_errno(err));
-  if (error.ok()) error.kind_ = Kind::io_error;  // a failure that left errno at 0 is still one
-  error.errno_ = err;
-  error.operation_ = operation;
-  error.path_ = std::move(path);
-  error.offset_ = offset;
+  const Kind kind = kind_from_errno(err);
+  // A failure that left errno at 0 is still one.
+  Error error(kind == Kind::ok ? Kind::io_error : kind, describe_errno(err));
+  error.facts_->os_errno = err;
+  error.facts_->operation = operation;
+  error.facts_->path = std::move(path);
+  error.facts_->offset = offset;
   return error;
 }
 
 // The first place named is the innermost and the most exact; outer callers do not overwrite it.
 Error&& Error::at(std::string_view operation, std::uint64_t offset) && {
-  if (operation_.empty()) operation_ = operation;
-  if (offset_ == kNoOffset) offset_ = offset;
+  if (facts_ && facts_->operation.empty()) facts_->operation = operation;
+  if (facts_ && facts_->offset == kNoOffset) facts_->offset = offset;
   return std::move(*this);
 }
 
 Error&& Error::in(std::string path) && {
-  if (path_.empty()) path_ = std::move(path);
+  if (facts_ && facts_->path.empty()) facts_->path = std::move(path);
   return std::move(*this);
 }
 
 std::string Error::to_string() const {
   if (ok()) return "ok";
+  const Facts& f = *facts_;
   std::string text;
-  if (!path_.empty()) text += path_ + ": ";
-  text += operation_;
-  if (offset_ != kNoOffset) {
-    if (!operation_.empty()) text += ' ';
-    text += "at " + std::to_string(offset_);
+  if (!f.path.empty()) text += f.path + ": ";
+  text += f.operation;
+  if (f.offset != kNoOffset) {
+    if (!f.operation.empty()) text += ' ';
+    text += "at " + std::to_string(f.offset);
   }
-  if (!operation_.empty() || offset_ != kNoOffset) text += ": ";
-  text += message_.empty() ? std::string(kind_name(kind_)) : message_;
+  if (!f.operation.empty() || f.offset != kNoOffset) text += ": ";
+  text += f.message.empty() ? std::string(kind_name(f.kind)) : f.message;
   return text;
 }
 

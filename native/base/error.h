@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -41,36 +42,48 @@ int kind_errno(Kind kind);              // nearest positive errno value
 Kind kind_from_errno(int err);
 
 // `operation` is a string literal ("read", "open backing file"); `offset` is a byte offset in the
-// file named by `path`, or kNoOffset.
+// file named by `path`, or kNoOffset. One pointer wide, null when all is well: every step of every
+// request returns one.
 class [[nodiscard]] Error {
  public:
   static constexpr std::uint64_t kNoOffset = ~std::uint64_t{0};
 
   Error() = default;  // ok
-  Error(Kind kind, std::string message) : kind_(kind), message_(std::move(message)) {}
+  Error(Kind kind, std::string message);
   static Error from_errno(int err, std::string_view operation, std::string path = {},
                           std::uint64_t offset = kNoOffset);
+  Error(const Error& other) : facts_(other.facts_ ? copy_of(*other.facts_) : nullptr) {}
+  Error(Error&&) noexcept = default;  // the source is ok then
+  Error& operator=(const Error& other) { return *this = Error(other); }
+  Error& operator=(Error&&) noexcept = default;
+  ~Error() = default;
 
   Error&& at(std::string_view operation, std::uint64_t offset = kNoOffset) &&;
   Error&& in(std::string path) &&;
 
-  bool ok() const { return kind_ == Kind::ok; }
+  bool ok() const { return facts_ == nullptr; }
   explicit operator bool() const { return !ok(); }  // true = there is an error
-  Kind kind() const { return kind_; }
-  int os_errno() const { return errno_; }  // 0 when the kernel was not the cause
-  const std::string& message() const { return message_; }
-  const std::string& operation() const { return operation_; }
-  const std::string& path() const { return path_; }
-  std::uint64_t offset() const { return offset_; }
+  Kind kind() const { return ok() ? Kind::ok : facts_->kind; }
+  int os_errno() const { return facts().os_errno; }  // 0 when the kernel was not the cause
+  const std::string& message() const { return facts().message; }
+  const std::string& operation() const { return facts().operation; }
+  const std::string& path() const { return facts().path; }
+  std::uint64_t offset() const { return facts().offset; }
   std::string to_string() const;  // one line for people: path: operation at offset: message
 
  private:
-  Kind kind_ = Kind::ok;
-  int errno_ = 0;
-  std::uint64_t offset_ = kNoOffset;
-  std::string message_;
-  std::string operation_;
-  std::string path_;
+  struct Facts {
+    Kind kind = Kind::ok;
+    int os_errno = 0;
+    std::uint64_t offset = kNoOffset;
+    std::string message;
+    std::string operation;
+    std::string path;
+  };
+  static std::unique_ptr<Facts> copy_of(const Facts& facts);
+  const Facts& facts() const;  // those of ok when there are none
+
+  std::unique_ptr<Facts> facts_;
 };
 
 // A value or an Error. `if (!r) return r.take_error();`
