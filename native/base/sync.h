@@ -140,35 +140,32 @@ class Watermark {
 class Gate {
  public:
   bool enter() {
-    std::lock_guard guard(inner_);
-    if (closed_) return false;
-    ++inside_;
-    return true;
+    if ((state_.fetch_add(1, std::memory_order_acq_rel) & kClosed) == 0) return true;
+    leave();
+    return false;
   }
   void leave() {
+    if (state_.fetch_sub(1, std::memory_order_acq_rel) != kClosed + 1) return;
     Waiter* ready = nullptr;
     {
       std::lock_guard guard(inner_);
-      if (--inside_ == 0 && closed_) ready = std::exchange(waiter_, nullptr);
+      ready = std::exchange(waiter_, nullptr);
     }
     if (ready != nullptr) ready->wake();
   }
-  void close() {
-    std::lock_guard guard(inner_);
-    closed_ = true;
-  }
-  void reopen() {
-    std::lock_guard guard(inner_);
-    closed_ = false;
-  }
+  void close() { state_.fetch_or(kClosed, std::memory_order_acq_rel); }
+  void reopen() { state_.fetch_and(~kClosed, std::memory_order_acq_rel); }
+
   struct Drained : Waiter {
     Gate& gate;
     explicit Drained(Gate& g) : gate(g) {}
     bool await_ready() const noexcept { return false; }
+    // Under the lock that the last one to leave takes after it has left: it sees the waiter, or is
+    // seen to be gone.
     bool await_suspend(std::coroutine_handle<> h) {
       handle = h;
       std::lock_guard guard(gate.inner_);
-      if (gate.inside_ == 0) return false;
+      if ((gate.state_.load(std::memory_order_acquire) & ~kClosed) == 0) return false;
       gate.waiter_ = this;
       return true;
     }
@@ -177,9 +174,9 @@ class Gate {
   Drained drained() { return Drained(*this); }  // one waiter at a time; call close() first
 
  private:
+  static constexpr std::uint64_t kClosed = std::uint64_t{1} << 63;
+  std::atomic<std::uint64_t> state_{0};  // how many are inside, and kClosed
   std::mutex inner_;
-  bool closed_ = false;
-  std::uint64_t inside_ = 0;
   Waiter* waiter_ = nullptr;
 };
 
