@@ -111,14 +111,23 @@ struct Entry {
   }
 };
 static_assert(sizeof(Entry) == 32);
+static_assert(kSectorSize == 4096, "SealedGeometry shifts by what follows from these two");
 
 inline constexpr std::uint32_t kEntriesPerPage = static_cast<std::uint32_t>(kPage / sizeof(Entry));
 
 // Section 4: where sectors and their entries live.
+struct EntryPlace {
+  Slot slot;                 // of the entry cluster
+  std::uint64_t offset = 0;  // bytes within it
+};
+
 struct SealedGeometry {
   std::uint32_t cluster_bits = 16;
   std::uint64_t size = 0;  // guest bytes
 
+  // n, e and d of the specification: a table's entries, those of them that map entry clusters (one
+  // in 128), and the others. All but d are powers of two, and d is 127 * e: hot paths divide by a
+  // constant or shift.
   std::uint64_t cluster_size() const { return std::uint64_t{1} << cluster_bits; }
   std::uint64_t table_entries() const { return cluster_size() / 8; }                  // n
   std::uint64_t entry_clusters() const { return table_entries() / 128; }              // e
@@ -133,21 +142,22 @@ struct SealedGeometry {
   std::uint64_t offset_in_cluster(Sector s) const {
     return (s.value << kSectorShift) & (cluster_size() - 1);
   }
-  Slot data_slot(ClusterIndex c) const {
-    return {c.value / data_clusters() * table_entries() + c.value % data_clusters()};
+  std::uint64_t table_of(ClusterIndex c) const { return (c.value >> (cluster_bits - 10)) / 127; }
+  Slot data_slot(ClusterIndex c) const {  // the tables before it, and their entry clusters' slots
+    return {c.value + (table_of(c) << (cluster_bits - 10))};
   }
-  // Position of a sector among those of its L2 table.
-  std::uint64_t position_in_table(Sector s) const {
-    return cluster_of(s).value % data_clusters() * sectors_per_cluster() +
-           s.value % sectors_per_cluster();
+  EntryPlace entry_place(Sector s) const {
+    const ClusterIndex c = cluster_of(s);
+    const std::uint64_t table = table_of(c);
+    // Position of the sector among those of its table.
+    const std::uint64_t position =
+        s.value - ((table * data_clusters()) << (cluster_bits - kSectorShift));
+    const std::uint64_t index = position >> (cluster_bits - 5);
+    return {{(table << (cluster_bits - 3)) + data_clusters() + index},
+            (position << 5) & (cluster_size() - 1)};
   }
-  Slot entry_slot(Sector s) const {
-    return {cluster_of(s).value / data_clusters() * table_entries() + data_clusters() +
-            position_in_table(s) / entries_per_cluster()};
-  }
-  std::uint64_t entry_offset(Sector s) const {  // within the entry cluster
-    return position_in_table(s) % entries_per_cluster() * sizeof(Entry);
-  }
+  Slot entry_slot(Sector s) const { return entry_place(s).slot; }
+  std::uint64_t entry_offset(Sector s) const { return entry_place(s).offset; }
   bool is_entry_slot(Slot slot) const { return slot.value % table_entries() >= data_clusters(); }
   // The cluster of a data slot, and the first sector whose entry lies in an entry slot.
   ClusterIndex cluster_of_slot(Slot slot) const {
