@@ -32,6 +32,17 @@ GuestBuffers GuestBuffers::part(std::uint64_t offset, std::uint64_t length) cons
   return {iov.subspan(i), static_cast<std::size_t>(from), length};
 }
 
+std::uint8_t* GuestBuffers::contiguous(std::uint64_t offset, std::uint64_t length) const {
+  std::uint64_t at = skip + offset;
+  for (const iovec& v : iov) {
+    if (at < v.iov_len) {
+      return at + length <= v.iov_len ? static_cast<std::uint8_t*>(v.iov_base) + at : nullptr;
+    }
+    at -= v.iov_len;
+  }
+  return nullptr;
+}
+
 void GuestBuffers::copy_in(const void* from) const {
   auto* source = static_cast<const std::uint8_t*>(from);
   for_each_piece(*this, [&](std::uint8_t* base, std::size_t length) {

@@ -15,7 +15,6 @@ namespace qcow2 = format::qcow2;
 
 namespace {
 constexpr std::uint64_t kMaxTransfer = 1 * kMiB;
-constexpr std::uint32_t kNoSession = 0;
 constexpr std::uint64_t kForever = ~std::uint64_t{0};
 }  // namespace
 

@@ -5,6 +5,7 @@
 //   sealed_backend.cc     open, close, sessions, flush, resize, extents, statistics
 //   sealed_read.cc        resolve sectors, read, authenticate
 //   sealed_write.cc       write classes N, O1, O2
+//   sealed_overwrite.cc   the shortest way for one sector of class O1 or O2
 //   sealed_zero.cc        discard and write-zeroes
 //   sealed_checkpoint.cc  the overlay's frozen half goes home
 //   sealed_recovery.cc    folding a log that was left behind
@@ -51,6 +52,12 @@ struct SealedOptions {
   bool allow_unauthenticated_backing = false;
   bool for_check = false;  // corrupt images too; nothing is written
 };
+
+// How a sector is written (docs/write-protocol.md):
+//   n   the place holds nothing valid: data home at once, record in parallel
+//   o1  overwrite on a device that allows it: record durable, then data in place
+//   o2  every other overwrite: the ciphertext goes into the log, home later
+enum class WriteClass : std::uint8_t { n, o1, o2 };
 
 struct RecoveryReport {
   std::uint64_t blocks = 0, records = 0, sectors = 0, copied = 0, damaged = 0;
@@ -156,8 +163,23 @@ class SealedBackend final : public Backend {
   Task<Error> fill_unwritten(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
                              const GuestBuffers& data);
   Task<Error> mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale);
+  struct HomePlace {
+    std::uint64_t page = 0;  // of the entry cache
+    std::uint32_t index = 0;
+    std::uint64_t host = 0;  // of the ciphertext
+  };
+  bool find_home(Sector s, HomePlace& home);
+  bool open_home(QueueContext& q, Sector s, const HomePlace& home, const std::uint8_t* ciphertext,
+                 const GuestBuffers& data);
+  std::uint8_t* place_for_ciphertext(const GuestBuffers& data) const;
+  Task<Error> read_one(QueueContext& q, Sector s, GuestBuffers data);
+  Task<Error> read_resolved(QueueContext& q, Sector first, GuestBuffers data);
 
   // sealed_write.cc
+  WriteClass class_of(Sector s, const sealed::Version& version);
+  bool writes_in_place() const { return file_.non_volatile && file_.atomic_4k; }
+  Task<Error> write_any(QueueContext& q, Sector first, GuestBuffers data, bool fua);
+  bool must_flush_after(bool fua);
   Task<Error> write_once(QueueContext& q, const WriteSource& source, std::uint32_t count);
   Task<Error> write_piece(QueueContext& q, const WriteSource& source, std::uint32_t count,
                           std::uint64_t& last_sequence);
@@ -172,6 +194,19 @@ class SealedBackend final : public Backend {
                                 const sealed::Log::Receipt& receipt);
   Task<Error> ensure_entry_cluster(QueueContext& q, Slot entry_slot);
   Task<Result<std::uint64_t>> take_clusters(io::Queue& io, std::uint64_t count, std::uint64_t& got);
+
+  // sealed_overwrite.cc
+  struct Overwrite {
+    WriteClass cls = WriteClass::o2;
+    std::uint64_t host = 0;  // home, bytes
+    sealed::Entry entry;
+    sealed::CipherRef cipher;
+    std::uint64_t sequence = 0;  // of the log block of its record
+  };
+  bool plan_overwrite(Sector s, Overwrite& w);
+  bool begin_overwrite(QueueContext& q, Sector s, const GuestBuffers& data, Overwrite& w);
+  bool append_overwrite(QueueContext& q, Sector s, Overwrite& w);
+  Task<Error> write_one(QueueContext& q, Sector s, GuestBuffers data, bool fua);
 
   // sealed_zero.cc
   Task<Error> zero_range(QueueContext& q, Sector first, std::uint64_t count, bool unmap);
@@ -244,6 +279,7 @@ class SealedBackend final : public Backend {
   Gate writers_;                           // closed while a session ends
   std::atomic<std::uint32_t> session_{0};  // id; 0: none yet
   std::atomic<std::uint32_t> next_lane_{0};
+  static constexpr std::uint32_t kNoSession = 0;
   static constexpr std::size_t kLanes = format::qcow2::kReaderQueuesMax;
   struct alignas(64) Lane {
     sealed::NonceLane lane;

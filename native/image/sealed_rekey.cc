@@ -131,7 +131,6 @@ Error SealedBackend::reseal_sectors(QueueContext& q, OldVersions& old, Sector fi
     }
   }
   crypto::wipe(plain.data(), plain.size());
-  if (!e) sealed_count_.fetch_add(entries.size(), std::memory_order_relaxed);
   return e;
 }
 

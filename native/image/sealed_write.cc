@@ -1,7 +1,4 @@
-// Sealed writes, by class (docs/write-protocol.md):
-//   N   the place holds nothing valid: data home at once, record in parallel
-//   O1  overwrite on a device that allows it: record durable, then data in place
-//   O2  every other overwrite: the ciphertext goes into the log, home later
+// Sealed writes of any size and class.
 // See sealed_backend.h. The disk's range lock excludes other writers from these sectors throughout.
 
 #include <algorithm>
@@ -18,13 +15,11 @@ namespace qcow2 = format::qcow2;
 
 namespace {
 
-enum class Class : std::uint8_t { n, o1, o2 };
-
 constexpr std::uint32_t kNoFresh = ~std::uint32_t{0};
 
 struct Segment {  // neighbouring sectors of one cluster and one class
   std::uint32_t from = 0, to = 0;
-  Class cls = Class::n;
+  WriteClass cls = WriteClass::n;
   std::uint64_t host = 0;          // of `from`; 0 until allocated
   std::uint32_t fresh = kNoFresh;  // index into WritePlan::fresh: a whole cluster to be mapped
 };
@@ -34,17 +29,6 @@ struct FreshCluster {
   std::uint64_t old_entry = 0;
   std::uint64_t host = 0;
 };
-
-const std::uint8_t* contiguous(const GuestBuffers& data, std::uint64_t offset, std::size_t size) {
-  std::uint64_t at = offset + data.skip;
-  for (const iovec& v : data.iov) {
-    if (at < v.iov_len) {
-      return at + size <= v.iov_len ? static_cast<const std::uint8_t*>(v.iov_base) + at : nullptr;
-    }
-    at -= v.iov_len;
-  }
-  return nullptr;
-}
 
 }  // namespace
 
@@ -66,11 +50,30 @@ struct SealedBackend::WritePlan {
     const auto maps = static_cast<std::uint32_t>(entry_slots.size() + partial.size());
     return Log::pages_for(records(), inline_sectors, maps + 1);
   }
-  bool has(Class cls) const {
+  bool has(WriteClass cls) const {
     return std::any_of(segments.begin(), segments.end(),
                        [cls](const Segment& s) { return s.cls == cls; });
   }
 };
+
+WriteClass SealedBackend::class_of(Sector s, const Version& v) {
+  switch (v.entry.state()) {
+    case State::never:
+      return WriteClass::n;
+    case State::zero: {
+      // Only once the zero is durable may the place of the version before it be written, and not
+      // while that version is still on its way home.
+      const bool durable = v.sequence <= log_->durable() || planted(Fault::n_over_unflushed_zero);
+      const bool free = v.sequence == 0 || (durable && !overlay_.frozen_holds(s));
+      return free ? WriteClass::n : WriteClass::o2;
+    }
+    case State::data:
+      break;
+  }
+  // A version that lives in the log is being, or will be, written home: not in its way.
+  const bool at_home = v.place == 0 || planted(Fault::no_home_write_cancel);
+  return writes_in_place() && at_home ? WriteClass::o1 : WriteClass::o2;
+}
 
 // What to do with the sectors [from, to) of one cluster. Changes nothing.
 Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::uint32_t from,
@@ -91,7 +94,7 @@ Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::u
   const bool whole = to - from == in_disk;
   if (host == 0 && !whole) {
     plan.partial.push_back(cluster);
-    plan.segments.push_back({from, to, Class::n, 0, kNoFresh});
+    plan.segments.push_back({from, to, WriteClass::n, 0, kNoFresh});
     co_return Error();
   }
   if (host != 0 && (raw & kL2Copied) == 0) {  // I9
@@ -101,11 +104,11 @@ Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::u
   // I3: no relocation while the last MAP is uncovered.
   const bool settled = !overlay_.find_slot(slot, pending) || pending.sequence <= log_->covered() ||
                        planted(Fault::second_relocation_uncovered);
-  const bool in_place = file_.non_volatile && file_.atomic_4k;
-  const bool relocate = host != 0 && whole && settled && !in_place &&
+  const bool relocate = host != 0 && whole && settled && !writes_in_place() &&
                         std::uint64_t{plan.count} * kSectorSize >= options_.relocate_bytes_min;
   if (host == 0 || relocate) {
-    plan.segments.push_back({from, to, Class::n, 0, static_cast<std::uint32_t>(plan.fresh.size())});
+    plan.segments.push_back(
+        {from, to, WriteClass::n, 0, static_cast<std::uint32_t>(plan.fresh.size())});
     plan.fresh.push_back({slot, raw, 0});
     co_return Error();
   }
@@ -119,25 +122,7 @@ Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::u
   for (std::uint32_t i = 0; i < n; ++i) {
     const Version& v = r[i].version;
     const Sector sector{s.value + i};
-    Class cls = Class::o2;
-    switch (v.entry.state()) {
-      case State::never:
-        cls = Class::n;
-        break;
-      case State::zero:
-        // Only once the zero is durable may the place of the version before it be written, and not
-        // while that version is still on its way home.
-        if (((v.sequence <= log_->durable() || planted(Fault::n_over_unflushed_zero)) &&
-             !overlay_.frozen_holds(sector)) ||
-            v.sequence == 0) {
-          cls = Class::n;
-        }
-        break;
-      case State::data:
-        // A version that lives in the log is being, or will be, written home: not in its way.
-        if (in_place && (v.place == 0 || planted(Fault::no_home_write_cancel))) cls = Class::o1;
-        break;
-    }
+    const WriteClass cls = class_of(sector, v);
     const std::uint64_t at = host + geometry_.offset_in_cluster(sector);
     Segment* last = plan.segments.empty() ? nullptr : &plan.segments.back();
     if (last != nullptr && last->to == from + i && last->cls == cls && last->fresh == kNoFresh &&
@@ -146,7 +131,7 @@ Task<Error> SealedBackend::plan_cluster(QueueContext& q, WritePlan& plan, std::u
     } else {
       plan.segments.push_back({from + i, from + i + 1, cls, at, kNoFresh});
     }
-    plan.inline_sectors += cls == Class::o2 ? 1 : 0;
+    plan.inline_sectors += cls == WriteClass::o2 ? 1 : 0;
   }
   co_return Error();
 }
@@ -274,6 +259,7 @@ Error SealedBackend::seal_sector(QueueContext& q, Sector s, const std::uint8_t* 
   std::copy(tag.begin(), tag.end(), entry.tag);
   std::copy(nonce.begin(), nonce.end(), entry.nonce);
   entry.set(State::data, keys.id);
+  sealed_count_.fetch_add(1, std::memory_order_relaxed);
   return {};
 }
 
@@ -292,7 +278,7 @@ Error SealedBackend::seal_sectors(QueueContext& q, WritePlan& plan, const WriteS
     const std::uint64_t at = std::uint64_t{i} * kSectorSize;
     const std::size_t size = std::min<std::uint64_t>(kSectorSize, source.data.size - skipped - at);
     const std::uint8_t* from =
-        size == kSectorSize ? contiguous(source.data, skipped + at, size) : nullptr;
+        size == kSectorSize ? source.data.contiguous(skipped + at, size) : nullptr;
     if (from == nullptr) {
       std::fill(gathered.begin() + static_cast<std::ptrdiff_t>(size), gathered.end(),
                 std::uint8_t{0});
@@ -304,7 +290,6 @@ Error SealedBackend::seal_sectors(QueueContext& q, WritePlan& plan, const WriteS
     if (Error e = seal_sector(q, s, from, plan.cipher.data() + at, plan.entries[i])) return e;
   }
   if (wiped_needed) crypto::wipe(gathered.data(), gathered.size());
-  sealed_count_.fetch_add(plan.count, std::memory_order_relaxed);
   return {};
 }
 
@@ -323,7 +308,7 @@ Task<Error> SealedBackend::append(QueueContext& q, WritePlan& plan, Log::Receipt
       for (std::uint32_t i = s.from; i < s.to; ++i) {
         const Sector sector{plan.first.value + i};
         CipherRef cipher = plan.cipher.at(std::size_t{i} * kSectorSize);
-        if (s.cls == Class::o2) {
+        if (s.cls == WriteClass::o2) {
           appender.wd(sector, plan.entries[i], std::move(cipher));
         } else {
           appender.w(sector, plan.entries[i], std::move(cipher));
@@ -338,9 +323,9 @@ Task<Error> SealedBackend::append(QueueContext& q, WritePlan& plan, Log::Receipt
 
 Task<Error> SealedBackend::write_home_places(QueueContext& q, WritePlan& plan,
                                              const Log::Receipt& receipt) {
-  for (const Class cls : {Class::n, Class::o1}) {
+  for (const WriteClass cls : {WriteClass::n, WriteClass::o1}) {
     if (!plan.has(cls)) continue;
-    if (cls == Class::o1 && !planted(Fault::data_before_record)) {  // I1
+    if (cls == WriteClass::o1 && !planted(Fault::data_before_record)) {  // I1
       if (Error e = co_await log_->wait_durable(q.io, receipt.last)) co_return e;
     }
     OpGroup group(q.io);
@@ -419,17 +404,27 @@ Task<Error> SealedBackend::write_once(QueueContext& q, const WriteSource& source
   co_return e;
 }
 
-Task<Error> SealedBackend::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {
-  const WriteSource source{{at.bytes >> kSectorShift}, data, nullptr};
+Task<Error> SealedBackend::write_any(QueueContext& q, Sector first, GuestBuffers data, bool fua) {
+  const WriteSource source{first, data, nullptr};
   const auto count = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(data.size, kSectorSize));
   Error e = co_await write_once(q, source, count);
   if (e.kind() == Kind::no_space && !(e = co_await checkpoint(q))) {
     e = co_await write_once(q, source, count);
   }
   if (e) co_return e;
-  if (overlay_.sectors(false) > options_.overlay_sectors_max / 2) ask_checkpoint();
-  if (fua && !file_.non_volatile) co_return co_await log_->flush(q.io);
+  if (must_flush_after(fua)) co_return co_await log_->flush(q.io);
   co_return Error();
+}
+
+// Of any write that was done: asks for a checkpoint when one is due.
+bool SealedBackend::must_flush_after(bool fua) {
+  if (overlay_.sectors(false) > options_.overlay_sectors_max / 2) ask_checkpoint();
+  return fua && !file_.non_volatile;
+}
+
+Task<Error> SealedBackend::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {
+  const Sector first{at.bytes >> kSectorShift};
+  return data.size == kSectorSize ? write_one(q, first, data, fua) : write_any(q, first, data, fua);
 }
 
 }  // namespace pqblk::image

@@ -13,6 +13,7 @@ struct EntryCache::Page {
   std::uint8_t* bytes = nullptr;
   std::uint32_t pins = 0;  // guarded by the shard's mutex, like everything here
   bool loaded = false;
+  bool used = false;  // since the eviction last came by
   Error error;
   Waiter* waiters = nullptr;
   Page* older = nullptr;  // neighbours in the ring; null when not linked
@@ -68,28 +69,60 @@ void EntryCache::drop(Shard& s, Page* page) {
   delete page;
 }
 
+// A second chance for what was looked at: a look-up then marks its page and moves nothing.
 void EntryCache::evict(Shard& s) {
   while (s.pages.size() > shard_pages_max_ && s.newest != nullptr) {
     Page* oldest = s.newest->newer;
+    if (std::exchange(oldest->used, false)) {
+      s.newest = oldest;
+      continue;
+    }
     unlink(s, oldest);
     s.pages.erase(oldest->number);
     drop(s, oldest);
   }
 }
 
-bool EntryCache::peek(std::uint64_t number, std::uint32_t index, std::uint32_t count, Entry* out) {
+EntryCache::Page* EntryCache::loaded_page(Shard& s, std::uint64_t number) {
+  Page** found = s.pages.find(number);
+  if (found == nullptr || !(*found)->loaded) return nullptr;
+  (*found)->used = true;
+  return *found;
+}
+
+bool EntryCache::prefetch(std::uint64_t number, std::uint32_t index) {
   Shard& s = shard(number);
   std::lock_guard guard(s.mutex);
-  Page** found = s.pages.find(number);
-  if (found == nullptr || !(*found)->loaded) return false;
-  Page* page = *found;
-  std::memcpy(out, page->bytes + index * sizeof(Entry), count * sizeof(Entry));
-  if (page->pins == 0 && s.newest != page) {
-    unlink(s, page);
-    link(s, page);
-  }
-  hits_.fetch_add(1, std::memory_order_relaxed);
+  const Page* page = loaded_page(s, number);
+  if (page == nullptr) return false;
+  __builtin_prefetch(page->bytes + index * sizeof(Entry));
   return true;
+}
+
+bool EntryCache::peek(std::uint64_t number, std::uint32_t index, std::uint32_t count, Entry* out) {
+  Shard& s = shard(number);
+  {
+    std::lock_guard guard(s.mutex);
+    const Page* page = loaded_page(s, number);
+    if (page == nullptr) return false;
+    const std::uint8_t* from = page->bytes + index * sizeof(Entry);
+    if (count == 1) {
+      std::memcpy(out, from, sizeof(Entry));
+    } else {
+      std::memcpy(out, from, count * sizeof(Entry));
+    }
+    ++s.hits;
+  }
+  return true;
+}
+
+std::uint64_t EntryCache::hits() const {
+  std::uint64_t sum = 0;
+  for (const Shard& s : shards_) {
+    std::lock_guard guard(s.mutex);
+    sum += s.hits;
+  }
+  return sum;
 }
 
 Task<Error> EntryCache::load(io::Queue& io, Page& page) {
@@ -143,6 +176,7 @@ Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t numbe
     if (Page** found = s.pages.find(number)) {
       page = *found;
       unlink(s, page);
+      ++s.hits;
     } else {
       page = new Page;
       page->number = number;
@@ -152,10 +186,7 @@ Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t numbe
     }
     ++page->pins;
   }
-  if (!loader) {
-    hits_.fetch_add(1, std::memory_order_relaxed);
-    co_return co_await wait_loaded(io, page);
-  }
+  if (!loader) co_return co_await wait_loaded(io, page);
   misses_.fetch_add(1, std::memory_order_relaxed);
   Error error = co_await load(io, *page);
   Waiter* wake = nullptr;

@@ -59,8 +59,9 @@ class EntryCache {
     Page* page_ = nullptr;
   };
 
-  std::uint64_t page_of(Sector s) const {
-    return geometry_.entry_slot(s).value * pages_per_cluster_ + geometry_.entry_offset(s) / kPage;
+  std::uint64_t page_of(Sector s) const { return page_at(geometry_.entry_place(s)); }
+  std::uint64_t page_at(const EntryPlace& entry) const {
+    return entry.slot.value * pages_per_cluster_ + entry.offset / kPage;
   }
   static std::uint32_t index_in_page(std::uint64_t entry_offset) {
     return static_cast<std::uint32_t>(entry_offset % kPage / sizeof(Entry));
@@ -70,24 +71,28 @@ class EntryCache {
 
   // The fast path: copies `count` entries from one page; false when the page is not in memory.
   bool peek(std::uint64_t page, std::uint32_t index, std::uint32_t count, Entry* out);
+  // Brings an entry that peek() will be asked for soon near the CPU, without waiting for it; false
+  // when the page is not in memory.
+  bool prefetch(std::uint64_t page, std::uint32_t index);
   Task<Result<Pin>> pin(io::Queue& io, std::uint64_t page);
   // Pins a page only when it is in memory or being loaded; an empty optional otherwise.
   Task<Result<std::pair<bool, Pin>>> pin_if_present(io::Queue& io, std::uint64_t page);
 
-  std::uint64_t hits() const { return hits_.load(std::memory_order_relaxed); }
+  std::uint64_t hits() const;
   std::uint64_t misses() const { return misses_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr std::size_t kShards = 64;
-  struct Shard {
-    std::mutex mutex;
+  struct alignas(64) Shard {
+    mutable std::mutex mutex;
     PagePool memory;
     FlatMap<Page*> pages;
     Page* newest = nullptr;  // ring of unpinned, loaded pages: newest ... oldest
-    std::size_t count = 0;
+    std::uint64_t hits = 0;
   };
   Shard& shard(std::uint64_t page) { return shards_[(page * 0x9e3779b97f4a7c15ULL) >> 58]; }
   Task<Error> load(io::Queue& io, Page& page);
+  Page* loaded_page(Shard& shard, std::uint64_t page);  // null: not in memory
   void unpin(Page* page);
   void link(Shard& shard, Page* page);
   void unlink(Shard& shard, Page* page);
@@ -101,7 +106,7 @@ class EntryCache {
   const std::size_t shard_pages_max_;
   HomeMapping home_;
   std::array<Shard, kShards> shards_;
-  std::atomic<std::uint64_t> hits_{0}, misses_{0};
+  std::atomic<std::uint64_t> misses_{0};
 };
 
 // The content of an entry page whose cluster is not there: all never, or all zero.

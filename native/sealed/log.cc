@@ -151,7 +151,9 @@ void Log::authenticate(Block& block) {
 }
 
 std::uint8_t* Log::Appender::record(std::size_t bytes, bool payload) {
+  const Block* const before = log_.open_;
   Block& block = log_.open_block(static_cast<std::uint32_t>(bytes), payload);
+  began_block_ = began_block_ || &block != before;
   std::uint8_t* at = block.header.data() + sizeof(LogBlockRaw) + block.record_bytes;
   std::memset(at, 0, bytes);
   block.record_bytes += static_cast<std::uint32_t>(bytes);
@@ -288,22 +290,31 @@ void Log::advance_marks(std::uint64_t& written, std::uint64_t& complete) {
   }
 }
 
+void Log::one_done(std::uint64_t sequence, std::uint32_t count) {
+  assert(!blocks_.empty() && sequence >= blocks_.front()->sequence);
+  Block& block = *blocks_[sequence - blocks_.front()->sequence];
+  assert(block.sequence == sequence && block.pending_data >= count);
+  block.pending_data -= count;
+}
+
 void Log::data_done(const Receipt& receipt) {
   std::uint64_t written = 0, complete = 0;
   {
     std::lock_guard guard(mutex_);
     for (std::uint32_t i = 0; i < receipt.blocks; ++i) {
-      const auto [sequence, count] = receipt.pending[i];
-      assert(!blocks_.empty() && sequence >= blocks_.front()->sequence);
-      Block& block = *blocks_[sequence - blocks_.front()->sequence];
-      assert(block.sequence == sequence && block.pending_data >= count);
-      block.pending_data -= count;
+      one_done(receipt.pending[i].first, receipt.pending[i].second);
     }
     if (failed()) return;
     advance_marks(written, complete);
   }
   if (written != 0) written_.advance(written);
   if (complete != 0) complete_.advance(complete);
+}
+
+void Log::data_done(std::uint64_t sequence) {
+  Receipt one;
+  one.count(sequence);
+  data_done(one);
 }
 
 // ---------------------------------------------------------------- space
@@ -341,9 +352,8 @@ Task<Result<Log::Room>> Log::reserve(std::uint32_t pages) {
     bool fits = false, pressure = false;
     {
       std::lock_guard guard(mutex_);
-      const std::uint64_t used = used_pages_locked() + reserved_pages_ + pages;
-      fits = used + 2 <= ring_pages_;
-      pressure = used > pressure_pages();
+      fits = fits_locked(pages);
+      pressure = used_pages_locked() + reserved_pages_ + pages > pressure_pages();
       (fits ? reserved_pages_ : waiting_) += fits ? pages : 1;
     }
     if (pressure && on_pressure) on_pressure();

@@ -124,12 +124,19 @@ class Log {
     void map(MapKind kind, Slot slot, std::uint64_t new_entry, std::uint64_t old_entry,
              bool with_data = false);
     const Receipt& receipt() const { return receipt_; }
+    // Is there room for so many pages more, so that nothing need be reserved before?
+    bool fits(std::uint32_t pages) const { return log_.fits_locked(pages); }
+    // The log is so full that on_pressure() is due, once the Appender is gone.
+    bool pressed() const { return log_.used_pages_locked() > log_.pressure_pages(); }
+    // A block was begun: launch() is due. Without it there is nothing to launch.
+    bool began_block() const { return began_block_; }
 
    private:
     std::uint8_t* record(std::size_t bytes, bool payload);
     Log& log_;
     std::lock_guard<std::mutex> guard_;
     Receipt receipt_;
+    bool began_block_ = false;
     struct Mapped {
       Slot slot;
       std::uint64_t new_entry, old_entry, sequence;
@@ -141,8 +148,11 @@ class Log {
 
   // ---- waiting ----
   Task<Error> wait_written(std::uint64_t sequence);  // the condition of every acknowledgement (I6)
+  // The same; error() says whether it is so or the log has failed.
+  Watermark::Reach reach_written(std::uint64_t sequence) { return written_.reach(sequence); }
   Task<Error> wait_durable(io::Queue& io, std::uint64_t sequence);
   void data_done(const Receipt& receipt);  // all data of an operation has completed
+  void data_done(std::uint64_t sequence);  // that of one record of this block
   // One fdatasync, shared by those who came before it was issued.
   Task<Error> flush(io::Queue& io);
   // An fdatasync for others than the log's records. Every one of an open image goes through here or
@@ -190,9 +200,13 @@ class Log {
   void seal(Block& block);
   void authenticate(Block& block);
   std::uint64_t place_of(std::uint64_t virtual_page) const;
+  void one_done(std::uint64_t sequence, std::uint32_t count);
   void advance_marks(std::uint64_t& written, std::uint64_t& complete);
   void unreserve(std::uint32_t pages);
   std::uint64_t used_pages_locked() const;
+  bool fits_locked(std::uint32_t pages) const {
+    return used_pages_locked() + reserved_pages_ + pages + 2 <= ring_pages_;
+  }
   std::uint64_t pressure_pages() const { return ring_pages_ * 3 / 8; }
 
   Task<void> write_block(io::Queue& io, Block* block);

@@ -19,11 +19,14 @@ Base Overlay::base_of(Generation& g, Slot entry_slot) {
   return l2_host(v->old) == 0 ? Base::never : Base::home;
 }
 
-bool Overlay::find_in(Shard& shard, Slot entry_slot, Sector s, Version& out) {
+bool Overlay::find_in(Shard& shard, Slot entry_slot, Sector s, Version& out, Cipher cipher) {
   for (const std::uint32_t index : {shard.current, 1 - shard.current}) {
     Generation& g = shard.generations[index];
     if (const Version* v = g.sectors.find(s.value)) {
-      out = *v;
+      out.entry = v->entry;
+      out.place = v->place;
+      out.sequence = v->sequence;
+      if (cipher == Cipher::take) out.cipher = v->cipher;
       return true;
     }
     if (g.slots.empty()) continue;
@@ -37,12 +40,23 @@ bool Overlay::find_in(Shard& shard, Slot entry_slot, Sector s, Version& out) {
   return false;
 }
 
-bool Overlay::find(Sector s, Version& out) {
+bool Overlay::find(Sector s, Version& out, Cipher cipher) {
   if (empty()) return false;
   const Slot entry_slot = geometry_.entry_slot(s);
   Shard& shard = shard_of(entry_slot);
   std::lock_guard guard(shard.mutex);
-  return find_in(shard, entry_slot, s, out);
+  return find_in(shard, entry_slot, s, out, cipher);
+}
+
+bool Overlay::holds(Sector s) {
+  if (empty()) return false;
+  const Slot entry_slot = geometry_.entry_slot(s);
+  Shard& shard = shard_of(entry_slot);
+  std::lock_guard guard(shard.mutex);
+  return std::any_of(shard.generations.begin(), shard.generations.end(), [&](Generation& g) {
+    return g.sectors.find(s.value) != nullptr ||
+           (!g.slots.empty() && base_of(g, entry_slot) != Base::home);
+  });
 }
 
 std::uint32_t Overlay::find_range(Sector first, std::uint32_t count, Version* out, bool* found) {
@@ -57,7 +71,7 @@ std::uint32_t Overlay::find_range(Sector first, std::uint32_t count, Version* ou
     Shard& shard = shard_of(entry_slot);
     std::lock_guard guard(shard.mutex);
     for (; i < count && first.value + i < end; ++i) {
-      found[i] = find_in(shard, entry_slot, {first.value + i}, out[i]);
+      found[i] = find_in(shard, entry_slot, {first.value + i}, out[i], Cipher::take);
       n += found[i] ? 1 : 0;
     }
   }

@@ -48,10 +48,14 @@ class Overlay {
   // ---- look-ups, any thread ----
   // The version of a sector, from the overlay alone: a Version, or what its entry slot's new
   // mapping implies (a synthetic never/zero version), or nothing (ask home).
-  bool find(Sector s, Version& out);
+  // `leave`: without the reference to its ciphertext.
+  enum class Cipher : std::uint8_t { take, leave };
+  bool find(Sector s, Version& out, Cipher cipher = Cipher::take);
   // For `count` sectors from `first`, all of one data cluster: fills out[i] and sets found[i].
   // Returns how many were found.
   std::uint32_t find_range(Sector first, std::uint32_t count, Version* out, bool* found);
+  // Does find() have an answer?
+  bool holds(Sector s);
   bool find_slot(Slot slot, SlotVersion& out);
   bool has_sectors() const {
     return counts_[0].load(std::memory_order_acquire) +
@@ -112,7 +116,7 @@ class Overlay {
   Shard& shard_for_slot(Slot slot);
   static std::uint64_t hash(std::uint64_t v) { return (v * 0x9e3779b97f4a7c15ULL) >> 40; }
   Base base_of(Generation& g, Slot entry_slot);
-  bool find_in(Shard& shard, Slot entry_slot, Sector s, Version& out);
+  bool find_in(Shard& shard, Slot entry_slot, Sector s, Version& out, Cipher cipher);
   std::size_t generation_index(bool frozen) const {
     const std::uint32_t current = current_.load(std::memory_order_acquire);
     return frozen ? 1 - current : current;
