@@ -16,7 +16,7 @@ export function drawer(count, seed = 1) {
   };
 }
 
-/** Counts what completes before the end, and how long each took. */
+/** Counts what completes until the first that comes too late, and how long each took. */
 class Meter {
   #percentiles = new Percentiles();
   #began = performance.now();
@@ -30,18 +30,19 @@ class Meter {
 
   /** One that began at `began` is done; the time now, or 0 when it is time to stop. */
   done(began) {
+    if (this.#stopped !== 0) return 0;
     const now = performance.now();
     this.#percentiles.add((now - began) * 1000);
     this.#count += 1;
     if (now < this.#end) return now;
-    if (this.#stopped === 0) this.#stopped = now;
+    this.#stopped = now;
     return 0;
   }
 
-  /** Requests a second, until the first that came too late, and microseconds. */
+  /** Requests a second, and microseconds. */
   result() {
     const seconds = (this.#stopped - this.#began) / 1000;
-    return { iops: this.#count / seconds, ...this.#percentiles.summary() };
+    return { ops: this.#count, iops: this.#count / seconds, ...this.#percentiles.summary() };
   }
 }
 
