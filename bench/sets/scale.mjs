@@ -125,24 +125,18 @@ async function overSize(bench) {
 // ---- a working set that outgrows a cache -----------------------------------------------------------
 
 /** `covers`: bytes of disk for one page of the cache, which is also the stride. */
-async function outgrowing(bench, { group, about, cacheBytes, covers, places }) {
+async function outgrowing(bench, place, { cache, about, cacheBytes, covers }) {
   const covered = (cacheBytes / PAGE) * covers;
   const largest = FRACTIONS.at(-1) * covered;
-  const rows = [];
-  for (const place of places) {
-    bench.say(`a disk of ${sizeName(largest)}, ${placeName(place)}`);
-    const path = join(bench[place], 'outgrown.sealed');
-    const visits = [{ stride: covers, size: largest }];
-    await prepared(bench, path, 'sealed', { size: largest, visits, logBytes: LOG_BYTES });
-    const disk = await bench.open(path, 'sealed', SMALL_CACHE);
-    await warmLog(bench, disk, { stride: covers });
-    for (const [what, rw] of Object.entries({ read: 'randread', overwrite: 'randwrite' })) {
-      const run = (fraction) => cost(bench, disk, { rw, stride: covers, size: fraction * covered });
-      rows.push({ name: `${what}, ${placeName(place)}`, run, disk });
-    }
-  }
+  bench.say(`a disk of ${sizeName(largest)}, ${placeName(place)}`);
+  const path = join(bench[place], 'outgrown.sealed');
+  const visits = [{ stride: covers, size: largest }];
+  await prepared(bench, path, 'sealed', { size: largest, visits, logBytes: LOG_BYTES });
+  const disk = await bench.open(path, 'sealed', SMALL_CACHE);
+  await warmLog(bench, disk, { stride: covers });
+  const kinds = { read: 'randread', overwrite: 'randwrite' };
   await bench.compare({
-    group,
+    group: `a working set outgrows the ${cache}, ${placeName(place)}`,
     about,
     unit: 'µs',
     better: 'less',
@@ -150,35 +144,37 @@ async function outgrowing(bench, { group, about, cacheBytes, covers, places }) {
       ...{ name: 'working set / what the cache covers', values: FRACTIONS, log: true },
       labels: FRACTIONS.map(fractionName),
     },
-    contenders: rows.map(({ name, run }) => ({ name, run })),
+    contenders: Object.entries(kinds).map(([name, rw]) => ({
+      name,
+      run: (fraction) => cost(bench, disk, { rw, stride: covers, size: fraction * covered }),
+    })),
   });
-  for (const { disk } of rows) {
-    await disk.close();
-    await rm(disk.facts.path, { force: true });
-  }
+  await disk.close();
+  await rm(path);
 }
 
 async function outgrowingCaches(bench) {
   const { entryCacheBytes, l2CacheBytes } = SMALL_CACHE;
-  await outgrowing(bench, {
-    group: 'a working set outgrows the entry cache',
+  const entries = {
+    cache: 'entry cache',
     about:
       `What a 4 KiB I/O costs on a sealed disk whose entry cache is ${sizeName(entryCacheBytes)} and ` +
       'covers 2 GiB (the default, 64 MiB, covers 8 GiB). Beyond 1 a share of the reads fetches a ' +
       'page of entries as well; an overwrite only when its entry goes home.',
     cacheBytes: entryCacheBytes,
     covers: ENTRY_PAGE_COVERS,
-    places: ['ram', 'disk'],
-  });
-  await outgrowing(bench, {
-    group: 'a working set outgrows the L2 cache',
+  };
+  const tables = {
+    cache: 'L2 cache',
     about:
       `The same with ${sizeName(l2CacheBytes)} of L2 cache, which cover 16 GiB (the default, 32 MiB, ` +
       'covers 256 GiB).',
     cacheBytes: l2CacheBytes,
     covers: L2_PAGE_COVERS,
-    places: ['ram'],
-  });
+  };
+  await outgrowing(bench, 'ram', entries);
+  await outgrowing(bench, 'disk', entries);
+  await outgrowing(bench, 'ram', tables);
 }
 
 // ---- memory ----------------------------------------------------------------------------------------
@@ -214,8 +210,12 @@ async function memory(bench, place, sizes) {
     return (await found.get(size))[name] / MiB;
   };
   const disk = 'the disk: at most, less Node';
+  const [only] = sizes.length === 1 ? sizes : [];
+  const x = only ? {} : { x: axis(sizes) };
+  const row = (name, what) => ({ name, run: (size = only) => of(what, size) });
+  const target = { name: disk, atMost: 160, about: 'memory, 1 TiB disk, default caches' };
   await bench.compare({
-    group: `memory over disk size, ${placeName(place)}`,
+    group: only ? `memory, ${sizeName(only)}, ${placeName(place)}` : `memory, ${placeName(place)}`,
     about:
       'Resident memory of a Node process with one sealed disk, default caches: before it is opened, ' +
       'just opened, and at most while its working set is half as large again as what the caches ' +
@@ -223,14 +223,14 @@ async function memory(bench, place, sizes) {
     unit: 'MiB',
     better: 'less',
     rounds: 1,
-    x: axis(sizes),
+    ...x,
     contenders: [
-      { name: 'Node with pqblk loaded', run: (size) => of('node', size) },
-      { name: 'disk just opened', run: (size) => of('opened', size) },
-      { name: 'caches full, at most', run: (size) => of('most', size) },
-      { name: disk, run: (size) => of('disk', size) },
+      row('Node with pqblk loaded', 'node'),
+      row('disk just opened', 'opened'),
+      row('caches full, at most', 'most'),
+      row(disk, 'disk'),
     ],
-    targets: [{ name: disk, x: TiB, atMost: 160, about: 'memory, 1 TiB disk, default caches' }],
+    targets: [{ ...target, ...(only ? {} : { x: TiB }) }],
   });
 }
 
