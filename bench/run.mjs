@@ -129,7 +129,7 @@ async function bench(options) {
   const abort = new AbortController();
   setMaxListeners(0, abort.signal);
   hearSignals(shared, abort);
-  const { quick = false, rounds = quick ? 3 : 5, seconds = quick ? 0.3 : 2 } = options;
+  const { quick = false, rounds = quick ? 3 : 5, seconds = quick ? 0.3 : 1.5 } = options;
   const settings = { quick, rounds, seconds, rampSeconds: Math.min(seconds / 5, 0.3) };
   const result = {
     pqblkBench: 1,

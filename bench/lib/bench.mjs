@@ -10,7 +10,8 @@
 //     better: 'more',                      // or 'less'
 //     base: 'fio io_uring',                // the row that ratios are taken to; optional
 //     x: { name: 'queue depth', values: [1, 2, 4], log: true },   // optional: a series and its axis
-//     rounds: 1,                           // optional: fewer than the run's, for what takes long
+//     rounds: 1,                           // optional: fewer than the run's, for what takes long;
+//                                          // quick: one where there is no target
 //     contenders: [{ name, missing, run: async (x) => 123 }],     // or { value, p50, p99, … }
 //     targets: [{ name, to, atLeast, atMost, x, about }],         // without `to`: of the value itself
 //   });
@@ -31,7 +32,7 @@ export const KEY = 'bench';
 export class Interrupted extends Error {}
 
 export class Bench {
-  /** Short samples and only the rows that carry a target. */
+  /** Short samples, and little but the rows that carry a target. */
   quick;
   /** How often each contender is measured. */
   rounds;
@@ -78,7 +79,8 @@ export class Bench {
   async compare(plan) {
     const group = groupOf(plan, this.#set);
     this.#groups.push(group);
-    const rounds = Math.min(this.rounds, plan.rounds ?? this.rounds);
+    const most = this.quick && group.targets.length === 0 ? 1 : this.rounds;
+    const rounds = Math.min(most, plan.rounds ?? most);
     try {
       await measure(plan, group, { rounds, step: (where, once) => this.#step(group, where, once) });
     } finally {

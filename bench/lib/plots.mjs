@@ -4,15 +4,19 @@
 //   lines        figures over an axis, the spread as a band
 //   percentiles  latencies of the contenders, p50 to p99.9
 import * as echarts from 'echarts';
+import { escaped } from './html.mjs';
 import { number } from './units.mjs';
 
 const WIDTH = 860;
 const BASE_COLOUR = '#7a828e';
-// Okabe and Ito's, which most colour-blind eyes tell apart; the base of a comparison is grey.
-const PALETTE = [
-  ...['#0072b2', '#d55e00', '#009e73', '#cc79a7', '#e69f00', '#56b4e9', '#8a5a44', '#5b4b9a'],
-  ...['#8c9b1d', '#b03060'],
+// Okabe and Ito's, which most colour-blind eyes tell apart.
+const FORMATS = [
+  ['sealed', '#009e73', '#66c5ab'],
+  ['qcow2', '#d55e00', '#e69e66'],
+  ['raw', '#0072b2', '#66aad1'],
 ];
+const PALETTE = ['#cc79a7', '#e69f00', '#56b4e9', '#8a5a44', '#5b4b9a', '#8c9b1d', '#b03060'];
+const PEER = /qemu|fio|nbdkit|gocryptfs|node:|noble/i;
 const TEXT = { fontFamily: 'system-ui, sans-serif', fontSize: 12, color: '#2b3038' };
 const AXIS = {
   axisLabel: { ...TEXT, color: '#5a626e' },
@@ -38,15 +42,21 @@ function svg(height, option) {
 
 const measured = (rows) => rows.filter((row) => row.points.some((p) => p.median !== undefined));
 
-/** A colour for each row, the same in all plots of a group. */
+/**
+ * A colour for each row, the same in all plots: the base grey, a format its own, the others in turn.
+ * The second row of a format is lighter.
+ */
 function colours(group) {
-  let next = 0;
-  return new Map(
-    group.rows.map(({ name }) => [
-      name,
-      name === group.base ? BASE_COLOUR : PALETTE[next++ % PALETTE.length],
-    ]),
-  );
+  const used = new Map();
+  const tint = (name) => {
+    if (name === group.base) return BASE_COLOUR;
+    const format = PEER.test(name) ? undefined : FORMATS.find(([word]) => name.includes(word));
+    const key = format?.[0] ?? 'others';
+    const before = used.get(key) ?? 0;
+    used.set(key, before + 1);
+    return format ? format[1 + (before % 2)] : PALETTE[before % PALETTE.length];
+  };
+  return new Map(group.rows.map(({ name }) => [name, tint(name)]));
 }
 
 /** Where a target lies on a row's axis; undefined where its other side was not measured. */
@@ -56,6 +66,12 @@ function goalOf(group, { to, atLeast, atMost }) {
   const base = group.rows.find(({ name }) => name === to)?.points[0].median;
   return base === undefined ? undefined : base * goal;
 }
+
+/** Of an axis: no more digits than its steps need. */
+const axisNumber = (unit) => (value) =>
+  number(value, unit)
+    .replace(/(\.\d*?)0+(\D*)$/, '$1$2')
+    .replace(/\.(\D*)$/, '$1');
 
 function whisker(_, api) {
   const [low, high, row] = [api.value(0), api.value(1), api.value(2)];
@@ -81,18 +97,26 @@ export function bars(group) {
     .filter((target) => at.has(target.name))
     .map((target) => [goalOf(group, target), at.get(target.name)])
     .filter(([value]) => value !== undefined);
-  const label = { show: true, position: 'insideLeft', distance: 6, color: '#fff', fontSize: 12 };
+  const longest = Math.max(...rows.map(({ name }) => name.length));
+  const left = Math.min(330, Math.max(150, longest * 7.3 + 16));
+  const most = Math.max(...rows.map(({ points: [{ max }] }) => max));
+  const label = { show: true, distance: 6, fontSize: 12 };
+  // Beside a bar that is too short to hold it.
+  const where = ({ median, max }) =>
+    median > most / 9
+      ? { position: 'insideLeft', color: '#fff' }
+      : { position: 'right', distance: 8 + ((max - median) / most) * (WIDTH - left - 40), ...TEXT };
   return svg(64 + rows.length * 30, {
-    grid: { left: 250, right: 40, top: 8, bottom: 44 },
+    grid: { left, right: 40, top: 8, bottom: 44 },
     xAxis: {
       ...AXIS,
       ...{ type: 'value', name: unit, nameLocation: 'middle', nameGap: 28 },
-      axisLabel: { ...AXIS.axisLabel, formatter: (value) => number(value, unit) },
+      axisLabel: { ...AXIS.axisLabel, formatter: axisNumber(unit) },
     },
     yAxis: {
       ...{ ...AXIS, type: 'category', inverse: true, data: rows.map(({ name }) => name) },
       axisTick: { show: false },
-      axisLabel: { ...TEXT, width: 235, overflow: 'truncate' },
+      axisLabel: { ...TEXT, width: left - 12, overflow: 'truncate' },
     },
     series: [
       {
@@ -100,7 +124,7 @@ export function bars(group) {
         data: rows.map(({ name, points: [point] }) => ({
           value: point.median,
           itemStyle: { color: tint.get(name) },
-          label: { ...label, formatter: number(point.median, unit) },
+          label: { ...label, ...where(point), formatter: number(point.median, unit) },
         })),
       },
       {
@@ -135,14 +159,13 @@ function lineWithBand(name, colour, points, dashed) {
   ];
 }
 
-const legend = (names) => ({
-  ...{ data: names, type: 'plain', top: 0, left: 'center', itemGap: 16, textStyle: TEXT },
-  ...{ icon: 'roundRect', itemWidth: 14, itemHeight: 8 },
-});
-
-// How high a legend grows when it breaks into lines.
-const legendHeight = (names) =>
-  22 * Math.ceil(names.reduce((sum, name) => sum + 44 + name.length * 6.5, 0) / (WIDTH - 40));
+/** In HTML, whose browser knows how wide a name is. */
+const legend = (names, tint) => {
+  const items = names.map(
+    (name) => `<li><i style="background:${tint.get(name)}"></i>${escaped(name)}</li>`,
+  );
+  return `<ul class="legend">${items.join('')}</ul>`;
+};
 
 export function lines(group) {
   const rows = measured(group.rows);
@@ -150,26 +173,25 @@ export function lines(group) {
   const { unit, x } = group;
   const tint = colours(group);
   const names = rows.map(({ name }) => name);
-  const top = legendHeight(names) + 26;
   const labels = x.values.map((value, i) => x.labels?.[i] ?? `${value}`);
   // A category for each value: the steps of a series are its own scale.
   const place = (point) => ({ ...point, x: labels[x.values.indexOf(point.x)] });
-  return svg(300 + top, {
-    legend: legend(names),
-    grid: { left: 70, right: 30, top, bottom: 48 },
+  const plot = svg(330, {
+    grid: { left: 70, right: 30, top: 30, bottom: 48 },
     xAxis: {
       ...{ ...AXIS, type: 'category', data: labels, boundaryGap: false },
       ...{ name: x.name, nameLocation: 'middle', nameGap: 30 },
     },
     yAxis: {
       ...{ ...AXIS, type: 'value', name: unit, min: 0 },
-      axisLabel: { ...AXIS.axisLabel, formatter: (value) => number(value, unit) },
+      axisLabel: { ...AXIS.axisLabel, formatter: axisNumber(unit) },
     },
     series: rows.flatMap(({ name, points }) => {
       const there = points.filter(({ median }) => median !== undefined).map(place);
       return lineWithBand(name, tint.get(name), there, name === group.base);
     }),
   });
+  return legend(names, tint) + plot;
 }
 
 export function percentiles(group) {
@@ -178,14 +200,12 @@ export function percentiles(group) {
   if (rows.length === 0) return '';
   const tint = colours(group);
   const names = rows.map(({ name }) => name);
-  const top = legendHeight(names) + 26;
-  return svg(230 + top, {
-    legend: legend(names),
-    grid: { left: 70, right: 30, top, bottom: 30 },
+  const plot = svg(260, {
+    grid: { left: 70, right: 30, top: 30, bottom: 30 },
     xAxis: { ...AXIS, type: 'category', data: PERCENTILES.map(([, label]) => label) },
     yAxis: {
       ...{ ...AXIS, type: 'log', name: 'latency, µs' },
-      axisLabel: { ...AXIS.axisLabel, formatter: (value) => number(value, 'µs') },
+      axisLabel: { ...AXIS.axisLabel, formatter: axisNumber('µs') },
     },
     series: rows.map(({ name, points: [{ detail }] }) => ({
       ...{ type: 'line', name, symbol: 'circle', symbolSize: 6, color: tint.get(name) },
@@ -193,4 +213,5 @@ export function percentiles(group) {
       data: PERCENTILES.map(([key]) => (detail[key] > 0 ? detail[key] : undefined)),
     })),
   });
+  return legend(names, tint) + plot;
 }

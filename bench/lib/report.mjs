@@ -1,4 +1,5 @@
 // The HTML report of a run: one file, no network, no script.
+import { escaped } from './html.mjs';
 import { bars, lines, percentiles } from './plots.mjs';
 import { found, goal, number, ratio, targetName, verdict } from './units.mjs';
 
@@ -13,16 +14,16 @@ table { border-collapse: collapse; font-size: 13.5px; margin: 8px 0 14px; }
 th, td { text-align: right; padding: 3px 12px 3px 0; border-bottom: 1px solid var(--line);
   font-variant-numeric: tabular-nums; vertical-align: top; }
 th { color: var(--dim); font-weight: 600; } th:first-child, td:first-child { text-align: left; }
-td.text { text-align: left; } .met { color: #18794e; font-weight: 600; }
+td.text { text-align: left; } td:not(.text) { white-space: nowrap; } .met { color: #18794e; font-weight: 600; }
 .MISSED { color: #c02a2a; font-weight: 700; } .missing { color: #97660a; }
 svg.plot { display: block; max-width: 860px; height: auto; margin: 6px 0 10px; }
+ul.legend { list-style: none; display: flex; flex-wrap: wrap; gap: 2px 20px; padding: 0; margin: 10px 0 0;
+  font-size: 12.5px; } ul.legend i { display: inline-block; width: 14px; height: 8px; border-radius: 3px;
+  margin-right: 7px; }
 details { margin: 4px 0 10px; } summary { cursor: pointer; color: var(--dim); font-size: 13.5px; }
 pre { font: 12px/1.45 ui-monospace, monospace; white-space: pre-wrap; overflow-wrap: anywhere;
   background: #f6f7f9; padding: 8px 10px; margin: 6px 0; border-radius: 4px; }
 nav a { margin-right: 14px; } .warn { background: #fff6e0; padding: 8px 12px; border-radius: 4px; }`;
-
-const ESCAPES = { '&': '&amp;', '<': '&lt;', '>': '&gt;', '"': '&quot;' };
-export const escaped = (text) => `${text}`.replace(/[&<>"]/g, (character) => ESCAPES[character]);
 
 const cell = (tag, text, kind) =>
   `<${tag}${kind ? ` class="${kind}"` : ''}>${escaped(text)}</${tag}>`;
@@ -51,19 +52,28 @@ function targets(groups) {
 }
 
 function figures({ unit, base, rows }) {
-  const heading = [unit, 'median', 'least', 'most', base ? `to ${base}` : '', 'p50 µs', 'p99 µs'];
+  const latency = rows.some(({ points: [{ detail }] }) => detail?.p50 > 0);
+  const heading = [
+    ...[unit, 'median', 'least', 'most'],
+    ...(base ? [`to ${base}`] : []),
+    ...(latency ? ['p50 µs', 'p99 µs'] : []),
+  ];
   return table(
     heading,
     rows.map(({ name, missing, points: [point] }) => {
       const first = cell('td', name, 'text');
       if (point.median === undefined) {
         const why = escaped(missing ?? 'not measured');
-        return row([first, `<td class="missing text" colspan="6">${why}</td>`]);
+        return row([first, `<td class="missing text" colspan="${heading.length - 1}">${why}</td>`]);
       }
       const values = [point.median, point.min, point.max].map((value) => number(value, unit));
       const { p50, p99 } = point.detail ?? {};
       const latencies = [p50, p99].map((value) => (value > 0 ? number(value) : ''));
-      const all = [...values, ratio(point.ratio?.median), ...latencies];
+      const all = [
+        ...values,
+        ...(base ? [ratio(point.ratio?.median)] : []),
+        ...(latency ? latencies : []),
+      ];
       return row([first, ...all.map((text) => cell('td', text))]);
     }),
   );
@@ -102,7 +112,7 @@ function section(group) {
   return [
     `<h3>${escaped(name)}</h3>`,
     about ? `<p class="dim">${escaped(about)}</p>` : '',
-    x ? lines(group) : bars(group),
+    x && x.values.length > 1 ? lines(group) : bars(group),
     x ? seriesFigures(group) : figures(group),
     ...verdicts,
     percentiles(group),

@@ -20,7 +20,7 @@ const NBDKIT = 'nbdkit, luks filter';
 const OURS = { raw: 'disk.raw', qcow2: 'ours.qcow2', sealed: 'disk.sealed' };
 const THEIRS = { raw: 'disk.raw', qcow2: 'theirs.qcow2', luks: 'luks.qcow2' };
 const ourName = (format) => `pqblk ${format}`;
-const qemuName = (format) => `${QEMU} ${format === 'luks' ? 'qcow2+LUKS' : format}`;
+const qemuName = (format) => `qemu ${format === 'luks' ? 'qcow2+LUKS' : format}`;
 
 /** The same noise as raw, QCOW2 (twice: one for each server), LUKS inside QCOW2, LUKS, and sealed. */
 async function makeDisks(bench, at, size) {
@@ -105,6 +105,7 @@ async function nbd(bench, at, rows) {
   ]) {
     await bench.compare({
       group: `NBD, 4 KiB random ${what}, depth 32`,
+      about: "fio's own NBD client, one connection. qemu is its storage daemon with io_uring.",
       ...{ unit: 'IOPS', base: bench.quick ? qemuName('luks') : FILE },
       contenders: [
         ...(bench.quick ? [] : [theFile(bench, at, rw)]),
