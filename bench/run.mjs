@@ -3,6 +3,7 @@
 //   node bench/run.mjs [--quick] [SET ...] [--rounds N] [--seconds S] [--out DIR] [--disk DIR]
 //   node bench/run.mjs --list
 //   node bench/run.mjs --table FILE      the targets of a finished run (its JSON) as Markdown rows
+//   node bench/run.mjs --figures FILE    all its figures as Markdown tables
 //   node bench/run.mjs --report FILE     its HTML report once more
 //
 // Writes DATE.json and DATE.html to bench/out/. Ctrl-C stops, cleans up, and writes what there is; a
@@ -17,7 +18,7 @@ import { Command, InvalidArgumentError } from 'commander';
 import { KeyStore } from '../dist/index.js';
 import { Bench, Interrupted, KEY, quoted } from './lib/bench.mjs';
 import { load, machineFacts } from './lib/machine.mjs';
-import { markdownRows } from './lib/markdown.mjs';
+import { markdownFigures, markdownRows } from './lib/markdown.mjs';
 import { killAll } from './lib/processes.mjs';
 import { htmlReport } from './lib/report.mjs';
 import { loadSet, setNames } from './lib/sets.mjs';
@@ -44,6 +45,7 @@ function readArguments() {
     .option('--disk <dir>', 'a directory on a real disk, for scratch files', join(root, 'build'))
     .option('--list', 'list the sets')
     .option('--table <file>', "print a finished run's targets as rows of Markdown")
+    .option('--figures <file>', 'print all figures of a finished run as Markdown')
     .option('--report <file>', "make a finished run's HTML report again")
     .parse();
   const unknown = command.args.filter((name) => !setNames.includes(name));
@@ -152,14 +154,17 @@ async function bench(options) {
   process.exitCode = whole ? (failed || shared.broken.length > 0 ? 1 : 0) : 130;
 }
 
+const read = (path) => JSON.parse(readFileSync(path, 'utf8'));
 const options = readArguments();
 if (options.list) {
   for (const name of setNames) line(`${name.padEnd(10)} ${(await loadSet(name)).about}`);
 } else if (options.table) {
-  for (const row of markdownRows(JSON.parse(readFileSync(options.table, 'utf8')))) line(row);
+  for (const row of markdownRows(read(options.table))) line(row);
+} else if (options.figures) {
+  for (const row of markdownFigures(read(options.figures))) line(row);
 } else if (options.report) {
   const html = options.report.replace(/\.json$/, '.html');
-  writeFileSync(html, htmlReport(JSON.parse(readFileSync(options.report, 'utf8'))));
+  writeFileSync(html, htmlReport(read(options.report)));
   line(`report   ${basename(html)}`);
 } else {
   await bench(options);

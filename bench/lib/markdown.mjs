@@ -17,7 +17,9 @@ export function markdownRows({ groups }) {
 export function markdownFigures({ groups }) {
   const lines = [];
   for (const { set, group, unit, x, rows } of groups) {
-    const names = x ? x.values.map((value) => `${value}`) : ['median', 'least', 'most', 'to base'];
+    const names = x
+      ? x.values.map((value, i) => x.labels?.[i] ?? `${value}`)
+      : ['median', 'least', 'most', 'to base'];
     lines.push('', `**${set}: ${group}** (${unit}${x ? `, over ${x.name}` : ''})`, '');
     lines.push(`| | ${names.join(' | ')} |`, `|---|${names.map(() => '---:|').join('')}`);
     for (const { name, missing, points } of rows) {

@@ -6,7 +6,7 @@ const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
 const { summarise } = await lib('stats');
 const { htmlReport } = await lib('report');
-const { markdownRows } = await lib('markdown');
+const { markdownFigures, markdownRows } = await lib('markdown');
 
 const row = (name: string, samples: number[][], detail: object = {}, xs: number[] = []) => ({
   name,
@@ -95,4 +95,12 @@ it('gives the targets as rows of Markdown', () => {
     '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05) | ≥ 1.5 | MISSED |',
     '| engine, reads <fast>: gone / peer | gone: gone not installed | ≥ 1 | missing |',
   ]);
+});
+
+it('gives all figures as tables of Markdown', () => {
+  const lines: string[] = markdownFigures(run());
+  expect(lines).toContain('| pqblk | 420k | 370k | 430k | 1.05 |');
+  expect(lines).toContain('| gone | gone not installed |');
+  expect(lines).toContain('| | 1 | 8 | 32 |');
+  expect(lines).toContain('| pqblk | 10k | 70k | 200k |');
 });
