@@ -1,12 +1,17 @@
 // Pages of 4096 bytes, aligned, for caches that hold thousands of them: allocated one by one each
 // would take nearly two, since an aligned block leaves a hole behind it.
 //
-// Room base/. Not thread-safe: its owner's lock guards it. What was taken once is kept for the next
-// and goes back to the system with the pool.
+// Room base/. Thread-safe: the shards of a cache share one. What was taken once is kept for the
+// next and goes back to the system with the pool. A pool that has grown goes on in huge pages,
+// where the system has them: a look-up in a large cache is a wait for memory, and without them for
+// the translation of the address as well.
 #pragma once
+
+#include <sys/mman.h>
 
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <vector>
 
 namespace pqblk {
@@ -24,27 +29,41 @@ class PagePool {
 
   // Uninitialised. Aborts when memory is out: the owners' caches are bounded.
   std::uint8_t* take() {
+    std::lock_guard guard(mutex_);
     if (free_.empty()) grow();
     std::uint8_t* const page = free_.back();
     free_.pop_back();
     return page;
   }
-  void put(std::uint8_t* page) { free_.push_back(page); }
-
- private:
-  static constexpr std::size_t kChunkPages = 64;  // untouched ones take no memory
-
-  void grow() {
-    auto* chunk = static_cast<std::uint8_t*>(
-        std::aligned_alloc(kPoolPageBytes, kChunkPages * kPoolPageBytes));
-    if (chunk == nullptr) std::abort();
-    chunks_.push_back(chunk);
-    free_.reserve(chunks_.size() * kChunkPages);
-    for (std::size_t i = kChunkPages; i-- > 0;) free_.push_back(chunk + i * kPoolPageBytes);
+  void put(std::uint8_t* page) {
+    std::lock_guard guard(mutex_);
+    free_.push_back(page);
   }
 
+ private:
+  static constexpr std::size_t kSmallChunk = std::size_t{256} << 10;  // untouched: no memory
+  static constexpr std::size_t kHugeChunk = std::size_t{2} << 20;
+  static constexpr std::size_t kSmallChunks = kHugeChunk / kSmallChunk;
+
+  void grow() {
+    const bool huge = chunks_.size() >= kSmallChunks;
+    const std::size_t bytes = huge ? kHugeChunk : kSmallChunk;
+    auto* chunk =
+        static_cast<std::uint8_t*>(std::aligned_alloc(huge ? kHugeChunk : kPoolPageBytes, bytes));
+    if (chunk == nullptr) std::abort();
+    if (huge) ::madvise(chunk, bytes, MADV_HUGEPAGE);  // a hint: no harm when refused
+    chunks_.push_back(chunk);
+    pages_ += bytes / kPoolPageBytes;
+    free_.reserve(pages_);
+    for (std::size_t at = bytes; at > 0; at -= kPoolPageBytes) {
+      free_.push_back(chunk + at - kPoolPageBytes);
+    }
+  }
+
+  std::mutex mutex_;
   std::vector<std::uint8_t*> chunks_;
   std::vector<std::uint8_t*> free_;
+  std::size_t pages_ = 0;
 };
 
 }  // namespace pqblk

@@ -11,6 +11,7 @@ using namespace sealed;  // NOLINT
 
 // Class O1 or O2, and where home is; false when that is not known at once, or it is another class.
 bool SealedBackend::plan_overwrite(Sector s, Overwrite& w) {
+  overlay_.prefetch(s);
   std::uint64_t raw = 0, entries = 0;
   if (!mapping_now(geometry_.data_slot(geometry_.cluster_of(s)), raw)) return false;
   if (l2_host(raw) == 0 || (raw & kL2Copied) == 0) return false;  // I9

@@ -64,8 +64,8 @@ void EntryCache::unlink(Shard& s, Page* page) {
   page->older = page->newer = nullptr;
 }
 
-void EntryCache::drop(Shard& s, Page* page) {
-  s.memory.put(page->bytes);
+void EntryCache::drop(Page* page) {
+  memory_.put(page->bytes);
   delete page;
 }
 
@@ -79,7 +79,7 @@ void EntryCache::evict(Shard& s) {
     }
     unlink(s, oldest);
     s.pages.erase(oldest->number);
-    drop(s, oldest);
+    drop(oldest);
   }
 }
 
@@ -180,7 +180,7 @@ Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t numbe
     } else {
       page = new Page;
       page->number = number;
-      page->bytes = s.memory.take();
+      page->bytes = memory_.take();
       s.pages[number] = page;
       loader = true;
     }
@@ -231,7 +231,7 @@ void EntryCache::unpin(Page* page) {
   if (--page->pins != 0) return;
   Page** found = s.pages.find(page->number);
   if (found == nullptr || *found != page) {  // its load failed, this was the last user
-    drop(s, page);
+    drop(page);
     return;
   }
   link(s, page);

@@ -85,7 +85,6 @@ class EntryCache {
   static constexpr std::size_t kShards = 64;
   struct alignas(64) Shard {
     mutable std::mutex mutex;
-    PagePool memory;
     FlatMap<Page*> pages;
     Page* newest = nullptr;  // ring of unpinned, loaded pages: newest ... oldest
     std::uint64_t hits = 0;
@@ -96,7 +95,7 @@ class EntryCache {
   void unpin(Page* page);
   void link(Shard& shard, Page* page);
   void unlink(Shard& shard, Page* page);
-  void drop(Shard& shard, Page* page);
+  void drop(Page* page);
   void evict(Shard& shard);
   Task<Result<Pin>> wait_loaded(io::Queue& io, Page* page);
 
@@ -105,6 +104,7 @@ class EntryCache {
   const std::uint64_t pages_per_cluster_;
   const std::size_t shard_pages_max_;
   HomeMapping home_;
+  PagePool memory_;
   std::array<Shard, kShards> shards_;
   std::atomic<std::uint64_t> misses_{0};
 };

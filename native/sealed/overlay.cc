@@ -48,6 +48,12 @@ bool Overlay::find(Sector s, Version& out, Cipher cipher) {
   return find_in(shard, entry_slot, s, out, cipher);
 }
 
+void Overlay::prefetch(Sector s) {
+  Shard& shard = shard_of(geometry_.entry_slot(s));
+  std::lock_guard guard(shard.mutex);
+  for (Generation& g : shard.generations) g.sectors.prefetch(s.value);
+}
+
 bool Overlay::holds(Sector s) {
   if (empty()) return false;
   const Slot entry_slot = geometry_.entry_slot(s);

@@ -54,6 +54,9 @@ class Overlay {
   // For `count` sectors from `first`, all of one data cluster: fills out[i] and sets found[i].
   // Returns how many were found.
   std::uint32_t find_range(Sector first, std::uint32_t count, Version* out, bool* found);
+  // Before a put() of this sector: fetches ahead what it will look at. A large overlay lies beyond
+  // the CPU's caches.
+  void prefetch(Sector s);
   // Does find() have an answer?
   bool holds(Sector s);
   bool find_slot(Slot slot, SlotVersion& out);

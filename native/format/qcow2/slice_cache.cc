@@ -20,7 +20,7 @@ struct SliceCache::Slice {
   enum class State : std::uint8_t { loading, ready, failed };
 
   std::uint64_t key = 0;
-  std::uint8_t* bytes = nullptr;  // of the shard's memory
+  std::uint8_t* bytes = nullptr;  // of memory_
   State state = State::loading;
   bool dirty = false;
   bool suspect = false;
@@ -34,7 +34,6 @@ struct SliceCache::Slice {
 
 struct alignas(64) SliceCache::Shard {
   std::mutex mutex;
-  PagePool memory;
   std::array<Slice*, kBuckets> buckets{};
   std::vector<Slice*> clock;  // every slice in the table
   std::size_t hand = 0;
@@ -87,8 +86,8 @@ void SliceCache::remove(Shard& s, Slice* slice) {
   s.clock.pop_back();
 }
 
-void SliceCache::drop(Shard& s, Slice* slice) {
-  s.memory.put(slice->bytes);
+void SliceCache::drop(Slice* slice) {
+  memory_.put(slice->bytes);
   delete slice;
 }
 
@@ -100,7 +99,7 @@ void SliceCache::evict_one(Shard& s) {
     if (slice->pins != 0 || slice->dirty || slice->state != Slice::State::ready) continue;
     if (std::exchange(slice->referenced, false)) continue;
     remove(s, slice);
-    drop(s, slice);
+    drop(slice);
     return;
   }
 }
@@ -109,7 +108,7 @@ SliceCache::Slice* SliceCache::insert(Shard& s, std::uint64_t key) {
   if (s.clock.size() >= shard_slices_max_) evict_one(s);
   auto* slice = new Slice;
   slice->key = key;
-  slice->bytes = s.memory.take();
+  slice->bytes = memory_.take();
   std::memset(slice->bytes, 0, slice_bytes_);
   slice->pins = 1;
   slice->clock_index = s.clock.size();
@@ -205,7 +204,7 @@ void SliceCache::unpin(Slice* slice) {
   Shard& s = shard(slice->key);
   std::lock_guard guard(s.mutex);
   assert(slice->pins > 0);
-  if (--slice->pins == 0 && slice->state == Slice::State::failed) drop(s, slice);
+  if (--slice->pins == 0 && slice->state == Slice::State::failed) drop(slice);
 }
 
 const std::uint8_t* SliceCache::Pin::data() const { return slice_->bytes; }
@@ -306,7 +305,7 @@ void SliceCache::forget(std::uint64_t first_key, std::uint64_t count) {
         dirty_.fetch_sub(1, std::memory_order_relaxed);
       }
       remove(s, slice);
-      drop(s, slice);
+      drop(slice);
     }
   }
 }

@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/page_pool.h"
 #include "base/sync.h"
 #include "base/task.h"
 #include "format/qcow2/meta_io.h"
@@ -109,13 +110,14 @@ class SliceCache {
   Slice* insert(Shard& shard, std::uint64_t key);
   void evict_one(Shard& shard);
   void remove(Shard& shard, Slice* slice);
-  static void drop(Shard& shard, Slice* slice);
+  void drop(Slice* slice);
 
   MetaIo& meta_;
   const Part part_;
   const std::uint32_t slice_bytes_;
   const std::uint64_t shard_slices_max_;
   const Hooks hooks_;
+  PagePool memory_;
   std::unique_ptr<Shard[]> shards_;
   std::atomic<std::uint64_t> dirty_{0};
   std::atomic<std::uint64_t> misses_{0};
