@@ -86,7 +86,14 @@ function addAcceptance(command: Command): Command {
 
 /** What every command needs to open a disk, but for the key: one opens, several may be sealed to. */
 export function addOpenOptions(command: Command): Command {
-  return addAcceptance(command.addOption(formatOption()).addOption(storeOption()))
+  return addBackingOptions(
+    addAcceptance(command.addOption(formatOption()).addOption(storeOption())),
+  );
+}
+
+/** Which backing file may be opened with a disk. */
+export function addBackingOptions(command: Command): Command {
+  return command
     .addOption(
       new Option('--allow-backing <file>', `backing file the disk may name; '${ANY_BACKING}': any`)
         .argParser(collect)

@@ -1,6 +1,7 @@
 // Room cli/: `pqblk rotate-data-key`: everything on a sealed disk under a new key, in use or not.
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { openDisk, type RotatedDataKey, type RotationHost, rotateDataKey } from '../index.js';
+import { addBackingOptions, backingOptions, type OpenFlags } from './opening.js';
 import { examples, parseCount, sizeArgument } from './options.js';
 import { addRekeyOptions, type Permit, type RekeyFlags, withPermit } from './rekeying.js';
 import { formatSize } from './sizes.js';
@@ -10,7 +11,9 @@ const SECTOR_BYTES = 4096;
 /** Of the time, on a disk that guests use: they keep most of the machine. */
 const ONLINE_SHARE = 0.2;
 
-interface Flags extends RekeyFlags {
+type BackingFlags = Pick<OpenFlags, 'allowBacking' | 'allowUnauthenticatedBacking'>;
+
+interface Flags extends RekeyFlags, BackingFlags {
   rate?: number;
   share?: number;
   fromEpoch?: number;
@@ -39,7 +42,7 @@ export function addRotateDataKey(program: Command, terminal: Terminal): void {
       new Option('--from-epoch <n>', 'only if the current epoch is this one').argParser(parseCount),
     )
     .option('--abort', 'go back to the current epoch, before a rotation has ended');
-  addRekeyOptions(command)
+  addBackingOptions(addRekeyOptions(command))
     .addHelpText(
       'after',
       `
@@ -74,7 +77,8 @@ async function rotate(
   if (served) return await with_(served);
   const { identity, pins, allowRollback, confirmVmk } = options;
   const keys = { identity, pins, allowRollback, confirmVmk };
-  await using disk = await openDisk(path, { format: 'sealed', cache: 'none', ...keys });
+  const backing = backingOptions(flags); // nothing is read from it, and the engine opens both or none
+  await using disk = await openDisk(path, { format: 'sealed', cache: 'none', ...backing, ...keys });
   return await with_(disk);
 }
 
