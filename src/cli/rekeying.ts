@@ -86,6 +86,8 @@ export interface Rekeying {
   edit(editor: KeyAreaEditor): void | Promise<void>;
   /** Must open the result; the caller disposes of them. */
   readonly testers?: readonly Identity[];
+  /** Though no key at hand opens the result. */
+  readonly untested?: boolean | undefined;
 }
 
 /** What a change of keys needs besides the change itself. */
@@ -166,12 +168,13 @@ export async function withPermitOf<T>(
 /** As `edit` of changeKeyArea, with the operator's word on keys that --trust names. */
 export function changeUnder(
   { options, trust }: Permit,
-  { operation, edit, testers }: Rekeying,
+  { operation, edit, testers, untested }: Rekeying,
 ): Promise<ChangedKeyArea> {
   return changeKeyArea({
     ...options,
     operation,
     testers,
+    untested,
     edit: async (editor) => {
       await edit(editor);
       trust(editor);

@@ -1,7 +1,7 @@
 // Room cli/: `pqblk rewrap`: one slot sealed anew, to the same key or to the one that takes its place.
 import type { Command } from 'commander';
 import { PqblkError } from '../errors.js';
-import type { KeyAreaEditor, Recipient } from '../index.js';
+import type { KeyAreaEditor, Recipient, SlotDescription } from '../index.js';
 import { examples } from './options.js';
 import { addRekeyOptions, findSlot, type RekeyFlags, rekey, reportChange } from './rekeying.js';
 import { addSlotOptions, hasSlot, newRecipient, testerOf } from './slot.js';
@@ -13,6 +13,7 @@ interface Flags extends RekeyFlags {
   rotate?: boolean;
   label?: string;
   notAfter?: number;
+  force?: boolean;
 }
 
 const AFTER_MOVING = [
@@ -28,7 +29,11 @@ export function addRewrap(program: Command, terminal: Terminal): void {
     )
     .option('--to <name|file>', 'key that takes its place (a file has a slash in its name)')
     .option('--keep-old', 'let the former key open until the next rotation of the master key')
-    .option('--rotate-master-key', 'change the master key as well');
+    .option('--rotate-master-key', 'change the master key as well')
+    .option(
+      '--force',
+      'though no key at hand opens the disk afterwards: the new one is not tested',
+    );
   addSlotOptions(addRekeyOptions(command))
     .addHelpText(
       'after',
@@ -46,6 +51,7 @@ export function addRewrap(program: Command, terminal: Terminal): void {
       const changed = await rekey(path, flags, {
         operation: 'rewrap',
         testers: tester.identities,
+        untested: flags.force,
         edit: (editor) => editRewrap(editor, slot, recipient, flags),
       });
       const advice = recipient && !flags.rotateMasterKey ? AFTER_MOVING : [];
@@ -57,31 +63,48 @@ interface RotateFlag {
   rotateMasterKey?: boolean;
 }
 
-/** Does it, unless it is done. */
+/** Does what of it is not done. Whether the master key was changed for it, nothing on the disk tells. */
 export function editRewrap(
   editor: KeyAreaEditor,
   reference: string | undefined,
   recipient: Recipient | undefined,
   { keepOld, rotateMasterKey }: { keepOld?: boolean; rotateMasterKey?: boolean },
 ): void {
-  if (recipient && isDone(editor, reference, recipient)) return;
-  const slot = findSlot(editor.slots, reference ?? String(editor.ownIndex));
-  editor.rewrap(slot.index, { recipient, keepOld });
+  if (recipient && hasSlot(editor.slots, recipient)) {
+    endFormer(editor, reference, recipient, keepOld);
+  } else {
+    editor.rewrap(slotOf(editor, reference).index, { recipient, keepOld });
+  }
   if (rotateMasterKey) editor.rotateMasterKey();
 }
 
-/** The new key has its slot, and the former one has none that is active. */
-function isDone(
+/** The new key has its slot: an earlier run may have kept the former one. */
+function endFormer(
   editor: KeyAreaEditor,
   reference: string | undefined,
   recipient: Recipient,
-): boolean {
-  if (!hasSlot(editor.slots, recipient)) return false;
+  keepOld = false,
+): void {
+  const former = formerSlot(editor, reference);
+  if (!former || hasSlot([former], recipient)) return;
+  if (former.state === 'active')
+    editor.rewrap(former.index, { recipient }); // says why it cannot be
+  else if (!keepOld) editor.end(former.index);
+}
+
+const slotOf = (editor: KeyAreaEditor, reference = String(editor.ownIndex)) =>
+  findSlot(editor.slots, reference);
+
+/** The slot that was moved, where it is left. */
+function formerSlot(
+  editor: KeyAreaEditor,
+  reference: string | undefined,
+): SlotDescription | undefined {
   try {
-    const former = findSlot(editor.slots, reference ?? String(editor.ownIndex));
-    return former.state !== 'active' || hasSlot([former], recipient);
+    const former = slotOf(editor, reference);
+    return former.state === 'revoked' ? undefined : former;
   } catch (error) {
-    if (error instanceof PqblkError && error.kind === 'no_slot') return true;
+    if (error instanceof PqblkError && error.kind === 'no_slot') return undefined;
     throw error;
   }
 }

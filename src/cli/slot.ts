@@ -14,6 +14,7 @@ import {
   type Recipient,
   readKeyArea,
   recoveryIdentity,
+  type SlotDescription,
   SlotRole,
   SlotState,
   toHex,
@@ -166,10 +167,32 @@ async function addKeyOf(
     operation: 'slot-add',
     testers: tester.identities,
     edit: (editor) => {
-      if (!hasSlot(editor.slots, recipient)) editor.add(recipient);
+      if (hasSlot(editor.slots, recipient)) requireSuch(editor.slots, recipient, flags);
+      else editor.add(recipient);
     },
   });
   reportChange(terminal, changed, flags, tester.advice);
+}
+
+/** A slot that is there already is what was asked for, as far as it was said. Kind `exists`. */
+function requireSuch(
+  slots: readonly SlotDescription[],
+  recipient: Recipient,
+  { role, label, notAfter }: AddFlags,
+): void {
+  const slot = slots.find((one) => hasSlot([one], recipient)) as SlotDescription;
+  const end = slot.notAfter === undefined ? undefined : Date.parse(slot.notAfter) / 1000;
+  const fits =
+    (role ?? slot.role) === slot.role &&
+    (label ?? slot.label) === slot.label &&
+    (notAfter ?? end) === end;
+  if (fits) return;
+  const date = slot.notAfter === undefined ? 'without a date' : `until ${slot.notAfter}`;
+  throw new PqblkError(
+    'exists',
+    `the key has slot ${slot.index} already ("${slot.label}", ${slot.role}, ${date}), not such a one`,
+    { operation: 'add slot', hint: 'a slot keeps what it is: revoke it first, or add another key' },
+  );
 }
 
 async function addKit(terminal: Terminal, path: string, flags: AddFlags): Promise<void> {
@@ -305,7 +328,7 @@ function addRevoke(slot: Command, terminal: Terminal): void {
   const command = slot
     .command('revoke <disk> <slots...>')
     .description('Wipe slots and change the master key: their keys open this disk no more.')
-    .option('--force', 'revoke the last active slot as well: nobody can open the disk again');
+    .option('--force', 'revoke the last active slot, or the last that is tested, as well');
   addRekeyOptions(command)
     .addHelpText(
       'after',
@@ -318,6 +341,7 @@ ${examples('pqblk slot revoke vm.sealed bob --key alice')}`,
       const { force = false } = flags;
       const changed = await rekey(path, flags, {
         operation: 'slot-revoke',
+        untested: force,
         edit: (editor) => {
           for (const { index } of slots.map((slot) => findSlot(editor.slots, slot))) {
             editor.revoke(index, { force });

@@ -103,6 +103,8 @@ export interface ChangeKeyAreaOptions extends PinOptions {
   /** What is allowed; its trusted keys are trusted. */
   readonly policy?: Policy | undefined;
   readonly dryRun?: boolean | undefined;
+  /** Though no key at hand opens the result: who could open it would turn out later. */
+  readonly untested?: boolean | undefined;
   readonly onStep?: ((step: ChangeStep) => void | Promise<void>) | undefined;
 }
 
@@ -143,6 +145,7 @@ export async function changeKeyArea(options: ChangeKeyAreaOptions): Promise<Chan
   const before = stateOf(editor.observed, editor.slots);
   await edit(editor, copies.blob);
   if (editor.changed) requirePermitted(editor, before.slots, approvedBy, options);
+  requireTestable(editor, options);
   await step('planned');
   const result = { volumeUuid: formatUuid(copies.volumeUuid), dryRun, before };
   if (!editor.changed) {
@@ -274,15 +277,35 @@ function requireTrusted(slots: readonly SlotDescription[], trusted: ReadonlySet<
   );
 }
 
+/** A wrong file in the place of the last good key would be noticed when nobody can open the disk. */
+function requireTestable(editor: KeyAreaEditor, options: ChangeKeyAreaOptions): void {
+  if (!editor.changed || options.untested || testersOf(editor, options).length > 0) return;
+  throw new PqblkError('policy', 'no key that is at hand would open the disk any more', {
+    operation: 'test key area',
+    hint:
+      'open it with a key that stays, or let the new key be tested (--new-passphrase-file); --force, ' +
+      'where the command has it, does it untested',
+  });
+}
+
+/** Keys that must open the result: all that are at hand, but those that it is to end. */
+function testersOf(
+  editor: KeyAreaEditor,
+  { identity, approvers = [], testers = [] }: ChangeKeyAreaOptions,
+): Identity[] {
+  const live = editor.slots.filter(({ state }) => state !== 'revoked');
+  const remains = (key: Identity) =>
+    live.some(({ fingerprint }) => fingerprint === toHex(key.fingerprint));
+  return [...[identity, ...approvers].filter(remains), ...testers];
+}
+
 /** The new key area opens, for whoever changes it and for the keys that are to be tested. */
 async function requireOpens(
   { blob, observed }: SealedKeyArea,
   editor: KeyAreaEditor,
-  { identity, testers = [] }: ChangeKeyAreaOptions,
+  options: ChangeKeyAreaOptions,
 ): Promise<void> {
-  const own = toHex(identity.fingerprint);
-  const remains = editor.slots.some((slot) => slot.fingerprint === own && slot.state !== 'revoked');
-  for (const tester of remains ? [identity, ...testers] : testers) {
+  for (const tester of testersOf(editor, options)) {
     using opened = await openKeyArea(blob, tester, { expectedVolumeUuid: observed.volumeUuid });
     if (equalConstantTime(opened.vmkCheck, observed.vmkCheck)) continue;
     throw new PqblkError('integrity', 'the new key area opens another master key');

@@ -10,10 +10,8 @@ import { fromHex, toHex } from './bytes.js';
 import { deriveMasterKeys, KEY_BYTES } from './kdf.js';
 import {
   type HeadFields,
-  isLive,
   nowSeconds,
   type OpenKeyAreaOptions,
-  requireDistinct,
   requireRoom,
   sealKeyArea,
   type Unlocked,
@@ -194,6 +192,17 @@ export class KeyAreaEditor {
     this.rotateMasterKey();
   }
 
+  /** Wipes a decrypt-only slot. The master key stays: an old copy of the slot still opens. */
+  end(index: number): void {
+    const slot = this.#live(index);
+    if (slot.state === SlotState.active) {
+      throw new PqblkError('invalid_argument', `slot ${index} ("${slot.label}") is active`);
+    }
+    this.#slots[index] = revokedSlot(slot);
+    this.#renewed.delete(index);
+    this.#touched = true;
+  }
+
   /** A new VMK, sealed to every active slot; decrypt-only slots end here. */
   rotateMasterKey(): void {
     this.#rotates = true;
@@ -308,8 +317,18 @@ export class KeyAreaEditor {
   }
 
   #requireNew({ encapsulationKey }: Recipient): void {
-    const live = this.#slots.filter(isLive).map((slot) => slot.encapsulationKey);
-    requireDistinct([...live, encapsulationKey]);
+    const fingerprint = toHex(fingerprintOf(encapsulationKey));
+    const other = this.slots.find(
+      (slot) => slot.fingerprint === fingerprint && slot.state !== 'revoked',
+    );
+    if (!other) return;
+    const { index, label, state } = other;
+    const hint = '`pqblk slot retire --undo` makes it active again';
+    throw new PqblkError(
+      'exists',
+      `key ${fingerprint} would have two slots: it has slot ${index} ("${label}", ${state})`,
+      { operation: 'change key slots', ...(state === 'decrypt-only' && { hint }) },
+    );
   }
 }
 

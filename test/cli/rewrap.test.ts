@@ -1,0 +1,105 @@
+// `pqblk rewrap`, `slot revoke` and `slot add` where half of what is asked for is done already, and where
+// nobody who is at hand could open the disk afterwards.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, expect, it } from 'vitest';
+import type { ChangedKeyArea } from '../../src/index.js';
+import { exitCode, pqblk, pqblkJson, scratch } from './helpers.js';
+
+const dir = scratch();
+const at = (name: string) => join(dir, name);
+
+beforeAll(async () => {
+  for (const name of ['alice', 'bob', 'carol']) {
+    await run('key', 'gen', name, '--no-passphrase');
+    await run('key', 'export', name, '--public', '-o', at(`${name}.pub`));
+  }
+});
+
+let made = 0;
+async function disk(...options: string[]): Promise<string> {
+  made += 1;
+  const path = at(`${made}.sealed`);
+  await pqblkJson('create', path, '1M', ...options, '--store', at('keys'));
+  return path;
+}
+
+const run = (...argv: string[]) => pqblk(...argv, '--store', at('keys'));
+const report = (...argv: string[]) => pqblkJson<ChangedKeyArea>(...argv, '--store', at('keys'));
+const opens = async (path: string, key: string) =>
+  (await run('slot', 'test', path, '--key', key)).code;
+const states = ({ after }: ChangedKeyArea) =>
+  after.slots.map(({ label, state }) => `${label} ${state}`);
+
+it('does not move the only slot to a key that nobody has tested, unless forced', async () => {
+  const path = await disk('--key', 'alice');
+  const bytes = readFileSync(path);
+  const argv = ['rewrap', path, 'alice', '--to', at('bob.pub'), '--key', 'alice'];
+  for (const more of [[], ['--dry-run'], ['--keep-old', '--rotate-master-key']]) {
+    const refused = await run(...argv, ...more);
+    expect(refused.code).toBe(exitCode('policy'));
+    expect(refused.stderr).toContain('no key that is at hand');
+  }
+  const own = await run('slot', 'revoke', path, 'alice', '--key', 'alice');
+  expect(own.code).toBe(exitCode('policy'));
+  expect(readFileSync(path).equals(bytes)).toBe(true);
+  expect(states(await report(...argv, '--keep-old'))).toEqual(['bob active', 'alice decrypt-only']);
+  expect(states(await report(...argv, '--force'))).toEqual(['bob active', 'alice revoked']);
+  // A key that stays, or one that can be tested, needs no force.
+  const other = await disk('--key', 'alice', '--key', 'carol');
+  await report('rewrap', other, 'alice', '--to', at('bob.pub'), '--key', 'carol');
+  await report('rewrap', other, 'carol', '--to', 'alice', '--key', 'carol');
+});
+
+it('does what an earlier run of rewrap has left to do', async () => {
+  const path = await disk('--key', 'alice');
+  const argv = ['rewrap', path, 'alice', '--to', 'bob'];
+  const kept = await report(...argv, '--keep-old', '--key', 'alice');
+  expect((await report(...argv, '--keep-old', '--key', 'alice')).changed).toBe(false);
+  const rotated = await report(...argv, '--rotate-master-key', '--key', 'bob');
+  expect(rotated.after.vmkCheck).not.toBe(kept.after.vmkCheck);
+  expect(await opens(path, 'alice')).toBe(exitCode('slot_revoked'));
+
+  const again = await disk('--key', 'alice');
+  const [, , ...rest] = argv;
+  await report('rewrap', again, ...rest, '--keep-old', '--key', 'alice');
+  const ended = await report('rewrap', again, ...rest, '--key', 'bob');
+  expect([ended.changed, ended.after.vmkCheck]).toEqual([true, ended.before.vmkCheck]);
+  expect(await opens(again, 'alice')).toBe(exitCode('slot_revoked'));
+  expect((await report('rewrap', again, ...rest, '--key', 'bob')).changed).toBe(false);
+});
+
+it('takes no slot for another one that was asked for', async () => {
+  const path = await disk('--key', 'alice', '--key', 'bob');
+  const add = ['slot', 'add', path, 'bob', '--key', 'alice'];
+  expect((await report(...add)).changed).toBe(false);
+  for (const more of [
+    ['--role', 'recovery'],
+    ['--not-after', '2099-01-31'],
+    ['--label', 'x'],
+  ]) {
+    const refused = await run(...add, ...more);
+    expect([refused.code, refused.stderr]).toEqual([
+      exitCode('exists'),
+      expect.stringContaining('("bob", primary, without a date)'),
+    ]);
+  }
+  await report('slot', 'retire', path, 'bob', '--key', 'alice');
+  const retired = await run(...add);
+  expect([retired.code, retired.stderr]).toEqual([
+    exitCode('exists'),
+    expect.stringContaining('slot retire --undo'),
+  ]);
+});
+
+it('rotates the data key of a disk with a backing file, when it may open that', async () => {
+  writeFileSync(at('base.raw'), Buffer.alloc(1 << 20, 7));
+  const path = await disk('--key', 'alice', '--backing', at('base.raw'), '--backing-format', 'raw');
+  const rotate = ['rotate-data-key', path, '--key', 'alice'];
+  expect((await run(...rotate)).code).toBe(exitCode('gate_refused'));
+  const allowed = ['--allow-backing', at('base.raw'), '--allow-unauthenticated-backing'];
+  const done = await run(...rotate, ...allowed, '--json');
+  expect([done.code, done.stdout]).toEqual([0, expect.stringContaining('"toEpoch": 2')]);
+  await run('export', path, at('out.raw'), '--key', 'alice', ...allowed);
+  expect(readFileSync(at('out.raw')).equals(readFileSync(at('base.raw')))).toBe(true);
+});
