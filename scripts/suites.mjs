@@ -6,6 +6,7 @@
 //   lint, layers         one for each check
 //   native, asan, tsan   doctest's test cases; a build, crash or time-out is one failure. A test case
 //                        that prints `SKIP: reason` counts as skipped and not as passed
+//   instructions         one for each hot path
 //   fuzz                 one for each fuzzer
 //   vitest               its tests; a file that does not load or an unhandled error is one failure
 import { spawn, spawnSync } from 'node:child_process';
@@ -14,6 +15,7 @@ import { availableParallelism } from 'node:os';
 import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { layerChecks } from './check-layers.mjs';
+import { checkPaths, paths } from './instructions.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
 const soakSeconds = () =>
@@ -310,4 +312,17 @@ async function vitest(filter) {
   return sum;
 }
 
-export const suites = { lint, layers, native, asan, tsan, fuzz, vitest };
+// Instructions per operation against their budgets; the filter is a path.
+async function instructions(filter) {
+  const dir = join(root, 'build', 'release');
+  const built = await build(dir, 'bench_hotpath', {
+    CMAKE_BUILD_TYPE: 'Release',
+    PQBLK_BUILD_TESTS: 'ON',
+    PQBLK_SANITIZE: 'none',
+  });
+  if (!built.ok) return { ...empty(), failed: 1, output: built.output };
+  const wanted = [...paths.keys()].filter((path) => filter === undefined || path === filter);
+  return checkPaths(join(dir, 'bench_hotpath'), wanted, each);
+}
+
+export const suites = { lint, layers, native, instructions, asan, tsan, fuzz, vitest };

@@ -2,8 +2,9 @@
 //
 //   node scripts/test.mjs [--only SUITE[:FILTER][,SUITE...]] [--soak]
 //
-//   --only   lint, layers, native, asan, tsan, fuzz, vitest. The filter is a room of test/native
-//            (native:io), a fuzzer (fuzz:header) or a file pattern (vitest:keys).
+//   --only   lint, layers, native, instructions, asan, tsan, fuzz, vitest. The filter is a room of
+//            test/native (native:io), a hot path (instructions:raw-read), a fuzzer (fuzz:header) or a
+//            file pattern (vitest:keys).
 //   --soak   longer variants: sets PQBLK_SOAK=1 and PQBLK_SOAK_SECONDS (300 unless it is set), which
 //            the suites read; fuzzers run that long each.
 //
@@ -57,7 +58,7 @@ async function runSuite(name, filter) {
   }
   const seconds = ((performance.now() - started) / 1000).toFixed(1);
   const word = result.failed > 0 ? 'FAIL' : 'ok';
-  console.log(`${word.padEnd(5)} ${name.padEnd(8)} ${counts(result).padEnd(36)} ${seconds} s`);
+  console.log(`${word.padEnd(5)} ${name.padEnd(12)} ${counts(result).padEnd(36)} ${seconds} s`);
   for (const remark of result.remarks) console.log(`        ${remark}`);
   if (result.failed > 0) console.log(`${result.output.trimEnd()}\n`);
   return result;

@@ -40,8 +40,8 @@ class Guest {
       if (answer->status != 0) error_ = Error(Kind::io_error, "a request of the guest failed");
       --out_;
       ++done_;
-      if (done_ == spec_.warm) spec_.begin();
-      if (done_ == spec_.warm + spec_.ops) spec_.end();
+      if (done_ == spec_.warm && spec_.begin) spec_.begin();
+      if (done_ == spec_.warm + spec_.ops && spec_.end) spec_.end();
       if (done_ < spec_.warm + spec_.ops && !error_) added += add(answer->slot);
     }
     if (added != 0) driver_.kick(0);

@@ -50,7 +50,7 @@ class Load {
 
   void start_all() {
     in_flight_ = 1;  // this call
-    if (spec_.warm == 0) spec_.begin();
+    if (spec_.warm == 0 && spec_.begin) spec_.begin();
     for (std::uint32_t i = 0; i < spec_.depth; ++i) {
       Slot& slot = slots_[i];
       slot.load = this;
@@ -77,8 +77,8 @@ class Load {
   void completed(Request& request) {
     if (request.status != image::Status::ok && !error_) error_ = request.error;
     ++done_;
-    if (done_ == spec_.warm) spec_.begin();
-    if (done_ == spec_.warm + spec_.ops) spec_.end();
+    if (done_ == spec_.warm && spec_.begin) spec_.begin();
+    if (done_ == spec_.warm + spec_.ops && spec_.end) spec_.end();
     if (done_ < spec_.warm + spec_.ops && !error_) return launch(request);
     ended();
   }

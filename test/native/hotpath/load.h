@@ -15,10 +15,10 @@ namespace pqblk::test {
 struct LoadSpec {
   image::RequestType type = image::RequestType::in;
   std::uint32_t depth = 32;
-  std::uint64_t warm = 0;    // requests before `begin`
-  std::uint64_t ops = 0;     // from `begin` to `end`
-  std::uint64_t blocks = 0;  // of 4 KiB, from the disk's start on, that are asked for
-  std::function<void()> begin, end;
+  std::uint64_t warm = 0;            // requests before `begin`
+  std::uint64_t ops = 0;             // from `begin` to `end`
+  std::uint64_t blocks = 0;          // of 4 KiB, from the disk's start on, that are asked for
+  std::function<void()> begin, end;  // may be empty
 };
 
 // The first error of a request. Blocking; never on a queue's thread.
