@@ -1,5 +1,6 @@
 #include "export/virtqueue_memory.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
 
@@ -28,6 +29,8 @@ SharedMapping::~SharedMapping() {
 }
 
 Result<SharedMapping> SharedMapping::map(int fd, std::uint64_t bytes) {
+  // A memfd that can still be sealed shrinks no more from here on; what cannot is taken as it is.
+  ::fcntl(fd, F_ADD_SEALS, F_SEAL_SHRINK);
   struct stat status {};
   if (::fstat(fd, &status) != 0) return Error::from_errno(errno, "map shared memory");
   if (bytes == 0 || bytes > kMappingMax) {

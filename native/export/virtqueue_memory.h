@@ -4,7 +4,7 @@
 // Room export/: knows addresses and mappings, nothing of rings or requests. A table changes only
 // while no queue uses it; translation needs no lock. What a guest or a front-end says is checked
 // here and nowhere else. One thing cannot be: a front-end that truncates memory which it handed
-// over ends this process (SIGBUS); memory sealed against shrinking is immune.
+// over ends this process (SIGBUS); a memfd is sealed against that, others are trusted.
 #pragma once
 
 #include <sys/uio.h>

@@ -129,10 +129,16 @@ function describe({ noNewPrivileges, noCoreDumps, systemCallFilter }: Sandbox): 
   return parts.length > 0 ? parts.join(', ') : 'none';
 }
 
-function requireWayIn({ path, vhostUser, nbd, nbdTcp }: DiskPlan): void {
-  if ([vhostUser, nbd, nbdTcp].some((way) => way !== undefined)) return;
-  const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
-  throw new PqblkError('usage', 'no way in was named', { path, hint });
+function requireWayIn({ path, ...plan }: DiskPlan): void {
+  if ([plan.vhostUser, plan.nbd, plan.nbdTcp].every((way) => way === undefined)) {
+    const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
+    throw new PqblkError('usage', 'no way in was named', { path, hint });
+  }
+  const secure = plan.tlsPsk !== undefined || plan.tlsCert !== undefined || plan.insecure;
+  if (plan.nbdTcp !== undefined && !secure) {
+    const hint = 'say --tls-psk FILE or --tls-cert DIR; --insecure gives the disk to the network';
+    throw new PqblkError('invalid_argument', 'NBD over TCP needs TLS', { path, hint });
+  }
 }
 
 /** Opens a disk and its servers; what was started is in `served` even when the rest fails. */

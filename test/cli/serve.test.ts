@@ -309,6 +309,7 @@ describe('serve over TCP', () => {
     const disk = await sealedDisk('tcp.sealed');
     const refused = await pqblk('serve', disk, '--nbd-tcp', '127.0.0.1:0', ...store);
     expect(refused.code).toBe(exitCode('invalid_argument'));
+    expect(refused.stderr).toContain('hint: say --tls-psk FILE');
     const server = await serve(disk, '--nbd-tcp', '127.0.0.1:0', '--insecure', ...store);
     expect(server.uris[0]).toMatch(/^nbd:\/\/127\.0\.0\.1:\d+\/$/);
     expect(peer('nbdinfo', '--size', String(server.uris[0])).trim()).toBe(String(16 * MiB));

@@ -1,10 +1,12 @@
 // The vhost-user server against a guest of our own and a flat model of the disk.
 #include <doctest/doctest.h>
 #include <poll.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <cstring>
@@ -403,6 +405,17 @@ TEST_CASE("the dirty log has the pages that were written, and no others") {
   CHECK(is_dirty(guest.data_address(0, 0)));
   CHECK(is_dirty(guest.data_address(0, 0) + kBlock));
   CHECK_FALSE(is_dirty(guest.data_address(0, 0) + 2 * kBlock));
+}
+
+TEST_CASE("memory that can be sealed does not shrink under the server") {
+  const UniqueFd fd(::memfd_create("guest", MFD_CLOEXEC | MFD_ALLOW_SEALING));
+  REQUIRE(::ftruncate(fd.get(), 65536) == 0);
+  CHECK_FALSE(SharedMapping::map(fd.get(), 65537));
+  auto mapping = SharedMapping::map(fd.get(), 65536);
+  REQUIRE(mapping);
+  CHECK(::ftruncate(fd.get(), 4096) != 0);
+  mapping->data()[65535] = 1;  // SIGBUS otherwise
+  CHECK(::ftruncate(fd.get(), 131072) == 0);
 }
 
 TEST_CASE("memory comes and goes by slots while the ring runs") {

@@ -67,8 +67,7 @@ void run(const char* name, const qcow2::CreateOptions& options, std::uint64_t ru
   const sim::CrashReport report =
       sim::crash_runs(subject_of(name, options), 1, pqblk::test::effort(runs), how);
   CHECK_MESSAGE(report.ok(), report.failure);
-  MESSAGE(std::string(name) << ": lives " << report.counts.lives << ", crashes "
-                            << report.counts.crashes);
+  sim::note_seeds(name, report);
 }
 
 }  // namespace

@@ -66,8 +66,7 @@ TEST_CASE("sealed disks of every shape survive random crashes") {
                                           ? sim::crash_soak(subject, soak / cases + 1, c.options)
                                           : sim::crash_runs(subject, 1, seeds, c.options);
       CHECK_MESSAGE(report.ok(), report.failure);
-      MESSAGE(std::string(c.name) << ": runs " << report.counts.runs << ", lives "
-                                  << report.counts.lives << ", crashes " << report.counts.crashes);
+      sim::note_seeds(c.name, report);
     }
   }
 }

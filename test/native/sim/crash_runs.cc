@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdio>
 #include <utility>
 
 namespace pqblk::sim {
@@ -189,6 +190,7 @@ CrashReport crash_runs(const Subject& subject, std::uint64_t first, std::uint64_
   const SeedPlan plan = seed_plan(first, count);
   keep_memory();
   CrashReport report;
+  report.first = plan.first;
   const Device fresh = fresh_image(subject, report.failure);
   if (!report.ok()) return report;
   for (std::uint64_t seed = plan.first; seed < plan.first + plan.count; ++seed) {
@@ -210,6 +212,7 @@ CrashReport crash_soak(const Subject& subject, std::uint32_t seconds, const Cras
   auto seed = static_cast<std::uint64_t>(
       std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
   CrashReport sum;
+  sum.first = seed;
   while (Clock::now() < deadline && sum.ok()) {
     CrashReport one = crash_runs(subject, seed, kSoakBatch, options);
     seed += kSoakBatch;
@@ -221,6 +224,14 @@ CrashReport crash_soak(const Subject& subject, std::uint32_t seconds, const Cras
     sum.counts.steps += one.counts.steps;
   }
   return sum;
+}
+
+void note_seeds(const std::string& name, const CrashReport& report) {
+  const RunCounts& counts = report.counts;
+  const auto number = [](std::uint64_t n) { return static_cast<unsigned long long>(n); };
+  std::printf("NOTE: %s: seeds %llu to %llu, %llu lives, %llu crashes\n", name.c_str(),
+              number(report.first), number(report.first + counts.runs - 1), number(counts.lives),
+              number(counts.crashes));
 }
 
 }  // namespace pqblk::sim

@@ -41,6 +41,7 @@ std::string crash_run(const Subject& subject, const Device& fresh, std::uint64_t
 struct CrashReport {
   std::string failure;     // of the first seed that failed, with the seed; empty: none did
   std::uint64_t seed = 0;  // that one
+  std::uint64_t first = 0;
   RunCounts counts;
   bool ok() const { return failure.empty(); }
 };
@@ -50,5 +51,7 @@ CrashReport crash_runs(const Subject& subject, std::uint64_t first, std::uint64_
                        const CrashOptions& options);
 // The same for at most `seconds`, beginning at a seed taken from the clock (for soak).
 CrashReport crash_soak(const Subject& subject, std::uint32_t seconds, const CrashOptions& options);
+// Says which seeds were run, in a line that the summary of all tests repeats.
+void note_seeds(const std::string& name, const CrashReport& report);
 
 }  // namespace pqblk::sim

@@ -19,9 +19,7 @@ void survives(const Subject& subject, std::uint64_t seeds, const CrashOptions& o
   const CrashReport report = soak != 0 ? crash_soak(subject, soak / kSubjects + 1, options)
                                        : crash_runs(subject, 1, test::effort(seeds), options);
   CHECK_MESSAGE(report.ok(), report.failure);
-  MESSAGE(subject.name << ": runs " << report.counts.runs << ", lives " << report.counts.lives
-                       << ", crashes " << report.counts.crashes << ", steps "
-                       << report.counts.steps);
+  note_seeds(subject.name, report);
 }
 
 }  // namespace
