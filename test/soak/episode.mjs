@@ -3,7 +3,17 @@
 //
 // What the disk is and what is done to it follows from the seed and the episode's number; when it
 // happens among thousands of requests does not.
-import { closeSync, copyFileSync, mkdirSync, openSync, rmSync, statSync, writeSync } from 'node:fs';
+import {
+  closeSync,
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { EVENTS } from './events.mjs';
@@ -14,7 +24,9 @@ import { Random } from './random.mjs';
 
 const MiB = 2 ** 20;
 const SAMPLE_MS = 2000;
+const ROOM_MS = 500;
 const KEPT_BYTES_MAX = 1024 * MiB;
+const KEPT_MAX = 3;
 /** Name, first slot, slots, and which kind of life it takes part in. */
 const CLIENTS = [
   ['nbd', 0, 8, 'serve host'],
@@ -54,6 +66,7 @@ export function shapeOf(random, { steady, quick }) {
       nonVolatile: random.chance(0.4),
     }),
     ...(format === 'qcow2' && { extendedL2: random.chance(0.3) }),
+    crowded: random.chance(0.5), // the small file system: hardly any space, all the time
     packed: random.chance(0.5),
     indirect: random.chance(0.5),
   };
@@ -87,7 +100,7 @@ export class Episode {
       while (Date.now() < until && !this.soak.stopping);
       if (this.unsettled) await this.lookByC();
     } catch (error) {
-      await this.keep();
+      this.keep();
       throw error;
     } finally {
       clearInterval(sampling);
@@ -114,6 +127,9 @@ export class Episode {
   }
   get disk() {
     return join(this.place.path, 'disk');
+  }
+  get crowded() {
+    return this.shape.crowded && this.place.fill !== undefined;
   }
   get board() {
     return this.at('board');
@@ -161,6 +177,10 @@ export class Episode {
     if (kind !== 'c') await this.startServer(kind);
     await this.startClients(kind);
     if (kind !== 'c' && this.unfinished) this.changeKeys(this.unfinished);
+    if (this.crowded) {
+      await this.tolerate();
+      this.place.fill(this.random.below(48) * MiB);
+    }
     await this.disturb(kind, Date.now() + ms);
     await this.endLife(kind);
     await this.lookAfter();
@@ -252,8 +272,7 @@ export class Episode {
       this.counts.events[event.name] = (this.counts.events[event.name] ?? 0) + 1;
       await event.run(this);
     }
-    this.place.empty?.();
-    await this.insist();
+    await this.makeRoom();
     if (!this.killing) await this.endKeyChange();
   }
 
@@ -319,8 +338,16 @@ export class Episode {
     this.tolerant = true;
     for (const client of this.running) await client.told('tolerate', 'tolerate');
   }
-  async insist() {
+  /** With space at hand again everything has to go well, and at once. */
+  async makeRoom() {
     if (!this.tolerant) return;
+    this.place.empty();
+    await sleep(ROOM_MS);
+    await this.insist();
+    await sleep(ROOM_MS);
+    this.requireRight();
+  }
+  async insist() {
     this.tolerant = false;
     for (const client of this.clients.values()) {
       if (client.alive) await client.told('insist', 'insist');
@@ -443,10 +470,13 @@ export class Episode {
     this.shape.size = bytes;
   }
 
-  /** What failed, for those who look into it. */
-  async keep() {
-    const kept = join(this.soak.out, 'failures', String(this.number));
-    mkdirSync(kept, { recursive: true });
+  /** What failed, for those who look into it: the disk, the model, and the keys. */
+  keep() {
+    const all = join(this.soak.out, 'failures');
+    mkdirSync(all, { recursive: true });
+    if (readdirSync(all).length >= KEPT_MAX) return;
+    const kept = join(all, String(this.number));
+    cpSync(this.soak.env.PQBLK_KEYS, join(kept, 'store'), { recursive: true });
     for (const file of [this.disk, this.board]) {
       try {
         if (statSync(file).blocks * 512 < KEPT_BYTES_MAX) {

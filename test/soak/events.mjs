@@ -35,15 +35,18 @@ export const EVENTS = [
     await place.stall(random.between(100, 3000));
   }),
 
-  event('file system full', 4, small, async (episode) => {
-    const { place, random } = episode;
-    await episode.tolerate();
-    place.fill(random.below(4) * MiB);
-    await sleep(random.between(500, 4000));
-    place.empty();
-    await sleep(200);
-    await episode.insist();
-  }),
+  event(
+    'file system full',
+    4,
+    (episode) => small(episode) && !episode.crowded,
+    async (episode) => {
+      const { place, random } = episode;
+      await episode.tolerate();
+      place.fill(random.below(4) * MiB);
+      await sleep(random.between(500, 4000));
+      await episode.makeRoom();
+    },
+  ),
 
   // Its requests may still come through; its slots rest until everything was looked at.
   event('client killed', 1, served, async ({ running, random, steady }) => {
@@ -63,7 +66,7 @@ export const EVENTS = [
 
   event('resize', 2, hosted, async (episode) => {
     const bytes = episode.shape.size + (1 + episode.random.below(8)) * 2 * MiB;
-    if (bytes > episode.shape.maxSize) return;
+    if (bytes > episode.shape.maxSize || episode.crowded) return; // its tables may find no room
     await ask(episode.server, `resize ${bytes}`, 'resized');
     episode.grown(bytes);
   }),

@@ -14,7 +14,7 @@
 // report is in build/soak/; the exit code is 1 when anything was wrong.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync } from 'node:fs';
+import { mkdirSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -174,6 +174,7 @@ if (!values.quick) {
   if (!ok) throw new Error(output);
 }
 soak.began = Date.now();
+rmSync(join(soak.out, 'failures'), { recursive: true, force: true });
 say(`seed ${soak.seed}, ${minutes} minutes`);
 soak.env = await makeKeys(new Folder('memory').path);
 const ms = minutes * 60_000;

@@ -50,11 +50,15 @@ export class SmallFs extends Folder {
     this.mounted = this.problem === '';
   }
 
-  /** Takes all but `left` bytes of the space. Empty, or why not. */
-  fill(left) {
+  get free() {
     const { stdout } = spawnSync('df', ['-B1', '--output=avail', this.path], { encoding: 'utf8' });
-    const free = Number(stdout?.split('\n')[1]) - left;
-    return free > 0 ? command('fallocate', '-l', String(free), this.ballast) : '';
+    return Number(stdout.split('\n')[1]);
+  }
+
+  /** Takes all but `left` bytes of the space, or less: the file system wants some for itself. */
+  fill(left) {
+    const bytes = this.free - left;
+    if (bytes > 0) command('fallocate', '-l', String(bytes), this.ballast); // as much as there is
   }
   empty() {
     rmSync(this.ballast, { force: true });
