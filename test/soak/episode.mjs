@@ -173,7 +173,7 @@ export class Episode {
     const left = until - Date.now();
     const ms = this.steady ? left : Math.min(left, this.random.between(1500, 12_000));
     this.counts.lives += 1;
-    this.killing = !this.steady && this.random.chance(0.75);
+    this.killing = !this.steady && (this.counts.lives === 1 || this.random.chance(0.7));
     if (kind !== 'c') await this.startServer(kind);
     await this.startClients(kind);
     if (kind !== 'c' && this.unfinished) this.changeKeys(this.unfinished);

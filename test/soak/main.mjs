@@ -95,9 +95,9 @@ async function load(until) {
   }
   const others = async () => {
     const seconds = values.quick ? left() : EPISODE_SECONDS;
-    for (let n = 1; !soak.stopping && left() > (n > 1 ? 5 : 0); n++) {
-      await runEpisode(n, { seconds: Math.min(seconds, left()) });
-    }
+    let n = 0;
+    do await runEpisode(++n, { seconds: Math.min(seconds, left()) });
+    while (!soak.stopping && left() > 5);
   };
   await Promise.all([runEpisode(STEADY, { steady: true, seconds: left() }), others()]);
 }
@@ -173,10 +173,10 @@ if (!values.quick) {
   const { ok, output } = await buildTestPrograms(); // before the slice, `npm test` did it
   if (!ok) throw new Error(output);
 }
-soak.began = Date.now();
 rmSync(join(soak.out, 'failures'), { recursive: true, force: true });
 say(`seed ${soak.seed}, ${minutes} minutes`);
 soak.env = await makeKeys(new Folder('memory').path);
+soak.began = Date.now();
 const ms = minutes * 60_000;
 const alone = values.only === 'load' || values.quick || values.episode !== undefined;
 if (values.only !== 'suites') await load(soak.began + ms * (alone ? 1 : LOAD_SHARE));

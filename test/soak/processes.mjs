@@ -206,7 +206,7 @@ export class Host extends Talker {
 export function held(pid) {
   try {
     const status = readFileSync(`/proc/${pid}/status`, 'utf8');
-    const number = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)?.[1]);
+    const number = (name) => Number(new RegExp(`^${name}:\\s+(\\d+)`, 'm').exec(status)[1]);
     return {
       residentKiB: number('VmRSS'),
       threads: number('Threads'),

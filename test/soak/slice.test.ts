@@ -25,6 +25,7 @@ test('a slice of the soak finds nothing wrong', { timeout: LIMIT_MS }, async () 
   console.log(note);
   const { episodes, memory } = JSON.parse(readFileSync(join(out, 'report.json'), 'utf8'));
   expect(memory.length).toBeGreaterThan(0);
+  expect(episodes.at(-1).counts.kills).toBeGreaterThan(0);
   for (const { counts, operations } of episodes) {
     expect(counts.looks).toBeGreaterThan(0);
     expect(operations.verified).toBeGreaterThan(0);
