@@ -30,7 +30,7 @@ class Group {
  public:
   Group(RequestServer& server, SealedBackend& sealed, bool verify, std::uint64_t begin,
         std::uint64_t end)
-      : server_(server), sealed_(sealed), verify_(verify), next_(begin), end_(end) {}
+      : server_(server), sealed_(sealed), verify_(verify), end_(end), next_(begin) {}
 
   static detail::Detached work(std::shared_ptr<Group> group, QueueContext& q) {
     co_await resume_on(q.io);
@@ -39,6 +39,7 @@ class Group {
       SealedBackend::Rekeyed done;
       Error e = co_await group->piece(q, at, length, done);
       group->add(std::move(done), std::move(e));
+      co_await yield();  // what is answered from memory holds up nobody
     }
     group->leave();
   }
@@ -62,11 +63,21 @@ class Group {
   }
   Task<Error> piece(QueueContext& q, std::uint64_t at, std::uint64_t length,
                     SealedBackend::Rekeyed& out) {
+    auto written = co_await sealed_.next_written(q, at, end_);
+    if (!written) co_return written.take_error();
+    if (*written >= at + length) {
+      skip(*written);
+      co_return Error();
+    }
     if (!verify_) co_return co_await server_.rekey(q, at, length, sealed_, out);
     auto found = co_await sealed_.count_other_epochs(q, {at}, length);
     if (!found) co_return found.take_error();
     out.sectors = *found;
     co_return Error();
+  }
+  void skip(std::uint64_t to) {
+    std::lock_guard guard(lock_);
+    next_ = std::max(next_, std::min(align_down(to, kPiece), end_));
   }
   void add(SealedBackend::Rekeyed piece_done, Error e) {
     std::lock_guard guard(lock_);
@@ -85,8 +96,9 @@ class Group {
   SealedBackend& sealed_;
   const bool verify_;
   const Clock::time_point until_ = Clock::now() + kGroupTime;
+  const std::uint64_t end_;
   std::mutex lock_;  // all that follows, and what is public
-  std::uint64_t next_, end_;
+  std::uint64_t next_;
   std::uint32_t active_ = 0;
   Watermark ended_{0};
 };

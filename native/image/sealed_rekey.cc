@@ -187,9 +187,6 @@ Task<Error> SealedBackend::rewrite_run(QueueContext& q, RekeyRun run, Resolved* 
 
 Task<Error> SealedBackend::rekey(QueueContext& q, GuestOffset at, std::uint64_t length,
                                  Rekeyed& out) {
-  Result<std::uint64_t> written = co_await next_written(q, at.bytes, at.bytes + length);
-  if (!written) co_return written.take_error();
-  if (*written >= at.bytes + length) co_return Error();
   const Sector first{at.bytes >> kSectorShift};
   std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
   if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {
@@ -208,9 +205,6 @@ Task<Error> SealedBackend::rekey(QueueContext& q, GuestOffset at, std::uint64_t 
 
 Task<Result<std::uint64_t>> SealedBackend::count_other_epochs(QueueContext& q, GuestOffset at,
                                                               std::uint64_t length) {
-  Result<std::uint64_t> written = co_await next_written(q, at.bytes, at.bytes + length);
-  if (!written) co_return written.take_error();
-  if (*written >= at.bytes + length) co_return std::uint64_t{0};
   const Sector first{at.bytes >> kSectorShift};
   std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
   if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {

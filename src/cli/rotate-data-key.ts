@@ -1,4 +1,5 @@
 // Room cli/: `pqblk rotate-data-key`: everything on a sealed disk under a new key, in use or not.
+import { availableParallelism } from 'node:os';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { openDisk, type RotatedDataKey, type RotationHost, rotateDataKey } from '../index.js';
 import { addBackingOptions, backingOptions, type OpenFlags } from './opening.js';
@@ -10,6 +11,8 @@ import type { Terminal } from './terminal.js';
 const SECTOR_BYTES = 4096;
 /** Of the time, on a disk that guests use: they keep most of the machine. */
 const ONLINE_SHARE = 0.2;
+/** Of a disk that nobody else uses: more only wait for the device. */
+const QUEUES_MAX = 3;
 
 type BackingFlags = Pick<OpenFlags, 'allowBacking' | 'allowUnauthenticatedBacking'>;
 
@@ -78,7 +81,10 @@ async function rotate(
   const { identity, pins, allowRollback, confirmVmk } = options;
   const keys = { identity, pins, allowRollback, confirmVmk };
   const backing = backingOptions(flags); // nothing is read from it, and the engine opens both or none
-  await using disk = await openDisk(path, { format: 'sealed', cache: 'none', ...backing, ...keys });
+  // The rotation works on every queue's thread and on one more.
+  const queues = Math.min(Math.max(availableParallelism() - 1, 1), QUEUES_MAX);
+  const how = { format: 'sealed', cache: 'none', queues } as const;
+  await using disk = await openDisk(path, { ...how, ...backing, ...keys });
   return await with_(disk);
 }
 

@@ -188,7 +188,7 @@ void Allocator::may_reserve_ahead(bool may) {
 
 std::uint64_t Allocator::next_batch() {
   std::lock_guard guard(mutex_);
-  last_batch_ = std::exchange(batch_, std::min(batch_ * 2, kReserveBatchMax));
+  last_batch_ = std::exchange(batch_, std::min(batch_ * 4, kReserveBatchMax));
   return last_batch_;
 }
 

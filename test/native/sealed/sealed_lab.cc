@@ -58,6 +58,7 @@ Error Lab::open(bool read_only) {
 
 Error Lab::open(image::SealedOptions options) {
   using Opened = Result<std::unique_ptr<image::SealedBackend>>;
+  file_->size = image().size();  // it may have grown since
   Opened opened = run(image::SealedBackend::open(*q_, *file_, std::move(options)),
                       Opened(Error(Kind::canceled, "hang")));
   if (!opened) return opened.take_error();
