@@ -177,6 +177,7 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   // Not before everything was rewritten, and known to be.
   CHECK(disk->finish_epoch().kind() == Kind::invalid_argument);
   RekeySpec part;
+  part.bytes_per_second = 64 * kMiB;  // in small groups, to stop between them
   part.progress = [](std::uint64_t done, std::uint64_t) { return done < kSize / 2; };
   auto first = disk->rekey(part);
   REQUIRE(first);
