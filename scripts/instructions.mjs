@@ -193,10 +193,11 @@ const top = (functions, n) =>
     .sort((a, b) => b[1] - a[1])
     .slice(0, n);
 
-// Which functions cost more than they did, or what there is when nothing was recorded.
+// Which functions cost more than they did. What was not recorded cost no more than the least that was.
 function growth(functions, recorded) {
+  const least = Math.min(...Object.values(recorded));
   return Object.entries(functions)
-    .map(([name, now]) => ({ name, now, before: recorded[name] ?? 0 }))
+    .map(([name, now]) => ({ name, now, before: recorded[name] ?? Math.min(now, least) }))
     .filter(({ now, before }) => now - before >= 1)
     .sort((a, b) => b.now - b.before - (a.now - a.before))
     .slice(0, 10)
