@@ -169,9 +169,8 @@ class SealedBackend final : public Backend {
     std::uint64_t host = 0;  // of the ciphertext
   };
   bool find_home(Sector s, HomePlace& home);
-  bool open_home(QueueContext& q, Sector s, const HomePlace& home, const std::uint8_t* ciphertext,
-                 const GuestBuffers& data);
-  std::uint8_t* place_for_ciphertext(const GuestBuffers& data) const;
+  bool open_home(Sector s, const HomePlace& home, const std::uint8_t* ciphertext,
+                 std::uint8_t* plain, const GuestBuffers& data);
   Task<Error> read_one(QueueContext& q, Sector s, GuestBuffers data);
   Task<Error> read_resolved(QueueContext& q, Sector first, GuestBuffers data);
 

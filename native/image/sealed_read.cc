@@ -283,34 +283,33 @@ bool SealedBackend::find_home(Sector s, HomePlace& home) {
 }
 
 // False: not a data sector, or the entry is not that of this ciphertext. The overlay was asked
-// before: the entry at home now is that version or a newer one.
-bool SealedBackend::open_home(QueueContext& q, Sector s, const HomePlace& home,
-                              const std::uint8_t* ciphertext, const GuestBuffers& data) {
+// before: the entry at home now is that version or a newer one. `plain` is private memory, perhaps
+// that of the ciphertext.
+bool SealedBackend::open_home(Sector s, const HomePlace& home, const std::uint8_t* ciphertext,
+                              std::uint8_t* plain, const GuestBuffers& data) {
   Resolved r;
   if (!entries_->peek(home.page, home.index, 1, &r.version.entry)) return false;
   if (r.version.entry.state() != State::data) return false;
   r.host = home.host;
-  const QueueContext::Buffer plain = q.buffer(kSectorSize);
-  if (!open_sector(s, r, ciphertext, plain.data())) return false;
-  data.copy_in(plain.data());
+  if (!open_sector(s, r, ciphertext, plain)) return false;
+  data.copy_in(plain);
   return true;
 }
 
-// Whoever shares the guest's memory may change the ciphertext there before it is opened. They
-// harm what they read themselves: plaintext comes from private memory, once its tag holds.
-std::uint8_t* SealedBackend::place_for_ciphertext(const GuestBuffers& data) const {
-  std::uint8_t* const at = data.contiguous(0, kSectorSize);
-  return reinterpret_cast<std::uintptr_t>(at) % file_.memory_align == 0 ? at : nullptr;
-}
-
+// The page cache copies ciphertext into the guest's memory, the nearest place; a device gets memory
+// that the ring knows. Whoever shares the guest's memory may change the ciphertext there before it
+// is opened. They harm what they read themselves: plaintext comes from private memory, once its tag
+// holds.
 Task<Error> SealedBackend::read_one(QueueContext& q, Sector s, GuestBuffers data) {
   HomePlace home;
   if (find_home(s, home)) {
     QueueContext::Buffer own;
-    std::uint8_t* ciphertext = place_for_ciphertext(data);
-    if (ciphertext == nullptr) ciphertext = (own = q.buffer(kSectorSize)).data();
-    if (Error e = co_await q.io.read(file_, home.host, ciphertext, kSectorSize)) co_return e;
-    if (open_home(q, s, home, ciphertext, data)) co_return Error();
+    std::uint8_t* at = file_.direct ? nullptr : data.contiguous(0, kSectorSize);
+    const bool guests = at != nullptr;
+    if (!guests) at = (own = q.buffer(kSectorSize)).data();
+    if (Error e = co_await q.io.read(file_, home.host, at, kSectorSize)) co_return e;
+    if (guests) own = q.buffer(kSectorSize);
+    if (open_home(s, home, at, own.data(), data)) co_return Error();
   }
   co_return co_await read_resolved(q, s, data);
 }
