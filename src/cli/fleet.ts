@@ -3,19 +3,22 @@
 // Every disk is an event, one line of JSON on stdout, and the run is one more at its end. A run has a
 // name and a journal, so that it can be stopped, killed and repeated: what is done is skipped. The
 // journal is advice about disks, never about keys: whether a disk is done the disk itself tells.
-import { appendFile, mkdir, readFile } from 'node:fs/promises';
+import { createHash } from 'node:crypto';
+import { mkdir, open, readFile, realpath, truncate } from 'node:fs/promises';
 import { homedir } from 'node:os';
 import { isAbsolute, join } from 'node:path';
 import { type Command, Option } from 'commander';
 import { ERROR_TABLE, type ErrorKind, fromSystem, PqblkError } from '../errors.js';
 import {
   type ChangedKeyArea,
+  fingerprintOf,
   type Identity,
   type KeyAreaEditor,
+  type Recipient,
   takeLock,
   toHex,
 } from '../index.js';
-import { type InventoryFlags, inventory } from './inventory.js';
+import { type Candidate, type InventoryFlags, inventory } from './inventory.js';
 import { openStore, parseCount, passphraseOf } from './options.js';
 import {
   addRekeyOptions,
@@ -28,7 +31,13 @@ import {
   withPermitOf,
 } from './rekeying.js';
 import { editRewrap } from './rewrap.js';
-import { newRecipient } from './slot.js';
+import {
+  addSlotOptions,
+  hasSlot,
+  type NewPassphraseFlags,
+  newRecipient,
+  testerOf,
+} from './slot.js';
 import type { Terminal } from './terminal.js';
 
 interface FleetFlags extends RekeyFlags, InventoryFlags {
@@ -37,10 +46,11 @@ interface FleetFlags extends RekeyFlags, InventoryFlags {
   run?: string;
 }
 
-interface RewrapFlags extends FleetFlags {
+interface RewrapFlags extends FleetFlags, NewPassphraseFlags {
   to: string;
   keepOld?: boolean;
   rotateMasterKey?: boolean;
+  force?: boolean;
 }
 
 const RUN_NAME = /^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$/;
@@ -74,15 +84,31 @@ function addRewrap(fleet: Command, terminal: Terminal): void {
     .description('Move a slot of every disk to a new key. Disks that have done so are skipped.')
     .requiredOption('--to <name|file>', 'key that takes its place')
     .option('--keep-old', 'let the former key open until the next rotation of the master key')
-    .option('--rotate-master-key', 'change the master key as well');
-  addFleetOptions(command).action(async (slot: string, disks: string[], flags: RewrapFlags) => {
-    const recipient = await newRecipient(flags.to, flags);
-    const rekeying: Rekeying = {
-      operation: 'rewrap',
-      edit: (editor) => editRewrap(editor, slot, recipient, flags),
-    };
-    await exclusively(flags, () => runFleet(terminal, disks, flags, () => rekeying));
-  });
+    .option('--rotate-master-key', 'change the master key as well')
+    .option(
+      '--force',
+      'though no key at hand opens the disks afterwards: the new one is not tested',
+    );
+  addSlotOptions(addFleetOptions(command)).action(
+    async (slot: string, disks: string[], flags: RewrapFlags) => {
+      const recipient = await newRecipient(flags.to, flags);
+      using tester = await testerOf(flags.to, flags);
+      await exclusively(flags, async () => {
+        const journal = await Journal.open(rewrapRun(slot, recipient), flags.dryRun === true);
+        await runFleet(terminal, disks, flags, (path) => ({
+          operation: 'rewrap',
+          testers: tester.identities,
+          untested: flags.force,
+          edit: async (editor) => {
+            const moved = hasSlot(editor.slots, recipient);
+            const rotateMasterKey =
+              flags.rotateMasterKey && ((await journal.mayRotate(path, editor)) || !moved);
+            editRewrap(editor, slot, recipient, { keepOld: flags.keepOld, rotateMasterKey });
+          },
+        }));
+      });
+    },
+  );
 }
 
 function addRotate(fleet: Command, terminal: Terminal): void {
@@ -92,7 +118,7 @@ function addRotate(fleet: Command, terminal: Terminal): void {
     .requiredOption('--run <name>', 'name of this rotation: the same name does not rotate twice');
   addFleetOptions(command).action(async (disks: string[], flags: FleetFlags) => {
     await exclusively(flags, async () => {
-      const journal = await Journal.open(flags.run as string, flags.dryRun === true);
+      const journal = await Journal.named(flags.run as string, flags.dryRun === true);
       await runFleet(terminal, disks, flags, (path) => ({
         operation: 'rotate-master-key',
         edit: async (editor) => {
@@ -102,6 +128,12 @@ function addRotate(fleet: Command, terminal: Terminal): void {
     });
   });
 }
+
+/** Moving a slot has a journal of its own: whether a master key was changed for it no disk tells. */
+const rewrapRun = (slot: string, { encapsulationKey }: Recipient) =>
+  `.rewrap-${createHash('sha256')
+    .update(`${toHex(fingerprintOf(encapsulationKey))} ${slot}`)
+    .digest('hex')}`;
 
 /** One run at a time for each user: two would report each other's work as failures. */
 async function exclusively(flags: FleetFlags, work: () => Promise<void>): Promise<void> {
@@ -134,7 +166,7 @@ async function runFleet(
 ): Promise<void> {
   const started = performance.now();
   const disks = await inventory(names, flags);
-  if (disks.length === 0) throw new PqblkError('usage', 'no disks: name some, or give a --list');
+  requireOneLog(disks, flags);
   using keyring = await keyringOf(flags);
   using identity = await unlockOnce(flags);
   const kinds = new Set<ErrorKind>();
@@ -142,9 +174,10 @@ async function runFleet(
   const say = (event: object) => terminal.line(JSON.stringify(event));
   const waiting = disks[Symbol.iterator]();
   const worker = async () => {
-    for (const path of waiting) {
+    for (const { path, error: unreadable } of waiting) {
       if (terminal.signal.aborted) return;
       try {
+        if (unreadable) throw unreadable;
         const changed = await changeOne(keyring, identity, path, flags, rekeyingOf(path));
         summary[changed.changed ? 'done' : 'skipped'] += 1;
         say(eventOf(path, changed));
@@ -174,8 +207,23 @@ function requireComplete(summary: Summary, kinds: Set<ErrorKind>, stopped: boole
   });
 }
 
+/** A log is of one volume. Kind `usage`. */
+function requireOneLog(disks: readonly Candidate[], { audit }: FleetFlags): void {
+  if (audit === undefined || disks.length === 1) return;
+  throw new PqblkError(
+    'usage',
+    `--audit names the log of one disk, and these are ${disks.length}`,
+    {
+      hint: 'a policy with auditDirectory keeps a log for each',
+    },
+  );
+}
+
 /** One key for all disks, so that its passphrase is asked for once. */
 async function unlockOnce(flags: FleetFlags): Promise<Identity> {
+  if (flags.recoveryCode !== undefined) {
+    throw new PqblkError('usage', 'a recovery code opens one disk: change that by itself');
+  }
   const reference = [flags.key ?? []].flat()[0];
   if (reference === undefined) {
     throw new PqblkError('usage', 'name the key that opens the disks with --key');
@@ -228,14 +276,16 @@ class Journal {
     this.#dryRun = dryRun;
   }
 
-  /** Kinds `usage`, `corrupt`. */
+  /** Of a run that has a name. Kinds `usage`, `corrupt`. */
+  static async named(run: string, dryRun: boolean): Promise<Journal> {
+    if (RUN_NAME.test(run)) return await Journal.open(run, dryRun);
+    throw new PqblkError(
+      'usage',
+      `${JSON.stringify(run)} is no name of a run: use letters, digits, . _ -`,
+    );
+  }
+
   static async open(run: string, dryRun: boolean): Promise<Journal> {
-    if (!RUN_NAME.test(run)) {
-      throw new PqblkError(
-        'usage',
-        `${JSON.stringify(run)} is no name of a run: use letters, digits, . _ -`,
-      );
-    }
     const journal = new Journal(join(stateDirectory(), 'fleet', `${run}.journal`), dryRun);
     await journal.#read();
     return journal;
@@ -244,12 +294,25 @@ class Journal {
   /** False for a disk that this run has rotated. */
   async mayRotate(path: string, editor: KeyAreaEditor): Promise<boolean> {
     const check = toHex(editor.observed.vmkCheck);
-    const volume = `${path} ${toHex(editor.observed.volumeUuid)}`;
+    // A copy of a disk has its UUID and a key of its own; another name of it has not.
+    const volume = `${await realpath(path)} ${toHex(editor.observed.volumeUuid)}`;
     const from = this.#from.get(volume);
     if (from !== undefined) return from === check;
     this.#from.set(volume, check);
-    if (!this.#dryRun) await appendFile(this.#path, `${JSON.stringify({ volume, from: check })}\n`);
+    if (!this.#dryRun) await this.#append(`${JSON.stringify({ volume, from: check })}\n`);
     return true;
+  }
+
+  async #append(line: string): Promise<void> {
+    const file = await open(this.#path, 'a', 0o600);
+    try {
+      await file.appendFile(line);
+      await file.sync();
+    } catch (error) {
+      throw fromSystem(error, { path: this.#path, operation: 'write journal' });
+    } finally {
+      await file.close();
+    }
   }
 
   async #read(): Promise<void> {
@@ -261,7 +324,10 @@ class Journal {
         throw fromSystem(error, { path: this.#path, operation: 'read journal' });
       }
     }
-    for (const line of text.slice(0, text.lastIndexOf('\n') + 1).split('\n')) {
+    const whole = text.slice(0, text.lastIndexOf('\n') + 1);
+    // Of a run that was killed while it wrote: nothing was done to that disk.
+    if (whole !== text && !this.#dryRun) await truncate(this.#path, Buffer.byteLength(whole));
+    for (const line of whole.split('\n')) {
       if (line === '') continue;
       const { volume, from } = parseLine(line, this.#path);
       this.#from.set(volume, from);
@@ -276,7 +342,10 @@ function parseLine(line: string, path: string): { volume: string; from: string }
   } catch {
     // said below
   }
-  throw new PqblkError('corrupt', 'the journal of this run is damaged', { path });
+  throw new PqblkError('corrupt', 'the journal of this run is damaged', {
+    path,
+    hint: 'take the line out that is no JSON: its disk may be done again; the disks are not at fault',
+  });
 }
 
 /** $XDG_STATE_HOME/pqblk, else ~/.local/state/pqblk. */

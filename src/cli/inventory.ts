@@ -1,33 +1,64 @@
 // Room cli/: which disks a command over many of them is about: files, patterns, directories, lists.
 //
-// A directory means every sealed disk below it, by the first bytes of each file; a named file is meant
-// whatever it holds, so that what cannot be read is reported and not passed over.
+// A directory means every sealed disk below it, by the first bytes of each file or by its name; a file
+// that is named, or that fits a pattern, is meant whatever it holds. Links are followed, and a file that
+// has several names counts once. What cannot be looked at is listed with its error and never passed
+// over: a disk that is missing from a report looks like one that is fine.
+import type { Stats } from 'node:fs';
 import { open, readdir, readFile, stat } from 'node:fs/promises';
-import { dirname, join, resolve, sep } from 'node:path';
+import { join, resolve, sep } from 'node:path';
 import { text as readAll } from 'node:stream/consumers';
-import { fromSystem } from '../errors.js';
+import { fromSystem, PqblkError } from '../errors.js';
 
 const QCOW2_MAGIC = 0x514649fb;
 const VERSION = 3;
 /** docs/format.md, section 1: incompatible feature bit 56, in the first byte of the field. */
 const FEATURES_AT = 72;
 const SEALED_MASK = 0x01;
+/** A disk whose header is damaged is one by its name. */
+const SEALED_NAME = /\.sealed$/i;
+const WILDCARD = /[*?]/;
 
 export interface InventoryFlags {
   list?: string;
 }
 
-/** Absolute paths, each once, in order. Kind `not_found` for a name that is not there. */
+/** A disk, or something that may be or hold one and could not be looked at. */
+export interface Candidate {
+  /** Absolute. */
+  readonly path: string;
+  readonly error?: PqblkError;
+}
+
+interface Found extends Candidate {
+  /** Of the file: the same for all its names. */
+  readonly stats?: Stats | undefined;
+}
+
+/** In order, each once. Kind `usage` where nothing is named; a name that stands for nothing has an error. */
 export async function inventory(
   names: readonly string[],
   { list }: InventoryFlags,
-): Promise<string[]> {
+): Promise<Candidate[]> {
   const listed = list === undefined ? [] : await readList(list);
-  const found = new Set<string>();
+  const found = new Map<string, Candidate>();
   for (const name of [...names, ...listed]) {
-    for (const path of await disksOf(name)) found.add(path);
+    let none = true;
+    for await (const { path, error, stats } of disksOf(name)) {
+      none = false;
+      const identity = identityOf({ path, stats });
+      if (!found.has(identity)) found.set(identity, { path, ...(error && { error }) });
+    }
+    if (none) found.set(name, nothingAt(name));
   }
-  return [...found];
+  if (found.size === 0) throw new PqblkError('usage', 'no disks: name some, or give a --list');
+  return [...found.values()];
+}
+
+function nothingAt(name: string): Candidate {
+  const path = resolve(name);
+  const what = WILDCARD.test(name) ? 'no file fits this pattern' : 'no sealed disk below';
+  return { path, error: new PqblkError('not_found', what, { path }) };
 }
 
 /** One name on each line; `#` begins a remark. '-': stdin. */
@@ -43,61 +74,112 @@ async function readList(file: string): Promise<string[]> {
   }
 }
 
-async function disksOf(name: string): Promise<string[]> {
-  if (/[*?]/.test(name)) return await matching(name);
+async function* disksOf(name: string): AsyncGenerator<Found> {
   const path = resolve(name);
-  try {
-    if (!(await stat(path)).isDirectory()) return [path];
-  } catch {
-    return [path]; // whoever opens it says what is wrong
+  if (WILDCARD.test(name)) {
+    const parts = path.split(sep).slice(1);
+    yield* matching(sep, parts, []);
+    return;
   }
-  const disks: string[] = [];
-  for await (const file of filesBelow(path)) if (await isSealed(file)) disks.push(file);
-  return disks;
+  const found = await lookAt(path);
+  if (found.stats?.isDirectory()) yield* disksBelow(found, new Set());
+  else yield found.error ? { path } : found; // whoever opens it says what is wrong
 }
 
-async function* filesBelow(directory: string): AsyncGenerator<string> {
+async function lookAt(path: string): Promise<Found> {
+  try {
+    return { path, stats: await stat(path) };
+  } catch (error) {
+    return { path, error: fromSystem(error, { path, operation: 'look at' }) };
+  }
+}
+
+const identityOf = ({ path, stats }: Found) => (stats ? `${stats.dev}:${stats.ino}` : path);
+
+/** What a directory holds, links followed, in order of the names. */
+async function* entriesOf(
+  directory: string,
+  fits: (name: string) => boolean,
+): AsyncGenerator<Found> {
   let entries: Awaited<ReturnType<typeof readEntries>>;
   try {
     entries = await readEntries(directory);
   } catch (error) {
-    throw fromSystem(error, { path: directory, operation: 'list directory' });
+    yield { path: directory, error: fromSystem(error, { path: directory, operation: 'list' }) };
+    return;
   }
-  for (const entry of entries) {
-    const path = join(directory, entry.name);
-    if (entry.isDirectory()) yield* filesBelow(path);
-    else if (entry.isFile()) yield path;
+  for (const entry of entries.filter(({ name }) => fits(name))) {
+    const found: Found = await lookAt(join(directory, entry.name));
+    const vanished = found.error?.kind === 'not_found' && !entry.isSymbolicLink();
+    if (!vanished) yield found;
   }
 }
 
 const readEntries = async (directory: string) =>
   (await readdir(directory, { withFileTypes: true })).sort((a, b) => (a.name < b.name ? -1 : 1));
 
-/** `*` and `?` within a name, `**` for any directories; a pattern means files, whatever they hold. */
-async function matching(pattern: string): Promise<string[]> {
-  const whole = resolve(pattern);
-  const fixed = whole.slice(0, whole.search(/[*?]/));
-  const expression = whole
+/** Each directory once: links may lead round in circles. */
+async function* disksBelow(directory: Found, seen: Set<string>): AsyncGenerator<Found> {
+  if (seen.has(identityOf(directory))) return;
+  seen.add(identityOf(directory));
+  for await (const entry of entriesOf(directory.path, () => true)) {
+    if (entry.stats?.isDirectory()) yield* disksBelow(entry, seen);
+    else if (entry.stats?.isFile()) yield* ifSealed(entry);
+    else if (entry.error && !leadsNowhere(entry)) yield entry;
+  }
+}
+
+/** A link to what is not there, which by its name is no disk. */
+const leadsNowhere = ({ path, error }: Found) =>
+  error?.kind === 'not_found' && !SEALED_NAME.test(path);
+
+async function* ifSealed(file: Found): AsyncGenerator<Found> {
+  const { path } = file;
+  try {
+    if (SEALED_NAME.test(path) || (await isSealed(path))) yield file;
+  } catch (error) {
+    yield { ...file, error: fromSystem(error, { path, operation: 'look at' }) };
+  }
+}
+
+/**
+ * `*` and `?` within a name, `**` for any directories; a pattern means files, whatever they hold. Only
+ * directories on the way are looked into. `above`: those that lead here, which links may lead back to.
+ */
+async function* matching(
+  directory: string,
+  [part = '', ...rest]: readonly string[],
+  above: readonly string[],
+): AsyncGenerator<Found> {
+  const last = rest.length === 0;
+  const anyDepth = part === '**' && !last;
+  if (anyDepth) yield* matching(directory, rest, above);
+  const entries = WILDCARD.test(part)
+    ? entriesOf(directory, nameFits(part))
+    : [await lookAt(join(directory, part))];
+  for await (const entry of entries) {
+    const isWanted = last && WILDCARD.test(part);
+    if (entry.error && (isWanted || entry.error.kind !== 'not_found')) yield entry;
+    else if (last && entry.stats?.isFile()) yield entry;
+    else if (!last && entry.stats?.isDirectory() && !above.includes(identityOf(entry))) {
+      const below = anyDepth ? [part, ...rest] : rest;
+      yield* matching(entry.path, below, [...above, identityOf(entry)]);
+    }
+  }
+}
+
+function nameFits(pattern: string): (name: string) => boolean {
+  const expression = pattern
     .replaceAll(/[.+^${}()|[\]\\]/g, '\\$&')
-    .replaceAll('**/', '\u0000')
-    .replaceAll('*', '[^/]*')
-    .replaceAll('?', '[^/]')
-    .replaceAll('\u0000', '(?:.*/)?');
-  const fits = new RegExp(`^${expression}$`);
-  const paths: string[] = [];
-  const top = fixed.endsWith(sep) ? fixed : dirname(fixed);
-  for await (const path of filesBelow(top)) if (fits.test(path)) paths.push(path);
-  return paths;
+    .replaceAll('*', '.*')
+    .replaceAll('?', '.');
+  const fits = new RegExp(`^${expression}$`, 's');
+  return (name) => fits.test(name);
 }
 
 /** By its first bytes, which decide what is reported and never what is opened. */
 async function isSealed(path: string): Promise<boolean> {
-  let file: Awaited<ReturnType<typeof open>>;
-  try {
-    file = await open(path, 'r');
-  } catch {
-    return false;
-  }
+  const file = await open(path, 'r');
   try {
     const start = Buffer.alloc(FEATURES_AT + 8);
     const { bytesRead } = await file.read(start, 0, start.length, 0);

@@ -4,7 +4,7 @@
 // A format is what the user says, by option or by the file's name, and never what the file's content
 // says: the guest writes that. Without either a disk is sealed, and its keys prove it.
 import { extname } from 'node:path';
-import { type Command, Option } from 'commander';
+import { type Command, InvalidArgumentError, Option } from 'commander';
 import {
   type CacheMode,
   chooseKey,
@@ -69,7 +69,10 @@ export function keyOption(): Option {
   return new Option(
     '--key <name>',
     'key that opens a sealed disk (default: one of the store that it is sealed to)',
-  );
+  ).argParser((key: string, former: string | undefined) => {
+    if (former === undefined) return key;
+    throw new InvalidArgumentError('one key opens a disk, and another was named before.');
+  });
 }
 
 /** What a command needs that unlocks a sealed disk without opening it. */

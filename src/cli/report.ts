@@ -5,7 +5,7 @@
 import { type Command, Option } from 'commander';
 import { fromSystem, PqblkError } from '../errors.js';
 import { diskInfo, type Policy, type SlotDescription, violations } from '../index.js';
-import { type InventoryFlags, inventory } from './inventory.js';
+import { type Candidate, type InventoryFlags, inventory } from './inventory.js';
 import { examples, jsonOption, parseCount } from './options.js';
 import { isPast, type PolicyFlags, policyOf, policyOption } from './policy.js';
 import type { Terminal } from './terminal.js';
@@ -57,7 +57,8 @@ export function addReport(program: Command, terminal: Terminal): void {
       'after',
       `
 Exit codes: 0 nothing to do soon (stale and expiring keys are shown), 6 a policy is broken or a slot is
-past its date, 18 a damaged key area, 14 a disk that cannot be read.
+past its date, 18 a damaged key area, 14 a disk or directory that cannot be read, or a name that stands
+for nothing.
 ${examples('pqblk report /srv/disks', "pqblk report '/srv/**/*.sealed' --policy policy.yaml --json")}`,
     )
     .action(async (names: string[], flags: Flags) => {
@@ -70,7 +71,7 @@ ${examples('pqblk report /srv/disks', "pqblk report '/srv/**/*.sealed' --policy 
 }
 
 async function lookAtAll(
-  disks: readonly string[],
+  disks: readonly Candidate[],
   flags: Flags,
   policy: Policy | undefined,
 ): Promise<DiskReport[]> {
@@ -80,15 +81,20 @@ async function lookAtAll(
     while (next < disks.length) {
       const index = next;
       next += 1;
-      reports[index] = await lookAt(disks[index] as string, flags, policy);
+      reports[index] = await lookAt(disks[index] as Candidate, flags, policy);
     }
   };
   await Promise.all(Array.from({ length: LOOKED_AT_ONCE }, worker));
   return reports;
 }
 
-async function lookAt(path: string, flags: Flags, policy: Policy | undefined): Promise<DiskReport> {
+async function lookAt(
+  { path, error }: Candidate,
+  flags: Flags,
+  policy: Policy | undefined,
+): Promise<DiskReport> {
   try {
+    if (error) throw error;
     const { sealed } = await diskInfo(path, 'sealed');
     if (!sealed?.keyArea) {
       const finding: Finding = {
@@ -109,8 +115,8 @@ async function lookAt(path: string, flags: Flags, policy: Policy | undefined): P
     for (const slot of slots) if (slot.state === 'active') findings.push(...datesOf(slot, flags));
     const active = slots.filter((slot) => slot.state === 'active').length;
     return { path, volumeUuid: sealed.uuid, generation, slots: active, findings };
-  } catch (error) {
-    const { message } = fromSystem(error, { path });
+  } catch (thrown) {
+    const { message } = fromSystem(thrown, { path });
     return { path, slots: 0, findings: [{ kind: 'unreadable', message }] };
   }
 }

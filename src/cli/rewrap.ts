@@ -63,12 +63,17 @@ interface RotateFlag {
   rotateMasterKey?: boolean;
 }
 
+export interface RewrapWork {
+  readonly keepOld?: boolean | undefined;
+  readonly rotateMasterKey?: boolean | undefined;
+}
+
 /** Does what of it is not done. Whether the master key was changed for it, nothing on the disk tells. */
 export function editRewrap(
   editor: KeyAreaEditor,
   reference: string | undefined,
   recipient: Recipient | undefined,
-  { keepOld, rotateMasterKey }: { keepOld?: boolean; rotateMasterKey?: boolean },
+  { keepOld, rotateMasterKey }: RewrapWork,
 ): void {
   if (recipient && hasSlot(editor.slots, recipient)) {
     endFormer(editor, reference, recipient, keepOld);

@@ -107,7 +107,7 @@ interface AddFlags extends RekeyFlags, NewPassphraseFlags {
   notAfter?: number;
 }
 
-interface NewPassphraseFlags {
+export interface NewPassphraseFlags {
   newPassphraseFile?: string;
   newPassphraseFd?: number;
   newPassphraseEnv?: string;

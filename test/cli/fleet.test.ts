@@ -2,7 +2,17 @@
 // them that cannot be changed; and what a report finds.
 import { spawn, spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  chmodSync,
+  copyFileSync,
+  linkSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs';
 import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
@@ -23,6 +33,7 @@ interface Event {
   readonly before?: { vmkCheck: string; keys: string[] };
   readonly after?: { vmkCheck: string; keys: string[] };
   readonly error?: { code: string };
+  readonly disks: number;
   readonly done: number;
   readonly skipped: number;
   readonly failed: number;
@@ -224,4 +235,113 @@ it('a report names stale, expiring, expired and policy-breaking keys, and what i
     exitCode('io_error'),
     expect.stringContaining('unreadable'),
   ]);
+});
+
+const ROTATE = ['rotate-master-key', '--run'];
+
+it('takes a disk with several names for one, and a copy of it for another', async () => {
+  const top = at('names');
+  mkdirSync(join(top, 'real'), { recursive: true });
+  const path = join(top, 'real/1.sealed');
+  const make = ['--key', 'ops', '--cluster-size', '4k', '--log-size', '256k', ...store];
+  await pqblkJson('create', path, '1M', ...make);
+  symlinkSync('real', join(top, 'alias'));
+  symlinkSync('real/1.sealed', join(top, 'link.sealed'));
+  symlinkSync('..', join(top, 'real/round'));
+  linkSync(path, join(top, 'hard.sealed'));
+  for (const names of [[top], [join(top, '**/*.sealed')], [join(top, 'alias'), path]]) {
+    const planned = await run('rewrap', 'ops', '--to', 'new', '--dry-run', ...names);
+    expect(planned.summary).toMatchObject({ disks: 1, done: 1 });
+    const { stdout } = await pqblk('report', '--all', '--json', ...names);
+    expect(JSON.parse(stdout)).toMatchObject({ looked: 1, disks: [{ findings: [] }] });
+  }
+  expect((await run(...ROTATE, 'alias', path)).summary).toMatchObject({ done: 1 });
+  const again = await run(...ROTATE, 'alias', join(top, 'al*/?.sealed'));
+  expect(again.summary).toMatchObject({ done: 0, skipped: 1 });
+  copyFileSync(path, join(top, 'copy.sealed'));
+  const copies = await run(...ROTATE, 'alias', top, '--allow-rollback');
+  expect(copies.summary).toMatchObject({ done: 1, skipped: 1 });
+});
+
+it('says what it cannot look at, and takes a name that stands for nothing for a mistake', async () => {
+  const top = at('hidden');
+  mkdirSync(join(top, 'empty'), { recursive: true });
+  const path = join(top, 'a.sealed');
+  const make = ['--key', 'ops', '--cluster-size', '4k', '--log-size', '256k', ...store];
+  await pqblkJson('create', path, '1M', ...make);
+  const look = async (...argv: string[]) => {
+    const { code, stdout } = await pqblk('report', '--json', ...argv);
+    const { disks } = JSON.parse(stdout) as { disks: { path: string }[] };
+    return [code, disks.map((disk) => disk.path)];
+  };
+  const failing = exitCode('io_error');
+  writeFileSync(join(top, 'b.sealed'), 'no header is left');
+  symlinkSync('/nowhere', join(top, 'c.sealed'));
+  expect(await look(top)).toEqual([failing, [join(top, 'b.sealed'), join(top, 'c.sealed')]]);
+  expect(await look(path, join(top, 'empty'))).toEqual([failing, [join(top, 'empty')]]);
+  expect(await look(path, join(top, '*.typo'))).toEqual([failing, [join(top, '*.typo')]]);
+  const events = await run(...ROTATE, 'hidden', top, join(top, 'empty'));
+  expect(events.summary).toMatchObject({ disks: 4, done: 1, failed: 3 });
+  writeFileSync(at('nothing'), '# no disk\n');
+  for (const nothing of [[], ['--list', at('nothing')]]) {
+    expect((await pqblk('report', ...nothing)).code).toBe(exitCode('usage'));
+  }
+});
+
+it('says so of what it may not look at', ({ skip }) => {
+  const top = at('shut');
+  mkdirSync(join(top, 'open'), { recursive: true });
+  mkdirSync(join(top, 'lost+found'));
+  writeFileSync(join(top, 'open/x'), 'no disk');
+  const shut = [join(top, 'lost+found'), join(top, 'open/x')];
+  for (const path of [dir, top]) chmodSync(path, 0o755);
+  for (const path of shut) chmodSync(path, 0);
+  const user = process.getuid?.() === 0 ? { uid: 65534, gid: 65534 } : {}; // root may look at anything
+  const as = (...argv: string[]) =>
+    spawnSync(process.execPath, [MAIN, ...argv], { encoding: 'utf8', ...user });
+  const able = as('--version').status === 0;
+  const { status, stdout } = as('report', top, '--json');
+  for (const path of shut) chmodSync(path, 0o700);
+  if (!able) skip('SKIP: another user may not run the command where it lies');
+  const { disks } = JSON.parse(stdout) as { disks: { path: string }[] };
+  expect([status, disks.map(({ path }) => path)]).toEqual([exitCode('io_error'), shut]);
+});
+
+it('goes on with a journal whose last line was cut short', async () => {
+  const top = await fleet();
+  const [one, two] = [join(top, 'deep/1.sealed'), join(top, 'deep/3.sealed')];
+  await run(...ROTATE, 'torn', one);
+  const journal = at('state/pqblk/fleet/torn.journal');
+  appendFileSync(journal, '{"volume":"/tmp/half');
+  expect((await run(...ROTATE, 'torn', two)).summary).toMatchObject({ done: 1 });
+  expect((await run(...ROTATE, 'torn', one, two)).summary).toMatchObject({ skipped: 2 });
+});
+
+it('changes the master key for a slot that was moved before, once', async () => {
+  const top = await fleet();
+  const [one, two] = [join(top, 'deep/1.sealed'), join(top, 'deep/3.sealed')];
+  const argv = ['rewrap', 'old', '--to', 'new', one, two];
+  expect((await run('rewrap', 'old', '--to', 'new', one)).summary).toMatchObject({ done: 1 });
+  const both = await run(...argv, '--rotate-master-key');
+  for (const { before, after } of both.events) expect(after?.vmkCheck).not.toBe(before?.vmkCheck);
+  expect(both.summary).toMatchObject({ done: 2 });
+  const again = await run(...argv, '--rotate-master-key');
+  expect(again.summary).toMatchObject({ skipped: 2 });
+});
+
+it('refuses options that are of one disk', async () => {
+  const top = await fleet();
+  const argv = ['fleet', ...ROTATE, 'wrong', top, ...store];
+  for (const more of [
+    ['--key', 'ops', '--audit', at('one.log')],
+    ['--recovery-code', at('code')],
+    ['--key', 'ops', '--key', 'old'],
+  ]) {
+    const { code, stderr } = await pqblk(...argv, ...more);
+    expect([code, stderr]).toEqual([
+      exitCode('usage'),
+      expect.stringMatching(/one disk|another was named/),
+    ]);
+  }
+  rmSync(top, { recursive: true });
 });
