@@ -262,9 +262,7 @@ export class Disk {
   ): Promise<void> {
     if (this.#closing !== undefined) return Promise.reject(closedError());
     if (!Number.isSafeInteger(offset) || offset < 0) {
-      return Promise.reject(
-        new PqblkError('invalid_argument', `offset: expected an integer from 0 on, not ${offset}`),
-      );
+      return Promise.reject(countError(offset, 'offset'));
     }
     const requests = this.#requests[this.#next] as Requests;
     this.#next = this.#next + 1 < this.#requests.length ? this.#next + 1 : 0;
@@ -282,7 +280,13 @@ function flagsOf(options: ZeroOptions): number {
 
 function requireCount(value: number, name: string): number {
   if (Number.isSafeInteger(value) && value >= 0) return value;
-  throw new PqblkError('invalid_argument', `${name}: expected an integer from 0 on, not ${value}`);
+  throw countError(value, name);
+}
+
+/** Of what is no number the type only: it may be a guest's data, in the place of another argument. */
+function countError(value: unknown, name: string): PqblkError {
+  const found = typeof value === 'number' ? value : `a value of type ${typeof value}`;
+  return new PqblkError('invalid_argument', `${name}: expected an integer from 0 on, not ${found}`);
 }
 
 /**

@@ -80,10 +80,27 @@ test.each([
   expect(error.message).toMatch(message);
 });
 
-test('a PIN in a URI is refused and not quoted', async () => {
-  const error = await errorOf(() => parseTokenUri('pkcs11:token=a?pin-value=s3cret'));
+test.each([
+  'pkcs11:token=a?pin-value=s3cret',
+  'pkcs11:token=a?PIN-VALUE=s3cret',
+  'pkcs11:token=a?pin-value =s3cret',
+  'pkcs11:token=a?pin%2Dvalue=s3cret',
+  'pkcs11:token=a?pin-source=s3cret',
+  'pkcs11:token=a?pin-source=s3cret%ff',
+  'pkcs11:token=a?pin-source=s3cret%zz',
+  'pkcs11:token=a?pin-source=/x&s3cret',
+  'pkcs11:token=a?=s3cret',
+  'pkcs11:token=a;PIN-VALUE=s3cret',
+  'pkcs12:?pin-value=s3cret',
+  `pkcs11:?pin-value=s3cret${'x'.repeat(5000)}`,
+])('a PIN in a URI is refused and not quoted: %.40s', async (uri) => {
+  const error = await errorOf(() => parseTokenUri(uri));
   expect(error.kind).toBe('bad_uri');
   expect(`${error.message} ${error.hint}`).not.toContain('s3cret');
+});
+
+test('a PIN in a URI is told where it belongs', async () => {
+  const error = await errorOf(() => parseTokenUri('pkcs11:token=a?pin-value=s3cret'));
   expect(error.message).toContain('pin-source=file:PATH');
 });
 

@@ -118,6 +118,8 @@ describe('errors', () => {
     await expectKind(disk.read(buffer, -1), 'invalid_argument');
     await expectKind(disk.read(buffer, 0.5), 'invalid_argument');
     await expectKind(disk.read(buffer, Number.NaN), 'invalid_argument');
+    const swapped = disk.write(0 as unknown as Uint8Array, buffer.fill(7) as unknown as number);
+    await expect(swapped).rejects.toThrow(/not a value of type object$/);
     // @ts-expect-error: what a caller without types might do
     await expect(disk.read('text', 0)).rejects.toBeInstanceOf(TypeError);
     // @ts-expect-error

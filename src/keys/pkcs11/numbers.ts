@@ -49,7 +49,7 @@ const removed = { kind: 'token_removed', text: 'the token was removed' } as cons
 const lost = {
   kind: 'token_session_lost',
   text: 'the token ended the session',
-  hint: 'nothing was changed; run the command again',
+  hint: 'run the command again: it goes on with what was begun',
 } as const;
 const unsuited = {
   kind: 'unsupported',

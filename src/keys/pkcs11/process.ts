@@ -200,7 +200,7 @@ export class TokenProcess {
       this.#fail(
         new PqblkError('token_crashed', `the token module crashed its process (${how})`, {
           path: this.#options.module,
-          hint: 'no disk was touched; ask the vendor of the module',
+          hint: 'ask the vendor of the module; what was begun, the same command goes on with',
         }),
       );
     }

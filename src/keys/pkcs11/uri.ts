@@ -37,8 +37,10 @@ const QUERY_ATTRIBUTES = ['module-path', 'pin-source', 'x-pqblk-profile', 'x-pqb
 const PATH_PLAIN = /^(?:[A-Za-z0-9\-._~:[\]@!$'()*+,=&]|%[0-9A-Fa-f]{2})*$/;
 const QUERY_PLAIN = /^(?:[A-Za-z0-9\-._~:[\]@!$'()*+,=/?|]|%[0-9A-Fa-f]{2})*$/;
 
-function fail(expected: string, found: string): never {
-  throw new PqblkError('bad_uri', `PKCS#11 URI: expected ${expected}, found ${quote(found)}`, {
+/** Says what was found only where no PIN can be: never a query's values, nor what has no name there. */
+function fail(expected: string, found?: string): never {
+  const instead = found === undefined ? '' : `, found ${quote(found)}`;
+  throw new PqblkError('bad_uri', `PKCS#11 URI: expected ${expected}${instead}`, {
     hint: 'for example pkcs11:token=HSM;object=disks?module-path=/usr/lib/vendor.so',
   });
 }
@@ -50,8 +52,10 @@ function quote(text: string): string {
 
 /** Reads a URI. Kind `bad_uri`. */
 export function parseTokenUri(text: string): TokenUri {
-  if (text.length > URI_BYTES_MAX) fail(`at most ${URI_BYTES_MAX} characters`, text);
-  if (!text.toLowerCase().startsWith(SCHEME)) fail('something that begins with pkcs11:', text);
+  if (text.length > URI_BYTES_MAX) fail(`at most ${URI_BYTES_MAX} characters`);
+  if (!text.toLowerCase().startsWith(SCHEME)) {
+    fail('something that begins with pkcs11:', /^[^?=]*/.exec(text)?.[0]);
+  }
   const body = text.slice(SCHEME.length);
   const question = body.indexOf('?');
   const path = question < 0 ? body : body.slice(0, question);
@@ -72,12 +76,15 @@ function attributesOf(text: string, separator: string, plain: RegExp): Map<strin
   for (const part of text.split(separator)) {
     const equals = part.indexOf('=');
     const name = equals < 0 ? part : part.slice(0, equals);
-    if (equals <= 0 || !/^[a-z][a-z0-9_-]*$/.test(name)) fail('attribute=value', part);
-    // A PIN is never quoted back, not even in a complaint.
+    if (equals <= 0 || !/^[a-z][a-z0-9_-]*$/.test(name)) {
+      fail('attribute=value', equals <= 0 && plain === QUERY_PLAIN ? undefined : name);
+    }
     if (name === 'pin-value') fail('pin-source=file:PATH', 'pin-value');
     if (found.has(name)) fail(`attribute ${name} once`, name);
     const value = part.slice(equals + 1);
-    if (!plain.test(value)) fail(`percent-encoding in attribute ${name}`, value);
+    if (!plain.test(value)) {
+      fail(`percent-encoding in attribute ${name}`, plain === PATH_PLAIN ? value : undefined);
+    }
     found.set(name, value);
   }
   return found;
@@ -86,7 +93,7 @@ function attributesOf(text: string, separator: string, plain: RegExp): Map<strin
 function pathAttribute(uri: Mutable, name: string, value: string): void {
   const text = TEXT_ATTRIBUTES.find((known) => known === name);
   if (text) {
-    uri[text] = decodeText(name, value);
+    uri[text] = decodeText(name, value, value);
   } else if (name === 'id') {
     uri.id = decodeBytes(value);
     if (uri.id.length === 0) fail('bytes in attribute id', value);
@@ -121,7 +128,7 @@ function queryAttribute(uri: Mutable, name: string, value: string): void {
 }
 
 function absolute(name: string, path: string): string {
-  if (!path.startsWith('/')) fail(`an absolute path in attribute ${name}`, path);
+  if (!path.startsWith('/')) fail(`an absolute path in attribute ${name}`);
   return path;
 }
 
@@ -138,14 +145,16 @@ function decodeBytes(value: string): Uint8Array {
   return Uint8Array.from(bytes);
 }
 
-function decodeText(name: string, value: string): string {
+function decodeText(name: string, value: string, shown?: string): string {
   let text: string;
   try {
     text = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true }).decode(decodeBytes(value));
   } catch {
-    return fail(`UTF-8 in attribute ${name}`, value);
+    return fail(`UTF-8 in attribute ${name}`, shown);
   }
-  if (text === '' || printable(text) !== text) fail(`printable text in attribute ${name}`, value);
+  if (text === '' || printable(text) !== text) {
+    fail(`printable text in attribute ${name}`, shown);
+  }
   return text;
 }
 
