@@ -153,9 +153,9 @@ export async function changeKeyArea(options: ChangeKeyAreaOptions): Promise<Chan
     if (!dryRun) await completeEarlier(copies, editor.observed, options);
     return { ...result, changed: false, completed, after: before };
   }
+  await place.probe(copies.generation);
   if (dryRun) return { ...result, changed: true, completed: false, after: plannedState(editor) };
 
-  await place.probe(copies.generation);
   const line = await options.audit?.prepare({
     operation: options.operation,
     volumeUuid: copies.volumeUuid,
