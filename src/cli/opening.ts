@@ -191,6 +191,7 @@ export async function recoveryKey(
 ): Promise<Identity> {
   using typed = await readPassphrase(
     file === '-' ? { from: 'prompt', prompt: 'Recovery code' } : { from: 'file', path: file },
+    'recovery code',
   );
   using secret = parseRecoveryCode(typed);
   return await recoveryIdentity(secret, slots);

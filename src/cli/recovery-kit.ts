@@ -112,10 +112,14 @@ async function page(lines: string[], recipient: Recipient, facts: KitFacts): Pro
     ['Key', fingerprint.replaceAll(/(.{8})/g, '$1 ').trim()],
     ['Made', `${new Date().toISOString().slice(0, 16).replace('T', ' ')} UTC`],
   ];
-  return PAGE.replace('%ROWS%', rows)
-    .replace('%FACTS%', rest.map(([k, v]) => `<dt>${k}</dt><dd>${escaped(v)}</dd>`).join('\n'))
-    .replace('%QR%', await qrCode(code))
-    .replaceAll('%TITLE%', `Recovery kit: ${escaped(facts.disk)}`);
+  const parts: Readonly<Record<string, string>> = {
+    ROWS: rows,
+    FACTS: rest.map(([k, v]) => `<dt>${k}</dt><dd>${escaped(v)}</dd>`).join('\n'),
+    QR: await qrCode(code),
+    TITLE: `Recovery kit: ${escaped(facts.disk)}`,
+  };
+  // In one pass, by a function: names may hold whatever means something in a template.
+  return PAGE.replaceAll(/%([A-Z]+)%/g, (_, name: string) => parts[name] as string);
 }
 
 const PAGE = `<!doctype html>

@@ -26,12 +26,16 @@ export type PassphraseSource =
     };
 
 /** What is asked for, in messages: a PIN is read like a passphrase. */
-export type AskedFor = 'passphrase' | 'PIN';
+export type AskedFor = 'passphrase' | 'PIN' | 'recovery code';
 
 const HINTS = {
   passphrase: {
     empty: 'a key without a passphrase must be asked for: --no-passphrase',
     noTerminal: 'use --passphrase-file, --passphrase-fd or --passphrase-env',
+  },
+  'recovery code': {
+    empty: 'it is on the page of the kit',
+    noTerminal: 'use --recovery-code FILE',
   },
   PIN: { empty: 'a PIN has at least one character', noTerminal: 'use --pin-file or --pin-fd' },
 } as const;

@@ -86,7 +86,7 @@ function symbolsOf(text: string): number[] {
     .toUpperCase()
     .replace(RECOVERY_PREFIX, '')
     .replaceAll(/^\s*[1-4][.:)]/gm, '')
-    .replaceAll(/[\s-]/g, '');
+    .replaceAll(/[\s\p{Dash_Punctuation}]/gu, '');
   return [...plain].map((symbol) => {
     const value = ALPHABET.indexOf(LOOKALIKES[symbol] ?? symbol);
     if (value >= 0) return value;

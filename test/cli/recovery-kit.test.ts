@@ -10,7 +10,7 @@ const dir = scratch();
 const at = (name: string) => join(dir, name);
 const own = ['--key', 'alice', '--store', at('keys')];
 const stranger = ['--store', at('nobody')];
-const disk = at('disk <1> & "co".sealed');
+const disk = at('disk <1> & "co" a$\'b$&.sealed');
 
 beforeAll(async () => {
   await pqblkJson('key', 'gen', 'alice', '--no-passphrase', '--store', at('keys'));
@@ -50,12 +50,18 @@ it('opens the disk for whoever types it, and says what it is', async () => {
     disk,
     '--recovery-kit',
     kit,
+    '--label',
+    '$` %QR% %FACTS%',
     ...own,
   );
   expect(changed.after.slots[1]).toMatchObject({ role: 'recovery', kem: 'X-Wing' });
   expect(statSync(kit).mode & 0o777).toBe(0o600);
   const html = readFileSync(kit, 'utf8');
-  expect(html).toContain('disk &lt;1&gt; &amp; &quot;co&quot;.sealed');
+  expect(html).toContain("<dd>disk &lt;1&gt; &amp; &quot;co&quot; a$'b$&amp;.sealed</dd>");
+  expect(html).toContain(
+    "<title>Recovery kit: disk &lt;1&gt; &amp; &quot;co&quot; a$'b$&amp;.sealed</title>",
+  );
+  expect(html).toContain('<dd>$` %QR% %FACTS%</dd>');
   expect(html).toContain(changed.volumeUuid);
   expect(html).not.toMatch(/<script|src=|href=/);
   // The store knows the public half, or nobody could rotate without --trust.
@@ -65,6 +71,9 @@ it('opens the disk for whoever types it, and says what it is', async () => {
   expect((await pqblk(...test)).code).toBe(0);
   const checked = await pqblk('check', disk, '--recovery-code', at('typed'), ...stranger);
   expect(checked.code).toBe(0);
+  writeFileSync(at('typed'), '\n');
+  const empty = await pqblk(...test);
+  expect(empty.stderr).toMatch(/recovery code from .* is empty/);
   const misread = printed(kit).replace(/\w(?=\n)/, (last) => (last === '7' ? '8' : '7'));
   writeFileSync(at('typed'), misread);
   const wrong = await pqblk(...test);

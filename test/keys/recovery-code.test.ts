@@ -34,6 +34,7 @@ test('every way of typing it gives the same bytes', () => {
       text.toLowerCase(),
       text.replaceAll(/\s/g, ''),
       text.replaceAll(' ', '-'),
+      text.replaceAll(' ', ' – '),
       text.replaceAll('0', 'O').replaceAll('1', 'l'),
       text.replaceAll('1', 'I'),
       lines.map((line, index) => `${index + 1}. ${line}\r`).join('\n'),
