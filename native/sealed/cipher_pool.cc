@@ -8,10 +8,7 @@ namespace pqblk::sealed {
 
 CipherPool::~CipherPool() {
   for (auto& list : free_) {
-    for (Buffer* b : list) {
-      std::free(b->data);
-      delete b;
-    }
+    for (Buffer* b : list) release(b);
   }
 }
 
@@ -20,6 +17,7 @@ CipherPool::Buffer* CipherPool::take(std::size_t size) {
   const auto size_class = static_cast<std::uint32_t>(std::bit_width((size - 1) / 4096));
   const std::size_t bytes = std::size_t{4096} << size_class;
   live_.fetch_add(bytes, std::memory_order_relaxed);
+  std::uint8_t* page = nullptr;
   {
     std::lock_guard guard(mutex_);
     auto& list = free_[size_class];
@@ -30,10 +28,11 @@ CipherPool::Buffer* CipherPool::take(std::size_t size) {
       b->references.store(1, std::memory_order_relaxed);
       return b;
     }
+    if (size_class == 0) page = pages_.take();
   }
   auto* b = new Buffer;
   b->size_class = size_class;
-  b->data = static_cast<std::uint8_t*>(std::aligned_alloc(4096, bytes));
+  b->data = page != nullptr ? page : static_cast<std::uint8_t*>(std::aligned_alloc(4096, bytes));
   if (b->data == nullptr) std::abort();  // bounded by requests in flight and the overlay's limit
   b->pool = this;
   return b;
@@ -44,13 +43,18 @@ void CipherPool::put(Buffer* buffer) {
   live_.fetch_sub(bytes, std::memory_order_relaxed);
   {
     std::lock_guard guard(mutex_);
-    if (kept_ + bytes <= kept_max_) {
+    if (buffer->size_class == 0 || kept_ + bytes <= kept_max_) {
       kept_ += bytes;
       free_[buffer->size_class].push_back(buffer);
       return;
     }
   }
-  std::free(buffer->data);
+  release(buffer);
+}
+
+// A page stays with the pool of pages, which goes with this pool.
+void CipherPool::release(Buffer* buffer) {
+  if (buffer->size_class != 0) std::free(buffer->data);
   delete buffer;
 }
 

@@ -2,7 +2,8 @@
 // write home.
 //
 // Room sealed/. Thread-safe. Free buffers are kept by size class, bounded; the bytes live are
-// counted so that the owner can stop retaining what can be read back from the log.
+// counted so that the owner can stop retaining what can be read back from the log. Those of one
+// page, most of them, come from a pool of pages and stay with it.
 #pragma once
 
 #include <array>
@@ -11,6 +12,8 @@
 #include <mutex>
 #include <utility>
 #include <vector>
+
+#include "base/page_pool.h"
 
 namespace pqblk::sealed {
 
@@ -37,10 +40,12 @@ class CipherPool {
  private:
   friend class CipherRef;
   void put(Buffer* buffer);
+  static void release(Buffer* buffer);
 
   const std::uint64_t kept_max_;
   std::atomic<std::uint64_t> live_{0};
   std::mutex mutex_;
+  PagePool pages_;
   std::uint64_t kept_ = 0;
   std::array<std::vector<Buffer*>, kClasses> free_;
 };
