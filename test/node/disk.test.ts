@@ -1,5 +1,7 @@
 // The promise API of a disk: data, errors with codes, closing.
+import { join } from 'node:path';
 import { describe, expect, test } from 'vitest';
+import { createDisk, openDisk } from '../../src/index.js';
 import { expectKind, openRaw, randomBuffer, randomNumbers, rawFile, scratch } from './support.js';
 
 const KIB = 1024;
@@ -86,6 +88,18 @@ describe('data', () => {
     expect(disk.facts.size).toBe(3 * MIB);
     await disk.write(Buffer.from('end'), 3 * MIB - 3);
     await expectKind(disk.resize(MIB), 'invalid_argument');
+  });
+
+  test('places a power of two apart share the whole L2 cache', async () => {
+    const path = join(directory, 'wide.qcow2');
+    await createDisk(path, { format: 'qcow2', size: 2 ** 40 });
+    await using disk = await openDisk(path, { format: 'qcow2' });
+    const stride = 2 ** 31; // 512 places, each in an L2 slice of its own: 2 of the cache's 32 MiB
+    await disk.bench({ rw: 'write', stride });
+    await disk.bench({ rw: 'read', stride });
+    const { l2Misses } = disk.stats().backend;
+    expect((await disk.bench({ rw: 'read', stride })).read.ops).toBe(512);
+    expect(disk.stats().backend.l2Misses).toBe(l2Misses);
   });
 
   test('the bench reports what it did and can be stopped', async () => {

@@ -43,8 +43,13 @@ struct alignas(64) SliceCache::Shard {
 
 namespace {
 
-std::size_t bucket_of(std::uint64_t key, std::size_t shards) {
-  return static_cast<std::size_t>((key / shards) % kBuckets);
+// Slices that are a power of two apart, as a guest's large files make them, shall not meet in one
+// shard and evict each other: the top bits of this choose the shard, the next ones the bucket.
+constexpr std::uint64_t spread(std::uint64_t key) { return key * 0x9e3779b97f4a7c15ULL; }
+constexpr unsigned kShardShift = 58, kBucketShift = 50;
+
+std::size_t bucket_of(std::uint64_t key) {
+  return static_cast<std::size_t>((spread(key) >> kBucketShift) % kBuckets);
 }
 
 }  // namespace
@@ -69,16 +74,19 @@ SliceCache::~SliceCache() {
   }
 }
 
-SliceCache::Shard& SliceCache::shard(std::uint64_t key) { return shards_[key % kShards]; }
+SliceCache::Shard& SliceCache::shard(std::uint64_t key) {
+  static_assert(kShards == std::size_t{1} << (64 - kShardShift));
+  return shards_[spread(key) >> kShardShift];
+}
 
 SliceCache::Slice* SliceCache::find(Shard& s, std::uint64_t key) {
-  Slice* slice = s.buckets[bucket_of(key, kShards)];
+  Slice* slice = s.buckets[bucket_of(key)];
   while (slice != nullptr && slice->key != key) slice = slice->bucket_next;
   return slice;
 }
 
 void SliceCache::remove(Shard& s, Slice* slice) {
-  Slice** at = &s.buckets[bucket_of(slice->key, kShards)];
+  Slice** at = &s.buckets[bucket_of(slice->key)];
   while (*at != slice) at = &(*at)->bucket_next;
   *at = slice->bucket_next;
   s.clock[slice->clock_index] = s.clock.back();
@@ -113,7 +121,7 @@ SliceCache::Slice* SliceCache::insert(Shard& s, std::uint64_t key) {
   slice->pins = 1;
   slice->clock_index = s.clock.size();
   s.clock.push_back(slice);
-  Slice*& bucket = s.buckets[bucket_of(key, kShards)];
+  Slice*& bucket = s.buckets[bucket_of(key)];
   slice->bucket_next = bucket;
   bucket = slice;
   return slice;
