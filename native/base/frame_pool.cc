@@ -1,73 +1,48 @@
 #include "base/frame_pool.h"
 
-#include <array>
 #include <cstdlib>
-#include <new>
+#include <utility>
 
-namespace pqblk {
+namespace pqblk::detail {
+
+constinit thread_local FramePool frame_pool{};
+
 namespace {
 
-constexpr std::size_t kClassBytes = 128;
-constexpr std::size_t kClasses = 16;  // frames up to 2 KiB are pooled, larger ones are not
-
-struct FreeFrame {
-  FreeFrame* next;
-};
-
-struct Pool {
-  std::array<FreeFrame*, kClasses> head{};
-  std::array<std::size_t, kClasses> count{};
-  ~Pool() {
-    for (FreeFrame*& list : head) {
-      while (list != nullptr) {
-        FreeFrame* next = list->next;
-        std::free(list);
-        list = next;
-      }
+// Gives a thread's frames back when it ends. Destructors that run later still release frames.
+struct Drain {
+  Drain() { frame_pool.open = !frame_pool.closed; }
+  ~Drain() {
+    frame_pool.open = false;
+    frame_pool.closed = true;
+    for (FreeFrame*& list : frame_pool.head) {
+      while (list != nullptr) std::free(std::exchange(list, list->next));
     }
-    alive() = false;
-  }
-  // Frames can be released by thread-exit destructors after the pool itself is gone.
-  static bool& alive() {
-    static thread_local bool value = true;
-    return value;
   }
 };
 
-Pool& pool() {
-  static thread_local Pool instance;
-  return instance;
+void open_pool() {
+  static thread_local const Drain drain;
+  static_cast<void>(drain);
 }
 
 }  // namespace
 
-void* frame_allocate(std::size_t size) {
-  const std::size_t index = (size + kClassBytes - 1) / kClassBytes - 1;
-  if (index < kClasses && Pool::alive()) {
-    Pool& p = pool();
-    if (FreeFrame* frame = p.head[index]) {
-      p.head[index] = frame->next;
-      --p.count[index];
-      return frame;
-    }
-    size = (index + 1) * kClassBytes;
-  }
+void* allocate_frame_slowly(std::size_t size) {
+  const std::size_t index = frame_class(size);
+  // Every frame of a class has the size of the class, whoever gets it next.
+  if (index < kFrameClasses) size = (index + 1) * kFrameClassBytes;
   void* frame = std::malloc(size);
   if (frame == nullptr) std::abort();  // a frame has no error path; limits bound their number
   return frame;
 }
 
-void frame_release(void* frame, std::size_t size) {
-  const std::size_t index = (size + kClassBytes - 1) / kClassBytes - 1;
-  if (index < kClasses && Pool::alive()) {
-    Pool& p = pool();
-    if (p.count[index] < kFramesKept) {
-      p.head[index] = new (frame) FreeFrame{p.head[index]};
-      ++p.count[index];
-      return;
-    }
+void release_frame_slowly(void* frame, std::size_t size) {
+  if (frame_class(size) < kFrameClasses && !frame_pool.open && !frame_pool.closed) {
+    open_pool();
+    return frame_release(frame, size);
   }
   std::free(frame);
 }
 
-}  // namespace pqblk
+}  // namespace pqblk::detail

@@ -195,9 +195,7 @@ std::string_view op_name(OpType type) {
 
 // ---- awaitables ----
 
-Error Queue::Await::await_resume() const {
-  if (result == 0) [[likely]]
-    return {};
+Error Queue::Await::failure() const {
   const bool placed = type == OpType::read || type == OpType::write || type == OpType::fallocate;
   return Error::from_errno(-result, op_name(type), file != nullptr ? file->path : std::string(),
                            placed ? offset : Error::kNoOffset);

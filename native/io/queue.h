@@ -131,7 +131,12 @@ class Queue : public Executor {
       }
       queue.submit(*this);
     }
-    Error await_resume() const;
+    Error await_resume() const {
+      if (result == 0) [[likely]]
+        return {};
+      return failure();
+    }
+    Error failure() const;
   };
   Await read(const File& file, std::uint64_t offset, void* data, std::size_t size);
   Await write(const File& file, std::uint64_t offset, const void* data, std::size_t size);

@@ -74,3 +74,20 @@ TEST_CASE("Result holds a value or an error, movable either way") {
   const Error taken = failed.take_error();
   CHECK(taken.message() == "held by pid 1");
 }
+
+TEST_CASE("an error is copied whole, and moving one leaves none behind") {
+  Error one = Error::from_errno(EIO, "read", "disk.raw", 512);
+  const Error copy = one;
+  CHECK(copy.to_string() == one.to_string());
+  CHECK(copy.os_errno() == EIO);
+  const Error moved = std::move(one);
+  CHECK(moved.to_string() == copy.to_string());
+  CHECK(one.ok());  // NOLINT: that is what is asked
+  one = copy;
+  CHECK(one.offset() == 512);
+  one = Error();
+  CHECK(one.ok());
+  CHECK(one.path().empty());
+  CHECK(Error(Kind::ok, "nothing").ok());
+  CHECK(Error().in("p").at("read", 1).ok());
+}
