@@ -127,6 +127,8 @@ export interface NativeAddon {
   ): Promise<{ header: boolean; sessions: number }>;
   clearCorrupt(options: { path: string }): Promise<void>;
   engineInfo(): Promise<unknown>;
+  /** 0, or the errno of flock(2). */
+  lockFile(descriptor: number): number;
   freeSpace(options: { path: string }): Promise<number>;
   inSystemDirectory(options: { path: string }): boolean;
   /** As sd_notify(3); false where nobody asked for it. */

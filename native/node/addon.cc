@@ -6,6 +6,7 @@
 #include "node/channel.h"
 #include "node/disk_handle.h"
 #include "node/env.h"
+#include "node/file_lock.h"
 #include "node/hand_keys.h"
 #include "node/images.h"
 #include "node/job.h"
@@ -35,6 +36,7 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("clearCorrupt", Napi::Function::New(env, clear_corrupt, "clearCorrupt"));
   exports.Set("handKeys", Napi::Function::New(env, hand_keys, "handKeys"));
   exports.Set("keyAgent", Napi::Function::New(env, key_agent, "keyAgent"));
+  exports.Set("lockFile", Napi::Function::New(env, lock_file, "lockFile"));
   exports.Set("engineInfo", Napi::Function::New(env, engine_info, "engineInfo"));
   exports.Set("freeSpace", Napi::Function::New(env, free_space, "freeSpace"));
   exports.Set("notifyServiceManager",

@@ -3,6 +3,7 @@ import type { Command } from 'commander';
 import { PqblkError } from '../errors.js';
 import {
   type AuditReport,
+  type AuditStanding,
   describeKeyArea,
   formatUuid,
   keyAreaOf,
@@ -13,7 +14,7 @@ import {
 import { addKeyUse, type KeyUseFlags, unlockKey } from './opening.js';
 import { examples, jsonOption, openStore } from './options.js';
 import { policyOf } from './policy.js';
-import { auditPath } from './rekeying.js';
+import { auditPath, volumeIn } from './rekeying.js';
 import type { Terminal } from './terminal.js';
 
 interface Flags extends KeyUseFlags {
@@ -57,7 +58,7 @@ type Report = AuditReport & { readonly log: string };
 
 async function verify(path: string, flags: Flags): Promise<Report> {
   const place = keyAreaOf(path);
-  const log = flags.audit ?? (await auditPath(place, await policyOf(flags)));
+  const log = flags.audit ?? (await auditPath(volumeIn(place), await policyOf(flags)));
   if (log === undefined) throw new PqblkError('usage', 'name the audit log with --audit');
   const text = await readAuditLog(log);
   const { blob, volumeUuid } = await place.read();
@@ -73,7 +74,7 @@ async function verify(path: string, flags: Flags): Promise<Report> {
   return { log, ...verifyAuditLog(text, volume, opened.audit, opened.generation) };
 }
 
-function show(terminal: Terminal, { records, findings, lines, beyond }: Report): void {
+function show(terminal: Terminal, { records, standings, findings, lines, lost }: Report): void {
   const rows = records.map((record, index) => [
     String(record.line),
     record.time.slice(0, 19),
@@ -81,12 +82,19 @@ function show(terminal: Terminal, { records, findings, lines, beyond }: Report):
     record.operation,
     String(record.generation),
     record.unlockedBy.slice(0, 16),
-    outcome(record.result, index >= lines - beyond),
+    outcome(record.result, standings[index] as AuditStanding),
   ]);
   terminal.table(['LINE', 'TIME', 'WHO', 'OPERATION', 'GENERATION', 'KEY', 'RESULT'], rows);
   for (const finding of findings) terminal.line(`FINDING: ${finding}`);
+  if (lost > 0) terminal.line(`WARNING: it begins after a log of ${lost} lines that was lost`);
   if (findings.length === 0) terminal.line(`${lines} lines, whole`);
 }
 
-const outcome = (result: string, isBeyond: boolean) =>
-  result !== 'begun' ? result : isBeyond ? 'did not come about' : 'counted';
+const OUTCOMES: Readonly<Record<AuditStanding, string>> = {
+  counted: 'counted',
+  uncounted: 'did not come about',
+  undone: 'undone by a header backup',
+};
+
+const outcome = (result: string, standing: AuditStanding) =>
+  result === 'begun' ? OUTCOMES[standing] : result;

@@ -8,10 +8,12 @@ import {
   type Identity,
   type KeyStore,
   openKeyArea,
+  type Policy,
   type RestoredHeader,
   type RestoredSlots,
   readHeaderBackup,
   requireAllowed,
+  requireApprover,
   restoreHeader,
   type SlotDescription,
   writeHeaderBackup,
@@ -26,10 +28,19 @@ import {
   passphraseOf,
 } from './options.js';
 import { policyOf } from './policy.js';
-import { type ApproveFlags, approversOf, showSlots } from './rekeying.js';
+import {
+  type ApproveFlags,
+  approversOf,
+  auditOf,
+  auditOption,
+  restartAuditOption,
+  showSlots,
+} from './rekeying.js';
 import type { Terminal } from './terminal.js';
 
 interface RestoreFlags extends KeyUseFlags, ApproveFlags {
+  audit?: string;
+  restartAudit?: boolean;
   force?: boolean;
   json?: boolean;
 }
@@ -74,6 +85,8 @@ function addRestore(header: Command, terminal: Terminal): void {
     .option('--approve <key>', 'second key that opens the backup: two-person rule', collect)
     .option('--approve-store <dir>', 'key store of the second person (default: the same)');
   addPassphraseOptions(addKeyUse(command), 'approve-', 'passphrase of the second key')
+    .addOption(auditOption())
+    .addOption(restartAuditOption())
     .addOption(jsonOption())
     .addHelpText(
       'after',
@@ -96,21 +109,44 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
   const { slots } = describeKeyArea(backup.keyArea);
   using identity = await identityFor(store, slots, flags);
   using approvers = await approversOf(flags);
+  const audit = await auditOf(async () => backup.volumeUuid, flags, policy);
   const approvedBy: string[] = [];
-  for (const approver of approvers.identities) {
-    using opened = await openKeyArea(backup.keyArea, approver);
-    if (!Buffer.from(approver.fingerprint).equals(identity.fingerprint)) {
-      approvedBy.push(opened.slot.fingerprint);
+  const approve = async ({ before, after, present }: RestoredSlots) => {
+    // While the disk's own key area is whole it says who has a word; a backup knows who had.
+    const restricted = policy?.twoPersons.includes('header-restore') && present.length > 0;
+    const vouching = restricted ? present : backup.keyArea;
+    if (restricted) await requireActive(vouching, identity, policy);
+    for (const approver of approvers.identities) {
+      const { fingerprint } = await requireActive(vouching, approver, policy);
+      if (!Buffer.from(approver.fingerprint).equals(identity.fingerprint)) {
+        approvedBy.push(fingerprint);
+      }
     }
-  }
-  const approve = ({ before, after }: RestoredSlots) => {
     if (!policy) return;
     const operation = 'header-restore';
-    requireAllowed(policy, { operation, before, after, approvedBy, audited: true });
+    const log = { audited: audit !== undefined, restartsAudit: audit?.restarts };
+    requireAllowed(policy, { operation, before, after, approvedBy, ...log });
   };
   const { allowRollback, confirmVmk, force } = flags;
   const pins = { pins: store.pins, allowRollback, confirmVmk };
-  return await restoreHeader(path, backup, { identity, ...pins, force, approve });
+  return await restoreHeader(path, backup, {
+    identity,
+    ...pins,
+    force,
+    approve,
+    audit,
+    approvedBy,
+  });
+}
+
+async function requireActive(
+  keyArea: Uint8Array,
+  identity: Identity,
+  policy: Policy | undefined,
+): Promise<SlotDescription> {
+  using opened = await openKeyArea(keyArea, identity);
+  requireApprover(opened.slot, policy);
+  return opened.slot;
 }
 
 /** The key that opens the backup's key area. */

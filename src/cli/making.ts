@@ -1,11 +1,15 @@
 // Room cli/: options that say what a new disk shall be, shared by `create` and `import`.
+import { join } from 'node:path';
 import { type Command, Option } from 'commander';
 import { PqblkError } from '../errors.js';
 import {
+  AuditLog,
   type CreateDiskOptions,
   type DiskFormat,
   describeRecipients,
+  formatUuid,
   type KeyStore,
+  type Policy,
   type Preallocation,
   type Recipient,
   requireAllowed,
@@ -26,6 +30,7 @@ const ONLY_FOR: Readonly<Record<string, readonly DiskFormat[]>> = {
   recoveryKey: ['sealed'],
   suite: ['sealed'],
   logSize: ['sealed'],
+  audit: ['sealed'],
   clusterSize: ['qcow2', 'sealed'],
   backing: ['qcow2', 'sealed'],
   backingFormat: ['qcow2', 'sealed'],
@@ -42,6 +47,7 @@ export interface MakeFlags extends StoreFlags, PolicyFlags {
   logSize?: number;
   preallocation?: Preallocation;
   force?: boolean;
+  audit?: string;
 }
 
 export function addMakeOptions(command: Command): Command {
@@ -74,6 +80,10 @@ export function addMakeOptions(command: Command): Command {
         sizeArgument,
       ),
     )
+    .option(
+      '--audit <file>',
+      'sealed: log of its keys, to begin here (default: where the policy says)',
+    )
     .addOption(
       new Option(
         '--preallocation <mode>',
@@ -91,10 +101,7 @@ export async function makeOptions(
   requireFitting(format, flags);
   const { clusterSize, logSize, preallocation, suite, force } = flags;
   const store = openStore(flags);
-  const sealed = format === 'sealed' && {
-    recipients: await recipientsOf(store, flags),
-    pins: store.pins,
-  };
+  const sealed = format === 'sealed' && (await sealedOptions(store, flags));
   return {
     format,
     size,
@@ -107,14 +114,34 @@ export async function makeOptions(
   };
 }
 
+async function sealedOptions(
+  store: KeyStore,
+  flags: MakeFlags,
+): Promise<Partial<CreateDiskOptions>> {
+  const policy = await policyOf(flags);
+  const { audit } = flags;
+  const directory = policy?.auditDirectory;
+  const log = (volumeUuid: Uint8Array) =>
+    new AuditLog(audit ?? join(directory ?? '', `${formatUuid(volumeUuid)}.log`));
+  const isAudited = audit !== undefined || directory !== undefined;
+  return {
+    recipients: await recipientsOf(store, flags, policy),
+    pins: store.pins,
+    ...(isAudited && { audit: log }),
+  };
+}
+
 /** Those who may open the new disk, as the policy allows. */
-async function recipientsOf(store: KeyStore, flags: MakeFlags): Promise<Recipient[]> {
+async function recipientsOf(
+  store: KeyStore,
+  flags: MakeFlags,
+  policy: Policy | undefined,
+): Promise<Recipient[]> {
   const recipients: Recipient[] = [];
   for (const key of flags.key ?? []) recipients.push(await recipientOf(store, key));
   for (const key of flags.recoveryKey ?? []) {
     recipients.push({ ...(await recipientOf(store, key)), role: SlotRole.recovery });
   }
-  const policy = await policyOf(flags);
   if (policy) {
     const after = describeRecipients(recipients);
     const question = { operation: 'create', before: undefined, approvedBy: [] } as const;

@@ -75,11 +75,16 @@ export function addRekeyOptions(command: Command): Command {
       ).argParser(collect),
     )
     .option('--approve-store <dir>', 'key store of the second person (default: the same)')
-    .option('--audit <file>', 'audit log of this disk (default: where the policy says)')
-    .option('--restart-audit', 'begin a new audit log: the former one is lost')
+    .addOption(auditOption())
+    .addOption(restartAuditOption())
     .option('--dry-run', 'show what would change, and change nothing')
     .addOption(jsonOption());
 }
+
+export const auditOption = () =>
+  new Option('--audit <file>', 'audit log of this disk (default: where the policy says)');
+export const restartAuditOption = () =>
+  new Option('--restart-audit', 'begin a new audit log: the former one is lost');
 
 export interface Rekeying {
   readonly operation: KeyOperation;
@@ -149,7 +154,7 @@ export async function withPermitOf<T>(
       policy,
       pins: store.pins,
       approvers,
-      audit: await auditOf(place, flags, policy),
+      audit: await auditOf(volumeIn(place), flags, policy),
       allowRollback: flags.allowRollback,
       confirmVmk: flags.confirmVmk,
       dryRun: flags.dryRun,
@@ -219,23 +224,26 @@ export async function approversOf(
   }
 }
 
-async function auditOf(
-  place: KeyAreaPlace,
-  flags: RekeyFlags,
+export async function auditOf(
+  volume: () => Promise<Uint8Array>,
+  flags: Pick<RekeyFlags, 'audit' | 'restartAudit'>,
   policy: Policy | undefined,
 ): Promise<AuditLog | undefined> {
-  const path = flags.audit ?? (await auditPath(place, policy));
+  const path = flags.audit ?? (await auditPath(volume, policy));
   return path === undefined ? undefined : new AuditLog(path, { restart: flags.restartAudit });
 }
 
 /** Where the policy keeps the audit log of a disk. */
 export async function auditPath(
-  place: KeyAreaPlace,
+  volume: () => Promise<Uint8Array>,
   policy: Policy | undefined,
 ): Promise<string | undefined> {
   if (policy?.auditDirectory === undefined) return undefined;
-  return join(policy.auditDirectory, `${formatUuid((await place.read()).volumeUuid)}.log`);
+  return join(policy.auditDirectory, `${formatUuid(await volume())}.log`);
 }
+
+/** The UUID of the disk whose key area this is. */
+export const volumeIn = (place: KeyAreaPlace) => async () => (await place.read()).volumeUuid;
 
 /** The same error with the disk's path, where it has none. */
 function inPath(error: unknown, path: string): unknown {

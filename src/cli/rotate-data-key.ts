@@ -4,6 +4,7 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { openDisk, type RotatedDataKey, type RotationHost, rotateDataKey } from '../index.js';
 import { addBackingOptions, backingOptions, type OpenFlags } from './opening.js';
 import { examples, parseCount, sizeArgument } from './options.js';
+import { slotChecker } from './policy.js';
 import { addRekeyOptions, type Permit, type RekeyFlags, withPermit } from './rekeying.js';
 import { formatSize } from './sizes.js';
 import type { Terminal } from './terminal.js';
@@ -78,8 +79,9 @@ async function rotate(
     return rotateDataKey(host, { ...options, ...how, ...work }).finally(bar.stop);
   };
   if (served) return await with_(served);
-  const { identity, pins, allowRollback, confirmVmk } = options;
-  const keys = { identity, pins, allowRollback, confirmVmk };
+  const { identity, pins, allowRollback, confirmVmk, policy } = options;
+  const onSlot = slotChecker(policy);
+  const keys = { identity, pins, allowRollback, confirmVmk, onSlot };
   const backing = backingOptions(flags); // nothing is read from it, and the engine opens both or none
   // The rotation works on every queue's thread and on one more.
   const queues = Math.min(Math.max(availableParallelism() - 1, 1), QUEUES_MAX);

@@ -14,6 +14,7 @@ import {
   type Recipient,
   readKeyArea,
   recoveryIdentity,
+  requireOpenable,
   type SlotDescription,
   SlotRole,
   SlotState,
@@ -29,7 +30,7 @@ import {
   passphraseOf,
   recipientOf,
 } from './options.js';
-import { isPast } from './policy.js';
+import { isPast, policyOf } from './policy.js';
 import { makeRecoveryKit } from './recovery-kit.js';
 import {
   addRekeyOptions,
@@ -294,6 +295,8 @@ function addTest(slot: Command, terminal: Terminal): void {
       await store.pins.check(opened, flags);
       const { sealed } = await diskInfo(path, 'sealed');
       const found = findSlot(sealed?.keyArea?.slots ?? [], String(opened.slotIndex));
+      const policy = await policyOf(flags);
+      if (policy) requireOpenable(policy, opened.slot);
       const vmkCheck = toHex(opened.vmkCheck);
       if (flags.json) terminal.json({ path, opens: true, slot: found, vmkCheck });
       else {

@@ -3,11 +3,13 @@
 // What may be asked: growing, and of a sealed disk to replace the key area, and the steps of a
 // rotation of the data key. The asker
 // holds the keys and decides; this process has the disk and does it. A connection that ends stops
-// the pass that it asked for; a rotation that was begun stays begun, and can be taken up again.
+// the pass that it asked for; a rotation that was begun stays begun, and can be taken up again. Whoever
+// begins one is its driver until his connection ends: two would forget each other's keys.
 import { rm } from 'node:fs/promises';
 import { createServer, type Socket } from 'node:net';
+import { setTimeout } from 'node:timers/promises';
 import { fromSystem, PqblkError } from '../errors.js';
-import { KEY_AREA_BYTES, Secret } from '../keys/index.js';
+import { describeKeyArea, KEY_AREA_BYTES, Secret } from '../keys/index.js';
 import {
   controlPathOf,
   errorToMessage,
@@ -19,6 +21,8 @@ import {
 import type { Disk } from './disk.js';
 
 const CLIENTS_MAX = 8;
+/** A connection that has just ended may have a request to finish. */
+const PATIENCE_MS = 1000;
 
 export interface ControlServer {
   /** Unix socket; `pqblk` finds it by the disk's file. */
@@ -30,7 +34,8 @@ export interface ControlServer {
 export async function serveControl(disk: Disk): Promise<ControlServer> {
   await makeControlDirectory();
   const path = await controlPathOf(disk.facts.path);
-  const server = createServer((socket) => new Connection(disk, socket));
+  const rotation: Rotation = {};
+  const server = createServer((socket) => new Connection(disk, rotation, socket));
   server.maxConnections = CLIENTS_MAX;
   await rm(path, { force: true }); // of a process that was killed: this one holds the disk's lock
   await new Promise<void>((resolve, reject) => {
@@ -54,25 +59,41 @@ export async function serveControl(disk: Disk): Promise<ControlServer> {
   };
 }
 
+/** Whose rotation of the data key it is. */
+interface Rotation {
+  driver?: Connection | undefined;
+}
+
 class Connection {
   readonly #disk: Disk;
+  readonly #rotation: Rotation;
   readonly #socket: Socket;
   readonly #ended = new AbortController();
+  /** Ended, and nothing that it asked for is still under way. */
+  readonly #left = new AbortController();
   /** The pass that is running, by the id of its request. */
   readonly #passes = new Map<unknown, AbortController>();
 
-  constructor(disk: Disk, socket: Socket) {
+  /** Requests that are being performed; they outlive the connection. */
+  #busy = 0;
+
+  constructor(disk: Disk, rotation: Rotation, socket: Socket) {
     this.#disk = disk;
+    this.#rotation = rotation;
     this.#socket = socket;
     receive(
       socket,
       (frame) => void this.#serve(frame),
-      () => this.#ended.abort(),
+      () => {
+        this.#ended.abort();
+        this.#leave();
+      },
     );
   }
 
   async #serve(frame: Frame): Promise<void> {
     const { id, op } = frame.message;
+    this.#busy += 1;
     try {
       const result = await this.#perform(String(op), frame);
       this.#answer({ id, result: result ?? null });
@@ -80,7 +101,42 @@ class Connection {
       this.#answer({ id, error: errorToMessage(error) });
     } finally {
       frame.binary.fill(0);
+      this.#busy -= 1;
+      this.#leave();
     }
+  }
+
+  get leaving(): AbortSignal {
+    return this.#left.signal;
+  }
+
+  #leave(): void {
+    if (this.#ended.signal.aborted && this.#busy === 0) this.#left.abort();
+  }
+
+  async #drive(): Promise<void> {
+    const isOthers = () => {
+      const { driver } = this.#rotation;
+      return driver !== undefined && driver !== this && !driver.#left.signal.aborted;
+    };
+    if (isOthers()) {
+      const signal = this.#rotation.driver?.leaving;
+      await setTimeout(PATIENCE_MS, undefined, { signal }).catch(() => {});
+    }
+    if (!isOthers()) {
+      this.#rotation.driver = this;
+      return;
+    }
+    throw new PqblkError('locked', 'somebody else is rotating the data key of this disk', {
+      hint: 'wait until that command has ended, or end it',
+    });
+  }
+
+  /** What is written under a key that the key area does not hold is lost. */
+  async #requireInKeyArea(epoch: number): Promise<void> {
+    const { currentEpoch, nextEpoch } = describeKeyArea((await this.#disk.keyArea.read()).blob);
+    if (epoch === currentEpoch || epoch === nextEpoch) return;
+    throw new PqblkError('locked', `the key area has no epoch ${epoch}: it was replaced meanwhile`);
   }
 
   #answer(message: object): void {
@@ -103,13 +159,18 @@ class Connection {
         return await disk.keyArea.level(count(message, 'generation'));
       case 'begin-epoch': {
         using key = Secret.copyOf(binary);
-        return await disk.beginEpoch(count(message, 'epoch'), key);
+        const epoch = count(message, 'epoch');
+        await this.#drive();
+        await this.#requireInKeyArea(epoch);
+        return await disk.beginEpoch(epoch, key);
       }
       case 'rekey':
+        if (message.verify !== true) await this.#drive();
         return await this.#rekey(message);
       case 'stop':
         return this.#passes.get(message.pass)?.abort();
       case 'finish-epoch':
+        await this.#drive();
         return await disk.finishEpoch();
       default:
         throw new PqblkError('unsupported', `the serving process knows no operation '${op}'`, {

@@ -1,7 +1,15 @@
 // Room disk/: making disks.
 import { rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
-import { createKeyArea, type Pins, type Recipient, type VolumeKeys } from '../keys/index.js';
+import {
+  type AuditLine,
+  type AuditTrail,
+  createKeyArea,
+  describeRecipients,
+  type Pins,
+  type Recipient,
+  type VolumeKeys,
+} from '../keys/index.js';
 import { randomBytes } from '../keys/secret.js';
 import { calling, type LongWork, longCall, native } from '../native.js';
 import type { DiskFormat } from './types.js';
@@ -38,7 +46,9 @@ export interface CreateDiskOptions extends LongWork {
   /** Sealed: bytes; default about 0.1 % of the size. */
   logBytes?: number;
   /** Sealed: remembers the new volume at once. */
-  pins?: Pins;
+  pins?: Pins | undefined;
+  /** Sealed: where the log of its keys begins. */
+  audit?: ((volumeUuid: Uint8Array) => AuditTrail) | undefined;
 }
 
 export interface CreatedDisk {
@@ -69,7 +79,7 @@ export async function createWithKeys(
   path: string,
   options: CreateDiskOptions,
 ): Promise<VolumeKeys | undefined> {
-  const { recipients = [], pins, onProgress, signal, ...rest } = options;
+  const { recipients = [], pins, audit, onProgress, signal, ...rest } = options;
   const work = { onProgress, signal };
   if (options.format !== 'sealed') {
     if (recipients.length > 0) {
@@ -79,9 +89,39 @@ export async function createWithKeys(
     return undefined;
   }
   const volumeUuid = newUuid();
-  const keys = await createKeyArea({ volumeUuid, recipients });
+  const line = await audit?.(volumeUuid).prepare({
+    operation: 'create',
+    volumeUuid,
+    generation: 1,
+    known: { lines: 0, hash: '' },
+    unlockedBy: '',
+    approvedBy: [],
+    before: [],
+    after: describeRecipients(recipients),
+  });
   try {
-    const backing = options.backingName !== undefined && { backingPolicy: 'unauthenticated' };
+    return await createSealed(path, { ...rest, pins }, { volumeUuid, recipients, line }, work);
+  } finally {
+    await line?.close();
+  }
+}
+
+interface NewVolume {
+  readonly volumeUuid: Uint8Array;
+  readonly recipients: readonly Recipient[];
+  readonly line: AuditLine | undefined;
+}
+
+async function createSealed(
+  path: string,
+  { pins, ...rest }: Omit<CreateDiskOptions, 'recipients' | 'audit'>,
+  { volumeUuid, recipients, line }: NewVolume,
+  work: LongWork,
+): Promise<VolumeKeys> {
+  const keys = await createKeyArea({ volumeUuid, recipients, audit: line });
+  try {
+    await line?.append();
+    const backing = rest.backingName !== undefined && { backingPolicy: 'unauthenticated' };
     const sealed = { ...rest, path, uuid: volumeUuid, keyArea: keys.blob, ...backing };
     await longCall(work, (token) =>
       lendKeys(keys, (lent) => native().createDisk(sealed, lent, token)),
@@ -94,6 +134,7 @@ export async function createWithKeys(
     return keys;
   } catch (error) {
     keys[Symbol.dispose]();
+    await line?.failed(error);
     throw error;
   }
 }

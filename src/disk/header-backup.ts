@@ -8,15 +8,20 @@ import { fromSystem, PqblkError } from '../errors.js';
 import { equalConstantTime, viewOf } from '../keys/bytes.js';
 import { sha3_256 } from '../keys/hash.js';
 import {
+  type AuditTrail,
   describeKeyArea,
   formatUuid,
   type Identity,
+  type KeyAreaCopies,
+  KeyAreaEditor,
   openKeyArea,
   type PinOptions,
   type Pins,
   type SlotDescription,
+  toHex,
 } from '../keys/index.js';
 import { calling, native } from '../native.js';
+import { openDisk } from './disk.js';
 import { checkDisk } from './info.js';
 import { keyAreaOf } from './key-area-file.js';
 import { lendKeys } from './unlock.js';
@@ -148,16 +153,21 @@ export interface RestoreHeaderOptions extends PinOptions {
   /** Replace a key area that has data keys which the backup lacks: their sectors are lost. */
   readonly force?: boolean | undefined;
   /** Called before anything is written; what it throws is thrown. */
-  readonly approve?: ((slots: RestoredSlots) => void) | undefined;
+  readonly approve?: ((slots: RestoredSlots) => void | Promise<void>) | undefined;
+  readonly audit?: AuditTrail | undefined;
+  /** For the audit log. */
+  readonly approvedBy?: readonly string[] | undefined;
 }
 
 export interface RestoredSlots {
   /** Undefined when both copies on the disk are damaged. */
   readonly before: readonly SlotDescription[] | undefined;
   readonly after: readonly SlotDescription[];
+  /** The key area on the disk; empty when both copies are damaged. */
+  readonly present: Uint8Array;
 }
 
-export interface RestoredHeader extends RestoredSlots {
+export interface RestoredHeader extends Omit<RestoredSlots, 'present'> {
   readonly volumeUuid: string;
   /** The header was unreadable and came from the backup; a check found its tables true. */
   readonly header: boolean;
@@ -178,57 +188,122 @@ export async function restoreHeader(
   backup: HeaderBackup,
   options: RestoreHeaderOptions,
 ): Promise<RestoredHeader> {
-  const { identity, pins } = options;
+  const { pins } = options;
+  const release = await pins?.hold(backup.volumeUuid);
+  try {
+    return await restoreUnderPin(path, backup, options);
+  } finally {
+    await release?.();
+  }
+}
+
+async function restoreUnderPin(
+  path: string,
+  backup: HeaderBackup,
+  options: RestoreHeaderOptions,
+): Promise<RestoredHeader> {
+  const { identity, pins, audit, approvedBy = [] } = options;
   const expectedVolumeUuid = backup.volumeUuid;
-  using keys = await openKeyArea(backup.keyArea, identity, { expectedVolumeUuid });
-  await pins?.check(keys, options);
-  const after = describeKeyArea(backup.keyArea).slots;
-  const before = await presentSlots(path, keys.currentEpoch, options.force === true);
-  options.approve?.({ before, after });
-  const { header, sessions } = backup;
+  using editor = await KeyAreaEditor.open(backup.keyArea, identity, { expectedVolumeUuid });
+  await pins?.check(editor.observed, options);
+  const after = editor.slots;
+  const copies = await presentCopies(path);
+  const before = copies && describeKeyArea(copies.blob).slots;
+  if (copies && !options.force) requireNoKeyLost(path, copies.blob, editor.epochs.all);
+  await options.approve?.({ before, after, present: copies?.blob ?? new Uint8Array(0) });
+  requireLogged(editor, audit);
+  const line = await audit?.prepare({
+    operation: 'header-restore',
+    volumeUuid: expectedVolumeUuid,
+    generation: editor.observed.generation + 1,
+    known: editor.audit,
+    unlockedBy: toHex(identity.fingerprint),
+    approvedBy,
+    before: before ?? [],
+    after,
+  });
+  try {
+    const { blob, observed } = line
+      ? await editor.seal(line)
+      : { blob: backup.keyArea, observed: editor.observed };
+    await line?.append();
+    const restored = await writeBack(path, backup, blob, identity).catch(async (error: unknown) => {
+      await line?.failed(error);
+      throw error;
+    });
+    await pins?.record(observed, options);
+    if (restored.header) await trustTables(path, identity);
+    if (!copies) await requireThatItOpens(path, identity); // nobody could compare the epochs
+    return { volumeUuid: formatUuid(expectedVolumeUuid), ...restored, before, after };
+  } finally {
+    await line?.close();
+  }
+}
+
+async function writeBack(
+  path: string,
+  { volumeUuid: uuid, header, sessions, keyArea }: HeaderBackup,
+  blob: Uint8Array,
+  identity: Identity,
+): Promise<{ header: boolean; sessions: number; keyArea: boolean }> {
+  using keys = await openKeyArea(keyArea, identity, { expectedVolumeUuid: uuid });
   const restored = await calling(() =>
-    lendKeys(keys, (lent) =>
-      native().restoreHeader({ path, uuid: expectedVolumeUuid, header, sessions }, lent),
-    ),
+    lendKeys(keys, (lent) => native().restoreHeader({ path, uuid, header, sessions }, lent)),
   );
   const place = keyAreaOf(path);
   const present = await place.read();
-  const keyArea = !equalConstantTime(present.blob, backup.keyArea);
-  if (keyArea) await place.replaceOlder(backup.keyArea, present.generation);
+  const changes = !equalConstantTime(present.blob, blob);
+  if (changes) await place.replaceOlder(blob, present.generation);
   await place.level((await place.read()).generation);
-  await pins?.record(keys, options);
-  if (restored.header) await trustTables(path, identity);
-  return { volumeUuid: formatUuid(expectedVolumeUuid), ...restored, keyArea, before, after };
+  return { ...restored, keyArea: changes };
 }
 
-async function presentSlots(
-  path: string,
-  epoch: number,
-  force: boolean,
-): Promise<readonly SlotDescription[] | undefined> {
-  const blob = await keyAreaOf(path)
-    .read()
-    .then(
-      (copies) => copies.blob,
-      (error: unknown) => unlessUnreadable(error),
-    );
-  if (blob.length === 0) return undefined;
-  const { slots, currentEpoch, nextEpoch } = describeKeyArea(blob);
-  if (Math.max(currentEpoch, nextEpoch ?? 0) > epoch && !force) {
-    throw new PqblkError(
-      'policy',
-      `the disk is of epoch ${currentEpoch}, the backup of epoch ${epoch}: its newer data keys would be lost`,
-      { path, operation: 'restore header', hint: '--force restores it all the same' },
-    );
-  }
-  return slots;
+function requireLogged(editor: KeyAreaEditor, audit: AuditTrail | undefined): void {
+  if (audit || editor.audit.lines === 0) return;
+  throw new PqblkError('policy', `this disk keeps an audit log of ${editor.audit.lines} lines`, {
+    operation: 'restore header',
+    hint: 'name it with --audit',
+  });
+}
+
+/** Undefined when both copies on the disk are damaged, or its header is. */
+async function presentCopies(path: string): Promise<KeyAreaCopies | undefined> {
+  const copies = await keyAreaOf(path).read().catch(unlessUnreadable);
+  return copies && copies.blob.length > 0 ? copies : undefined;
+}
+
+/** Data is under the epochs of the disk; the backup must have the keys of them all. */
+function requireNoKeyLost(path: string, blob: Uint8Array, kept: readonly number[]): void {
+  const { currentEpoch, nextEpoch } = describeKeyArea(blob);
+  const lost = [currentEpoch, nextEpoch ?? currentEpoch].find((epoch) => !kept.includes(epoch));
+  if (lost === undefined) return;
+  throw new PqblkError(
+    'policy',
+    `the disk is of epoch ${lost}, the backup of epoch ${Math.max(...kept)}: its newer data keys ` +
+      'would be lost',
+    { path, operation: 'restore header', hint: '--force restores it all the same' },
+  );
 }
 
 /** A header that does not parse is what a backup is for. */
-function unlessUnreadable(error: unknown): Uint8Array {
+function unlessUnreadable(error: unknown): undefined {
   const kinds = ['unsupported', 'corrupt', 'invalid_argument', 'integrity'];
-  if (error instanceof PqblkError && kinds.includes(error.kind)) return new Uint8Array(0);
+  if (error instanceof PqblkError && kinds.includes(error.kind)) return undefined;
   throw error;
+}
+
+async function requireThatItOpens(path: string, identity: Identity): Promise<void> {
+  try {
+    await (await openDisk(path, { format: 'sealed', identity, readOnly: true })).close();
+  } catch (error) {
+    const { message } = fromSystem(error);
+    throw new PqblkError('integrity', `with this backup the disk does not open: ${message}`, {
+      path,
+      operation: 'restore header',
+      hint: 'the backup is older than the data key of the disk: restore a newer one',
+      cause: error,
+    });
+  }
 }
 
 /** The header of a backup may point to tables that have moved: a check of the whole disk tells. */

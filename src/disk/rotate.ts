@@ -5,6 +5,7 @@
 // state: whoever runs this again, after whatever happened, completes it.
 import { PqblkError } from '../errors.js';
 import {
+  type AuditRemarks,
   type ChangedKeyArea,
   type ChangeKeyAreaOptions,
   changeKeyArea,
@@ -63,7 +64,10 @@ export type RotationStep = (typeof ROTATION_STEPS)[number];
 export interface RotateDataKeyOptions
   extends Pick<RekeyOptions, 'bytesPerSecond' | 'share'>,
     LongWork,
-    Omit<ChangeKeyAreaOptions, 'place' | 'operation' | 'edit' | 'onStep'> {
+    Omit<
+      ChangeKeyAreaOptions,
+      'place' | 'operation' | 'edit' | 'onStep' | 'partOfMore' | 'remarks'
+    > {
   /** Only if the current epoch is this one: a run that was killed can be repeated safely. */
   readonly fromEpoch?: number | undefined;
   /** Back to the current epoch: what was written under the next one is written again. */
@@ -122,11 +126,17 @@ export async function rotateDataKey(
   await step('verified');
   await host.finishEpoch();
   await step('finished');
-  const keyArea = await change(host, options, (editor) => {
-    if (!options.abort) editor.commitDataKey();
-    const { current, all } = editor.epochs;
-    for (const epoch of all) if (epoch !== current) editor.forgetDataKey(epoch);
-  });
+  const keyArea = await change(
+    host,
+    options,
+    (editor) => {
+      requireStill(plan, editor, aborted);
+      if (!aborted) editor.commitDataKey();
+      const { current, all } = editor.epochs;
+      for (const epoch of all) if (epoch !== current) editor.forgetDataKey(epoch);
+    },
+    { remarks: () => remarksOf(plan, aborted ? 'aborted' : 'finished') },
+  );
   await step('forgotten');
   return { ...result, changed: true, sectors, keyArea };
 }
@@ -135,10 +145,18 @@ function change(
   host: RotationHost,
   options: RotateDataKeyOptions,
   edit: (editor: KeyAreaEditor) => void,
+  more: Pick<ChangeKeyAreaOptions, 'partOfMore' | 'remarks'>,
 ): Promise<ChangedKeyArea> {
   const { onStep: _, ...rest } = options;
-  return changeKeyArea({ ...rest, place: host.keyArea, operation: 'rotate-data-key', edit });
+  const operation = 'rotate-data-key';
+  return changeKeyArea({ ...rest, ...more, place: host.keyArea, operation, edit });
 }
+
+const remarksOf = ({ fromEpoch, toEpoch }: Plan, step: AuditRemarks['step']): AuditRemarks => ({
+  step,
+  fromEpoch,
+  toEpoch,
+});
 
 /** The key area holds the key of the epoch to move to; what there is to do. */
 async function prepare(
@@ -146,23 +164,39 @@ async function prepare(
   options: RotateDataKeyOptions,
 ): Promise<{ plan: Plan; changed: ChangedKeyArea }> {
   let plan: Plan | undefined;
-  const changed = await change(host, options, (editor) => {
-    const { current, next } = editor.epochs;
-    const resumed = next !== undefined;
-    if (options.abort) {
-      if (next === undefined) {
-        throw new PqblkError('not_found', 'no rotation of the data key is under way');
+  const changed = await change(
+    host,
+    options,
+    (editor) => {
+      const { current, next } = editor.epochs;
+      const resumed = next !== undefined;
+      if (options.abort) {
+        if (next === undefined) {
+          throw new PqblkError('not_found', 'no rotation of the data key is under way');
+        }
+        plan = { fromEpoch: next, toEpoch: current, resumed };
+        return;
       }
-      plan = { fromEpoch: next, toEpoch: current, resumed };
-      return;
-    }
-    if (options.fromEpoch !== undefined && options.fromEpoch !== current) {
-      plan = { fromEpoch: current, toEpoch: current, resumed: false };
-      return;
-    }
-    plan = { fromEpoch: current, toEpoch: next ?? editor.addDataKey(), resumed };
-  });
+      if (options.fromEpoch !== undefined && options.fromEpoch !== current) {
+        plan = { fromEpoch: current, toEpoch: current, resumed: false };
+        return;
+      }
+      plan = { fromEpoch: current, toEpoch: next ?? editor.addDataKey(), resumed };
+    },
+    { partOfMore: true, remarks: () => remarksOf(plan as Plan, 'begun') },
+  );
   return { plan: plan as unknown as Plan, changed };
+}
+
+/** Everything is of `toEpoch` now: a key area that means something else must not lose that key. */
+function requireStill(plan: Plan, editor: KeyAreaEditor, aborted: boolean): void {
+  const { current, next } = editor.epochs;
+  const [from, to] = aborted ? [next, current] : [current, next];
+  if (from === plan.fromEpoch && to === plan.toEpoch) return;
+  throw new PqblkError('locked', 'somebody else changed the data keys meanwhile', {
+    operation: 'end rotation',
+    hint: 'run the same command again; no key was forgotten',
+  });
 }
 
 async function beginEpoch(

@@ -11,7 +11,7 @@ import { hostname, userInfo } from 'node:os';
 import { fromSystem, PqblkError } from '../errors.js';
 import { ascii, formatUuid, toHex } from './bytes.js';
 import { sha3_256 } from './hash.js';
-import type { AuditLine, AuditSubject, AuditTrail } from './key-area-change.js';
+import type { AuditLine, AuditRemarks, AuditSubject, AuditTrail } from './key-area-change.js';
 import type { AuditHead, SlotDescription } from './key-area-describe.js';
 import { takeLock } from './lock-file.js';
 
@@ -47,9 +47,20 @@ export interface AuditRecord {
   readonly result: string;
   /** SHA3-256 of the line before, without its end, hex; zeros in the first one. */
   readonly previous: string;
-  /** In the first line of a log that takes the place of a lost one: lines that the key area counted. */
+  /**
+   * In the first line of a log that takes the place of a lost one: lines that the key area counted;
+   * `previous` is then the hash of the last of them.
+   */
   readonly formerLines?: number;
+  /** So many lines before this one are of changes that did not come about. */
+  readonly uncounted?: number;
+  /** A header backup was put back: it counts so many lines, and what the others did is undone. */
+  readonly restoredFrom?: number;
+  readonly rotation?: AuditRemarks;
 }
+
+/** Whether what a line says came about, did not, or did until an older key area was put back. */
+export type AuditStanding = 'counted' | 'uncounted' | 'undone';
 
 export interface AuditReport {
   readonly lines: number;
@@ -58,6 +69,10 @@ export interface AuditReport {
   /** Empty: the log is whole. */
   readonly findings: readonly string[];
   readonly records: readonly AuditRecord[];
+  /** Of each record. */
+  readonly standings: readonly AuditStanding[];
+  /** Lines of a former log that this one took the place of. */
+  readonly lost: number;
 }
 
 const hashOf = (line: string) => toHex(sha3_256(ascii(line)));
@@ -96,11 +111,12 @@ export function verifyAuditLog(
     } else {
       records.push(record);
       if (record.line !== index + 1) findings.push(`line ${index + 1} has number ${record.line}`);
-      if (record.previous !== previous) {
+      if (record.previous !== previous && !beginsAnew(record)) {
         findings.push(`line ${index + 1} does not follow the line before it`);
       }
       if (record.volume !== volume) findings.push(`line ${index + 1} is of another volume`);
-      if (record.generation < last) findings.push(`line ${index + 1} goes back in generation`);
+      if (record.generation < last && record.restoredFrom === undefined)
+        findings.push(`line ${index + 1} goes back in generation`);
       if (index >= counted && !isAttempt(record, generation)) {
         findings.push(
           `line ${index + 1} is not counted by the key area (generation ${generation}) and made ` +
@@ -118,8 +134,49 @@ export function verifyAuditLog(
     findings.push(`${lines.length} lines, and the key area counts ${counted}: lines were removed`);
   }
   if (torn && lines.length < counted) findings.push('the last line is cut short');
-  return { lines: lines.length, beyond: Math.max(0, lines.length - counted), findings, records };
+  const standings = standingsOf(records, counted);
+  findings.push(...contradictions(records, standings));
+  const beyond = Math.max(0, lines.length - counted);
+  const lost = records[0]?.formerLines ?? 0;
+  return { lines: lines.length, beyond, findings, records, standings, lost };
 }
+
+/** What is counted by number need not have come about: a later line says of earlier ones that they did not. */
+function standingsOf(records: readonly AuditRecord[], counted: number): AuditStanding[] {
+  const standings = records.map(
+    ({ line }): AuditStanding => (line <= counted ? 'counted' : 'uncounted'),
+  );
+  const mark = (from: number, to: number, standing: AuditStanding) => {
+    for (const [at, { line }] of records.entries()) {
+      if (line > from && line < to && standings[at] === 'counted') standings[at] = standing;
+    }
+  };
+  for (const { line, uncounted = 0, restoredFrom } of records.slice(0, counted)) {
+    mark(line - 1 - uncounted, line, 'uncounted');
+    if (restoredFrom !== undefined) mark(restoredFrom, line, 'undone');
+  }
+  return standings;
+}
+
+/** One change makes a generation. */
+function contradictions(
+  records: readonly AuditRecord[],
+  standings: readonly AuditStanding[],
+): string[] {
+  const makers = new Map<number, number>();
+  return records.flatMap(({ line, generation, result }, at) => {
+    if (standings[at] !== 'counted' || result !== 'begun') return [];
+    const other = makers.get(generation);
+    makers.set(generation, line);
+    return other === undefined
+      ? []
+      : [`lines ${other} and ${line} both claim to have made generation ${generation}`];
+  });
+}
+
+/** The former log is lost; what its last line was is known from the key area, and not to whoever verifies. */
+const beginsAnew = (record: AuditRecord | undefined) =>
+  record?.line === 1 && (record.formerLines ?? 0) > 0;
 
 /** A change that did not come about, or its failure after the key area had it. */
 function isAttempt(record: AuditRecord, generation: number): boolean {
@@ -153,12 +210,12 @@ export async function readAuditLog(path: string): Promise<string> {
 /** The log in the file at `path`, made when the key area counts no line yet. */
 export class AuditLog implements AuditTrail {
   readonly #path: string;
-  readonly #restart: boolean;
+  readonly restarts: boolean;
 
   /** `restart`: the former log is lost, and a new one begins; its first line says so. */
   constructor(path: string, { restart = false } = {}) {
     this.#path = path;
-    this.#restart = restart;
+    this.restarts = restart;
   }
 
   /**
@@ -175,14 +232,24 @@ export class AuditLog implements AuditTrail {
     } catch (error) {
       await file?.close();
       await release();
-      throw fromSystem(error, { path: this.#path, operation: 'open audit log' });
+      const wrapped = fromSystem(error, { path: this.#path, operation: 'open audit log' });
+      if (wrapped.kind !== 'not_found' || subject.known.lines === 0) throw wrapped;
+      throw new PqblkError(
+        'not_found',
+        `no audit log; the disk counts ${subject.known.lines} lines`,
+        {
+          path: this.#path,
+          operation: 'open audit log',
+          hint: 'bring it back; where it is lost, --restart-audit begins a new one that says so',
+        },
+      );
     }
   }
 
   async #open(known: AuditHead): Promise<FileHandle> {
-    const { O_RDWR, O_APPEND, O_NOFOLLOW, O_CREAT, O_EXCL } = constants;
-    const create = this.#restart ? O_CREAT | O_EXCL : known.lines === 0 ? O_CREAT : 0;
-    return await open(this.#path, O_RDWR | O_APPEND | O_NOFOLLOW | create, 0o600);
+    const { O_RDWR, O_APPEND, O_NOFOLLOW, O_NONBLOCK, O_CREAT, O_EXCL } = constants;
+    const create = this.restarts ? O_CREAT | O_EXCL : known.lines === 0 ? O_CREAT : 0;
+    return await open(this.#path, O_RDWR | O_APPEND | O_NOFOLLOW | O_NONBLOCK | create, 0o600);
   }
 
   async #line(
@@ -190,19 +257,24 @@ export class AuditLog implements AuditTrail {
     subject: AuditSubject,
     release: () => Promise<void>,
   ): Promise<AuditLine> {
-    const { size } = await file.stat();
+    const stats = await file.stat();
+    const { size } = stats;
+    if (!stats.isFile()) throw new PqblkError('permission', 'an audit log is a regular file');
     if (size > LOG_BYTES_MAX) {
       throw new PqblkError('no_space', `the audit log has ${size} bytes: begin a new one`);
     }
     const { lines, length, torn } = split(await file.readFile('utf8'));
-    this.#requireContinued(lines, subject);
+    const uncounted = this.#requireContinued(lines, subject);
     if (torn) await file.truncate(length); // never acknowledged, never counted
-    const record = (result: string, before: readonly string[]): string =>
-      JSON.stringify({
-        ...recordOf(subject, result, before),
-        ...(this.#restart && { formerLines: subject.known.lines }),
-      });
-    const line = record('begun', lines);
+    const { known, remarks: rotation } = subject;
+    const restores = subject.operation === 'header-restore';
+    const first = this.restarts ? known.hash : NO_LINE;
+    const line = JSON.stringify({
+      ...recordOf(subject, 'begun', lines, first),
+      ...(this.restarts && { formerLines: known.lines }),
+      ...(restores ? { restoredFrom: known.lines } : uncounted > 0 && { uncounted }),
+      ...(rotation && { rotation }),
+    });
     const write = async (text: string) => {
       await file.appendFile(`${text}\n`);
       await file.sync();
@@ -213,7 +285,8 @@ export class AuditLog implements AuditTrail {
       append: () => write(line).catch((error: unknown) => Promise.reject(this.#wrap(error))),
       failed: async (error) => {
         const code = error instanceof PqblkError ? error.code : 'PQBLK_ERROR';
-        await write(record(`failed: ${code}`, [...lines, line])).catch(() => undefined);
+        const record = recordOf(subject, `failed: ${code}`, [...lines, line], first);
+        await write(JSON.stringify(record)).catch(() => undefined);
       },
       close: async () => {
         await file.close();
@@ -226,15 +299,23 @@ export class AuditLog implements AuditTrail {
     return fromSystem(error, { path: this.#path, operation: 'write audit log' });
   }
 
-  #requireContinued(lines: readonly string[], { known, volumeUuid }: AuditSubject): void {
-    const counted = this.#restart ? 0 : known.lines;
+  /** Returns how many lines the key area does not count: changes that did not come about. */
+  #requireContinued(lines: readonly string[], subject: AuditSubject): number {
+    const { known, volumeUuid, generation, operation } = subject;
+    const counted = this.restarts ? 0 : known.lines;
     const other = lines.find((line) => parseRecord(line)?.volume !== formatUuid(volumeUuid));
     const whole = counted === 0 || hashOf(lines[counted - 1] ?? '') === known.hash;
     const linked = lines.every(
       (line, index) =>
+        (index === 0 && beginsAnew(parseRecord(line))) ||
         parseRecord(line)?.previous === (index === 0 ? NO_LINE : hashOf(lines[index - 1] ?? '')),
     );
-    if (other === undefined && whole && linked) return;
+    const beyond = lines.slice(counted).map(parseRecord);
+    // A restored key area is older than its log; any other writer follows it closely.
+    const close = beyond.every((record) => record && isAttempt(record, generation - 1));
+    if (other === undefined && whole && linked && (close || operation === 'header-restore')) {
+      return beyond.length;
+    }
     throw new PqblkError('integrity', 'not the audit log that the key area knows', {
       path: this.#path,
       hint: '`pqblk audit verify` tells what is wrong; --restart-audit begins a new log',
@@ -242,7 +323,12 @@ export class AuditLog implements AuditTrail {
   }
 }
 
-function recordOf(subject: AuditSubject, result: string, lines: readonly string[]): AuditRecord {
+function recordOf(
+  subject: AuditSubject,
+  result: string,
+  lines: readonly string[],
+  first: string,
+): AuditRecord {
   return {
     line: lines.length + 1,
     time: new Date().toISOString(),
@@ -255,7 +341,7 @@ function recordOf(subject: AuditSubject, result: string, lines: readonly string[
     approvedBy: subject.approvedBy,
     slots: slotChanges(subject.before, subject.after),
     result,
-    previous: lines.length === 0 ? NO_LINE : hashOf(lines.at(-1) as string),
+    previous: lines.length === 0 ? first : hashOf(lines.at(-1) as string),
   };
 }
 

@@ -8,6 +8,7 @@ export {
   AuditLog,
   type AuditRecord,
   type AuditReport,
+  type AuditStanding,
   readAuditLog,
   verifyAuditLog,
 } from './audit-log.js';
@@ -24,6 +25,7 @@ export {
 } from './key-area.js';
 export {
   type AuditLine,
+  type AuditRemarks,
   type AuditSubject,
   type AuditTrail,
   CHANGE_STEPS,
@@ -34,6 +36,7 @@ export {
   type KeyAreaCopies,
   type KeyAreaPlace,
   type KeyAreaState,
+  requireApprover,
 } from './key-area-change.js';
 export { KEY_AREA_BYTES, SLOTS_MAX } from './key-area-codec.js';
 export {

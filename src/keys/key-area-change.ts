@@ -11,7 +11,7 @@ import { openKeyArea } from './key-area.js';
 import type { AuditHead, SlotDescription } from './key-area-describe.js';
 import { KeyAreaEditor, type SealedKeyArea } from './key-area-editor.js';
 import type { Observed, PinOptions, Pins } from './pins.js';
-import { type KeyOperation, type Policy, requireAllowed } from './policy.js';
+import { type KeyOperation, type Policy, requireAllowed, requireOpenable } from './policy.js';
 import type { Identity } from './provider.js';
 
 /** Both copies of a key area. */
@@ -57,6 +57,8 @@ export type ChangeStep = (typeof CHANGE_STEPS)[number];
 
 /** The record of who did what. */
 export interface AuditTrail {
+  /** It takes the place of a lost one. */
+  readonly restarts?: boolean;
   /** Composes the line; throws when it could not be written. Nothing is written yet. */
   prepare(subject: AuditSubject): Promise<AuditLine>;
 }
@@ -83,6 +85,15 @@ export interface AuditSubject {
   readonly approvedBy: readonly string[];
   readonly before: readonly SlotDescription[];
   readonly after: readonly SlotDescription[];
+  /** What the slots do not show. */
+  readonly remarks?: AuditRemarks | undefined;
+}
+
+/** Of a rotation of the data key: which step of which. */
+export interface AuditRemarks {
+  readonly step: 'begun' | 'finished' | 'aborted';
+  readonly fromEpoch: number;
+  readonly toEpoch: number;
 }
 
 export interface ChangeKeyAreaOptions extends PinOptions {
@@ -105,6 +116,10 @@ export interface ChangeKeyAreaOptions extends PinOptions {
   readonly dryRun?: boolean | undefined;
   /** Though no key at hand opens the result: who could open it would turn out later. */
   readonly untested?: boolean | undefined;
+  /** More follows: policy and audit log are asked now, though the key area may stay as it is. */
+  readonly partOfMore?: boolean | undefined;
+  /** For the audit log, asked when the edit is done. */
+  readonly remarks?: (() => AuditRemarks) | undefined;
   readonly onStep?: ((step: ChangeStep) => void | Promise<void>) | undefined;
 }
 
@@ -132,31 +147,41 @@ export interface ChangedKeyArea {
  * `integrity` (what was read back is not what was written).
  */
 export async function changeKeyArea(options: ChangeKeyAreaOptions): Promise<ChangedKeyArea> {
+  const { place, pins, dryRun = false } = options;
+  const copies = await place.read();
+  requireReadable(copies);
+  if (!pins || dryRun) return await changeFrom(copies, options);
+  const release = await pins.hold(copies.volumeUuid);
+  try {
+    return await changeFrom(await place.read(), options); // another change may just have ended
+  } finally {
+    await release();
+  }
+}
+
+async function changeFrom(
+  copies: KeyAreaCopies,
+  options: ChangeKeyAreaOptions,
+): Promise<ChangedKeyArea> {
   const { place, identity, pins, edit, dryRun = false } = options;
   const step = async (name: ChangeStep) => await options.onStep?.(name);
-  const copies = await place.read();
   requireReadable(copies);
   const expectedVolumeUuid = copies.volumeUuid;
   using editor = await KeyAreaEditor.open(copies.blob, identity, { expectedVolumeUuid });
   await pins?.check(editor.observed, options);
+  const own = editor.slots.find((slot) => slot.index === editor.ownIndex);
+  if (options.policy && own) requireOpenable(options.policy, own);
   const approvedBy = await approve(editor, copies.blob, options);
   await step('opened');
 
   const before = stateOf(editor.observed, editor.slots);
   await edit(editor, copies.blob);
-  if (editor.changed) requirePermitted(editor, before.slots, approvedBy, options);
+  if (editor.changed || options.partOfMore) {
+    requirePermitted(editor, before.slots, approvedBy, options);
+  }
   requireTestable(editor, options);
   await step('planned');
-  const result = { volumeUuid: formatUuid(copies.volumeUuid), dryRun, before };
-  if (!editor.changed) {
-    const completed = isCutShort(copies);
-    if (!dryRun) await completeEarlier(copies, editor.observed, options);
-    return { ...result, changed: false, completed, after: before };
-  }
-  await place.probe(copies.generation);
-  if (dryRun) return { ...result, changed: true, completed: false, after: plannedState(editor) };
-
-  const line = await options.audit?.prepare({
+  const result = { volumeUuid: formatUuid(copies.volumeUuid), dryRun, before };  const subject: AuditSubject = {
     operation: options.operation,
     volumeUuid: copies.volumeUuid,
     generation: editor.observed.generation + 1,
@@ -165,7 +190,18 @@ export async function changeKeyArea(options: ChangeKeyAreaOptions): Promise<Chan
     approvedBy,
     before: before.slots,
     after: editor.slots,
-  });
+    remarks: options.remarks?.(),
+  };
+  if (!editor.changed) {
+    if (options.partOfMore) await (await options.audit?.prepare(subject))?.close();
+    const completed = isCutShort(copies);
+    if (!dryRun) await completeEarlier(copies, editor.observed, options);
+    return { ...result, changed: false, completed, after: before };
+  }
+  await place.probe(copies.generation);
+  if (dryRun) return { ...result, changed: true, completed: false, after: plannedState(editor) };
+
+  const line = await options.audit?.prepare(subject);
   try {
     const sealed = await editor.seal(line);
     await requireOpens(sealed, editor, options);
@@ -232,15 +268,25 @@ function requireReadable({ blob }: KeyAreaCopies): void {
 async function approve(
   editor: KeyAreaEditor,
   blob: Uint8Array,
-  { identity, approvers = [] }: ChangeKeyAreaOptions,
+  { identity, approvers = [], policy }: ChangeKeyAreaOptions,
 ): Promise<string[]> {
   const approved = new Set<string>();
   for (const approver of approvers) {
-    await editor.opensFor(blob, approver);
+    requireApprover(await editor.opensFor(blob, approver), policy);
     approved.add(toHex(approver.fingerprint));
   }
   approved.delete(toHex(identity.fingerprint)); // nobody approves his own request
   return [...approved];
+}
+
+/** Whose key is on its way out approves nothing. */
+export function requireApprover(slot: SlotDescription, policy: Policy | undefined): void {
+  if (policy) requireOpenable(policy, slot);
+  if (slot.state === 'active') return;
+  throw new PqblkError('policy', `slot ${slot.index} ("${slot.label}") is ${slot.state}`, {
+    operation: 'approve',
+    hint: 'a key with an active slot approves',
+  });
 }
 
 /** The policy allows it, the audit log that is kept will have it, and no unknown key is sealed to. */
@@ -257,8 +303,10 @@ function requirePermitted(
     });
   }
   const after = editor.slots;
-  const audited = audit !== undefined;
-  if (policy) requireAllowed(policy, { operation, before, after, approvedBy, audited });
+  const { rotatesMasterKey } = editor;
+  const log = { audited: audit !== undefined, restartsAudit: audit?.restarts };
+  const question = { operation, before, after, approvedBy, rotatesMasterKey, ...log };
+  if (policy) requireAllowed(policy, question);
   requireTrusted(editor.sealedFromImage, new Set([...(trusted ?? []), ...(policy?.trusted ?? [])]));
 }
 

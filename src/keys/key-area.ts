@@ -7,7 +7,7 @@
 // never leaves these two files. Where the blob is kept, and that it is replaced atomically in both
 // copies, is the engine's business; whether it is older than what this host saw before is pins.ts.
 import { PqblkError } from '../errors.js';
-import { concat, equalConstantTime, formatUuid, toHex } from './bytes.js';
+import { concat, equalConstantTime, formatUuid, fromHex, toHex } from './bytes.js';
 import {
   deriveMasterKeys,
   GCM_NONCE_BYTES,
@@ -83,11 +83,13 @@ export interface CreateKeyAreaOptions {
   recipients: readonly Recipient[];
   /** Seconds since 1970; now, when left out. */
   created?: number;
+  /** The line of the audit log that says so. */
+  audit?: AuditHead | undefined;
 }
 
 /** Fresh VMK, integrity key and data key of epoch 1, sealed to every recipient. Generation 1. */
 export async function createKeyArea(options: CreateKeyAreaOptions): Promise<CreatedKeyArea> {
-  const { volumeUuid, recipients, created = nowSeconds() } = options;
+  const { volumeUuid, recipients, created = nowSeconds(), audit } = options;
   if (volumeUuid.length !== 16) {
     throw new PqblkError(
       'invalid_argument',
@@ -116,8 +118,8 @@ export async function createKeyArea(options: CreateKeyAreaOptions): Promise<Crea
     volumeUuid,
     currentEpoch: FIRST_EPOCH,
     nextEpoch: 0,
-    auditLength: 0n,
-    auditHead: new Uint8Array(AUDIT_HEAD_BYTES),
+    auditLength: BigInt(audit?.lines ?? 0),
+    auditHead: audit ? fromHex(audit.hash) : new Uint8Array(AUDIT_HEAD_BYTES),
   };
   using master = deriveMasterKeys(vmk, volumeUuid);
   const blob = sealKeyArea(master, head, slots, table);

@@ -11,6 +11,7 @@
 import { join } from 'node:path';
 import { PqblkError } from '../errors.js';
 import { formatUuid, toHex } from './bytes.js';
+import { takeLock } from './lock-file.js';
 import { ensurePrivateDirectory, readPrivateFile, writePrivateFile } from './private-file.js';
 
 /** What an opened key area shows of itself; VolumeKeys (key-area.ts) is one. */
@@ -47,6 +48,8 @@ const PIN_FORMAT = 'pqblk-pin';
 const PIN_VERSION = 1;
 const PIN_BYTES_MAX = 4096;
 const CONFIRM_DIGITS_MIN = 16;
+/** Changes are short; whoever waits longer is told who is at it. */
+const HOLD_PATIENCE_MS = 30_000;
 
 /**
  * Compares an opened key area with a pin. Kinds `vmk_changed` and `rollback`; the hint of each
@@ -96,6 +99,8 @@ function confirms(check: string, given: string | undefined): boolean {
 /** The pins of one key store, in its directory `pins`. */
 export class Pins {
   readonly #directory: string;
+  /** Volumes whose pins this object holds. */
+  readonly #held = new Set<string>();
 
   constructor(directory: string) {
     this.#directory = directory;
@@ -130,8 +135,36 @@ export class Pins {
   async record(seen: Observed, options: PinOptions = {}): Promise<PinVerdict> {
     const verdict = await this.check(seen, options);
     if (verdict === 'same') return verdict;
-    await this.#write(seen.volumeUuid, stateOf(seen));
-    return verdict;
+    const release = await this.#hold(seen.volumeUuid);
+    try {
+      const now = await this.check(seen, options);
+      if (now !== 'same') await this.#write(seen.volumeUuid, stateOf(seen));
+      return now;
+    } finally {
+      await release?.();
+    }
+  }
+
+  /**
+   * Keeps other processes of this host from writing the pin, from before a key area is read until its
+   * successor is recorded: there is room for one announcement. Returns how to end that. Kind `locked`
+   * when another change of the same volume takes too long.
+   */
+  async hold(volumeUuid: Uint8Array): Promise<() => Promise<void>> {
+    const uuid = formatUuid(volumeUuid);
+    await ensurePrivateDirectory(this.#directory);
+    const path = join(this.#directory, uuid);
+    const release = await takeLock(path, 'change keys', HOLD_PATIENCE_MS);
+    this.#held.add(uuid);
+    return async () => {
+      this.#held.delete(uuid);
+      await release();
+    };
+  }
+
+  /** Nothing where the caller of `hold` is at work. */
+  async #hold(volumeUuid: Uint8Array): Promise<(() => Promise<void>) | undefined> {
+    return this.#held.has(formatUuid(volumeUuid)) ? undefined : await this.hold(volumeUuid);
   }
 
   /**

@@ -3,6 +3,7 @@
 // A policy is checked against the slots that a change would leave; what is wrong already may stay, or
 // nobody could mend a disk step by step, but nothing may get worse. It binds whoever uses this program
 // and not whoever holds a key and another program. Reading the file is the command line's business.
+import { dirname, resolve } from 'node:path';
 import { PqblkError } from '../errors.js';
 import type { SlotDescription } from './key-area-describe.js';
 import { Kem, kemByName } from './ml-kem.js';
@@ -18,6 +19,7 @@ export const OPERATIONS = [
   'rotate-master-key',
   'rotate-data-key',
   'header-restore',
+  'audit-restart',
 ] as const;
 export type KeyOperation = (typeof OPERATIONS)[number];
 
@@ -38,14 +40,15 @@ export interface Policy {
   readonly trusted: readonly string[];
   /** Operations that a second person must approve with a key of the same disk. */
   readonly twoPersons: readonly KeyOperation[];
-  /** Directory of audit logs, one for each volume; demanded when it is named. */
+  /** Directory of audit logs, one for each volume; demanded when it is named. Absolute. */
   readonly auditDirectory?: string | undefined;
 }
 
 export interface Violation {
   readonly rule: string;
-  /** The slot, or undefined for the disk as a whole. */
+  /** The slot and its key, or undefined for the disk as a whole. */
   readonly slot?: number;
+  readonly fingerprint?: string;
   /** How far from the rule: more is worse. */
   readonly measure: number;
   readonly message: string;
@@ -72,7 +75,7 @@ export function violations(
   const hybrid = active.filter(isHybrid).length;
   if (policy.mixedKems === 'refuse' && hybrid > 0 && hybrid < active.length) {
     const message = `${hybrid} of ${active.length} active slots are hybrid: all or none demanded`;
-    found.push({ rule: 'mixed-kems', measure: 1, message });
+    found.push({ rule: 'mixed-kems', measure: active.length - hybrid, message });
   }
   for (const slot of active) found.push(...slotViolations(policy, slot, now));
   return found;
@@ -86,6 +89,7 @@ function slotViolations(policy: Policy, slot: SlotDescription, now: number): Vio
     found.push({
       rule,
       slot: slot.index,
+      fingerprint: slot.fingerprint,
       measure: 1,
       message: `slot ${slot.index} ("${slot.label}") ${what}`,
     });
@@ -113,20 +117,51 @@ export interface PolicyQuestion {
   /** Fingerprints of second keys that opened the disk. */
   readonly approvedBy: readonly string[];
   readonly audited: boolean;
+  readonly rotatesMasterKey?: boolean | undefined;
+  /** A new audit log takes the place of a lost one. */
+  readonly restartsAudit?: boolean | undefined;
+}
+
+/**
+ * What a change amounts to, whatever it is called: a rewrap to another key revokes one and adds one, and
+ * a rotation of the master key revokes what was retired.
+ */
+function operationsIn(question: PolicyQuestion): Set<KeyOperation> {
+  const { operation, before, after, rotatesMasterKey, restartsAudit } = question;
+  const found = new Set<KeyOperation>([operation]);
+  if (rotatesMasterKey) found.add('rotate-master-key');
+  if (restartsAudit) found.add('audit-restart');
+  if (before === undefined) return found;
+  const in_ = (slots: readonly SlotDescription[], states: readonly string[]) =>
+    new Set(slots.filter(({ state }) => states.includes(state)).map((slot) => slot.fingerprint));
+  const live = ['active', 'decrypt-only'];
+  const [liveBefore, liveAfter] = [in_(before, live), in_(after, live)];
+  const [activeBefore, activeAfter] = [in_(before, ['active']), in_(after, ['active'])];
+  for (const key of liveBefore) {
+    if (!liveAfter.has(key)) found.add('slot-revoke');
+    else if (activeBefore.has(key) && !activeAfter.has(key)) found.add('slot-retire');
+    else if (!activeBefore.has(key) && activeAfter.has(key)) found.add('slot-activate');
+  }
+  for (const key of liveAfter) if (!liveBefore.has(key)) found.add('slot-add');
+  return found;
 }
 
 /** Kind `policy` unless this change is allowed. */
 export function requireAllowed(policy: Policy, question: PolicyQuestion): void {
   const { operation, before, after, approvedBy, audited } = question;
+  const operations = operationsIn(question);
   const refused = (message: string, hint?: string) =>
     new PqblkError('policy', message, { operation: `policy on ${operation}`, hint });
   if (policy.auditDirectory !== undefined && !audited) {
     throw refused('an audit log is demanded');
   }
-  if (policy.twoPersons.includes(operation) && approvedBy.length === 0) {
-    throw refused('a second person has to approve this', 'name the second key with --approve');
+  const restricted = policy.twoPersons.find((one) => operations.has(one));
+  if (restricted !== undefined && approvedBy.length === 0) {
+    const what = restricted === operation ? 'this' : `this, which amounts to ${restricted}`;
+    throw refused(`a second person has to approve ${what}`, 'name the second key with --approve');
   }
-  const key = ({ rule, slot }: Violation) => `${rule} ${slot ?? ''}`;
+  // What a key is excused for is not passed on with its slot.
+  const key = ({ rule, fingerprint }: Violation) => `${rule} ${fingerprint ?? ''}`;
   const formerly = before === undefined ? [] : violations(policy, before);
   const known = new Map(formerly.map((violation) => [key(violation), violation.measure]));
   const worse = violations(policy, after).filter(
@@ -205,7 +240,8 @@ export function parsePolicy(document: unknown, path?: string): Policy {
   const flag = fields.recoverySlot ?? false;
   if (typeof flag !== 'boolean') fail('recoverySlot: expected true or false');
   const directory = fields.auditDirectory;
-  if (directory !== undefined && typeof directory !== 'string') fail('auditDirectory: a path');
+  if (directory !== undefined && typeof directory !== 'string')
+    return fail('auditDirectory: a path');
   return {
     kems: list('kems', isKem)?.map((name) => kemByName(name).name),
     minimumSlots: count('minimumSlots') ?? 1,
@@ -218,7 +254,7 @@ export function parsePolicy(document: unknown, path?: string): Policy {
     ),
     twoPersons: (list('twoPersons', (text) => OPERATIONS.some((one) => one === text)) ??
       []) as KeyOperation[],
-    auditDirectory: directory as string | undefined,
+    auditDirectory: directory === undefined ? undefined : resolve(dirname(path ?? '/'), directory),
   };
 }
 

@@ -13,11 +13,10 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { hostname } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { openDisk } from '../../src/index.js';
-import { KeyStore } from '../../src/keys/index.js';
+import { KeyStore, takeLock } from '../../src/keys/index.js';
 import { ROOT } from './examples.js';
 import { exitCode, MAIN, pqblk, pqblkJson, scratch } from './helpers.js';
 
@@ -178,17 +177,14 @@ it('is one run at a time, and refuses what makes no sense', async () => {
   const top = await fleet();
   const path = join(top, 'deep/1.sealed');
   mkdirSync(at('state/pqblk/fleet'), { recursive: true });
-  const lock = at('state/pqblk/fleet/run.lock');
-  writeFileSync(lock, `${hostname()} ${process.pid}\n`);
+  const release = await takeLock(at('state/pqblk/fleet/run'), 'test');
   const argv = ['rewrap', 'old', '--to', 'new', path];
   const locked = await pqblk('fleet', ...argv, '--key', 'ops', ...store);
   expect([locked.code, locked.stderr]).toEqual([
     exitCode('locked'),
     expect.stringContaining(String(process.pid)),
   ]);
-  writeFileSync(lock, 'elsewhere.example 1\n');
-  expect((await pqblk('fleet', ...argv, '--key', 'ops', ...store)).code).toBe(exitCode('locked'));
-  writeFileSync(lock, `${hostname()} 4194303\n`); // of a process that died
+  await release();
   expect((await run(...argv)).summary).toMatchObject({ done: 1 });
   const usage = [
     ['rewrap', 'old', '--to', 'new', path],

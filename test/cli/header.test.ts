@@ -3,7 +3,7 @@
 import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import type { RestoredHeader } from '../../src/index.js';
+import { KeyStore, openDisk, type RestoredHeader, rotateDataKey } from '../../src/index.js';
 import { KEY_AREA_COPY_BYTES, parseHeader } from '../reader/header.js';
 import { exitCode, peer, pqblk, pqblkJson, scratch } from './helpers.js';
 
@@ -179,5 +179,55 @@ describe('a restore refuses', () => {
     expect((await pqblk(...argv, ...rules)).code).toBe(exitCode('policy'));
     expect((await pqblk(...argv, ...rules, '--approve', 'alice')).code).toBe(exitCode('policy'));
     expect((await pqblk(...argv, ...rules, '--approve', 'bob')).code).toBe(0);
+  });
+
+  it('on the word of somebody who was revoked since', async () => {
+    const { path, backup, own } = await disk();
+    const old = await pqblkJson<{ vmkCheck: string }>('slot', 'test', path, '--key', 'bob', ...own);
+    await pqblkJson('slot', 'revoke', path, 'bob', '--key', 'alice', ...own);
+    writeFileSync(at('two.yaml'), 'version: 1\ntwoPersons: [header-restore]\n');
+    const accept = ['--allow-rollback', '--confirm-vmk', old.vmkCheck];
+    const argv = ['header', 'restore', path, backup, '--policy', at('two.yaml'), ...accept, ...own];
+    const before = readFileSync(path);
+    for (const [key, approver] of [
+      ['alice', 'bob'],
+      ['bob', 'alice'],
+    ] as const) {
+      const { code } = await pqblk(...argv, '--key', key, '--approve', approver);
+      expect(code).toBe(exitCode('slot_revoked'));
+    }
+    expect(readFileSync(path).equals(before)).toBe(true);
+  });
+
+  it('to call a disk restored that its data key is missing of', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('rotate-data-key', path, '--key', 'alice', ...own);
+    const rotated = readFileSync(path);
+    const restore = ['header', 'restore', path, backup, '--key', 'alice', '--allow-rollback'];
+    expect((await pqblk(...restore, ...own)).code).toBe(exitCode('policy'));
+    expect(readFileSync(path).equals(rotated)).toBe(true);
+    damage(path, ...places(path).keyAreas);
+    const { code, stderr } = await pqblk(...restore, ...own);
+    expect([code, stderr]).toEqual([
+      exitCode('integrity'),
+      expect.stringContaining('restore a newer one'),
+    ]);
+  });
+
+  it('not a backup of the middle of a rotation, which has both keys', async () => {
+    const { path, own } = await disk();
+    const store = new KeyStore(own[1] as string);
+    using identity = await store.unlock('alice');
+    {
+      await using open = await openDisk(path, { format: 'sealed', identity });
+      const onStep = async (step: string) => {
+        if (step === 'begun') throw new Error('stop here');
+      };
+      await expect(rotateDataKey(open, { identity, onStep })).rejects.toThrow('stop here');
+    }
+    const backup = at(`${made}.middle`);
+    await pqblkJson('header', 'backup', path, backup);
+    await restoreJson(path, backup, ...own);
+    await requireContent(path, own);
   });
 });

@@ -1,8 +1,25 @@
 // Policies, the two-person rule and the audit log, as a security team uses them from the command line.
-import { appendFileSync, existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+
+import { createHash } from 'node:crypto';
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  writeFileSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
-import type { AuditReport, ChangedKeyArea } from '../../src/index.js';
+import {
+  type AuditRecord,
+  type AuditReport,
+  type ChangedKeyArea,
+  openDisk,
+  rotateDataKey,
+} from '../../src/index.js';
+import { KeyStore, takeLock } from '../../src/keys/index.js';
 import { exitCode, pqblk, pqblkJson, scratch } from './helpers.js';
 
 const dir = scratch();
@@ -19,6 +36,21 @@ beforeAll(async () => {
   await run('key', 'gen', 'hybrid', '--no-passphrase', '--kem', 'x-wing');
   await run('key', 'gen', 'wide', '--no-passphrase', '--kem', 'ml-kem-1024');
 });
+
+/** A rotation of the data key that has only begun; the bytes of the disk then. */
+async function beginRotation(path: string): Promise<Buffer> {
+  const store = new KeyStore(at('keys'));
+  using identity = await store.unlock('alice');
+  {
+    await using disk = await openDisk(path, { format: 'sealed', identity, pins: store.pins });
+    const onStep = async (step: string) => {
+      if (step === 'prepared') throw new Error('stop here');
+    };
+    const pins = store.pins;
+    await expect(rotateDataKey(disk, { identity, pins, onStep })).rejects.toThrow('stop here');
+  }
+  return readFileSync(path);
+}
 
 let made = 0;
 async function disk(...argv: string[]): Promise<string> {
@@ -95,6 +127,88 @@ describe('a policy', () => {
     expect((await run(...rotate, '--approve', 'carol')).code).toBe(exitCode('no_slot'));
     expect((await run(...rotate, '--approve', 'bob')).code).toBe(0);
     expect((await run('rewrap', path, '--key', 'alice', ...rules)).code).toBe(0); // needs no second
+  });
+
+  it('asks the second person for what a change amounts to, whatever it is called', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const rules = ['--key', 'alice', '--policy', policy('twoPersons: [slot-revoke]')];
+    const before = readFileSync(path);
+    const moved = await run('rewrap', path, 'bob', '--to', 'carol', ...rules);
+    expect([moved.code, moved.stderr]).toEqual([refused, expect.stringContaining('slot-revoke')]);
+    expect(readFileSync(path).equals(before)).toBe(true);
+    await report('slot', 'retire', path, 'bob', ...rules); // he still opens the disk
+    expect((await run('rotate-master-key', path, ...rules)).code).toBe(refused);
+    const self = await run('rotate-master-key', path, ...rules, '--approve', 'bob');
+    expect([self.code, self.stderr]).toEqual([refused, expect.stringContaining('decrypt-only')]);
+    await report('slot', 'retire', path, 'bob', '--undo', ...rules);
+    await report('rewrap', path, 'alice', '--to', 'carol', ...rules, '--approve', 'bob');
+
+    const adds = ['--key', 'bob', '--policy', policy('twoPersons: [slot-add, rotate-master-key]')];
+    expect((await run('rewrap', path, 'carol', '--to', 'alice', ...adds)).code).toBe(refused);
+    expect((await run('rewrap', path, 'bob', '--rotate-master-key', ...adds)).code).toBe(refused);
+    expect((await run('rewrap', path, 'bob', ...adds)).code).toBe(0);
+  });
+
+  it('excuses the key that is wrong already, and none that takes its place', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const rules = ['--key', 'alice', '--policy', policy('kems: [X-Wing]')];
+    expect((await run('rewrap', path, 'bob', '--to', 'carol', ...rules)).code).toBe(refused);
+    await report('rewrap', path, 'bob', ...rules);
+    await report('rewrap', path, 'bob', '--to', 'hybrid', ...rules);
+  });
+
+  it('lets a key that is out of date open nothing, change nothing and approve nothing', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const late = ['--label', 'late', '--not-after', '2001-01-01'];
+    await report('slot', 'add', path, 'carol', ...late, '--key', 'alice');
+    const rules = ['--policy', policy('expiredSlots: refuse\ntwoPersons: [slot-revoke]')];
+    const before = readFileSync(path);
+    for (const argv of [
+      ['slot', 'test', path],
+      ['slot', 'add', path, 'hybrid'],
+      ['rotate-master-key', path],
+      ['rotate-data-key', path],
+      ['fleet', 'rotate-master-key', '--run', `late-${made}`, path],
+    ]) {
+      const { code } = await run(...argv, '--key', 'carol', ...rules);
+      expect([argv[0], code]).toEqual([argv[0], refused]);
+    }
+    const revoke = ['slot', 'revoke', path, 'bob', '--key', 'alice', ...rules];
+    expect((await run(...revoke, '--approve', 'carol')).code).toBe(refused);
+    expect(readFileSync(path).equals(before)).toBe(true);
+  });
+
+  it('is asked before a rotation of the data key goes on or back, and so is the log', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const twice = ['--key', 'alice', '--policy', policy('twoPersons: [rotate-data-key]')];
+    const halfway = await beginRotation(path);
+    for (const argv of [
+      twice,
+      [...twice, '--abort'],
+      ['--key', 'alice', '--audit', at('no/log')],
+    ]) {
+      const { code } = await run('rotate-data-key', path, ...argv);
+      expect([refused, exitCode('not_found')]).toContain(code);
+      expect(readFileSync(path).equals(halfway)).toBe(true);
+    }
+    const log = at(`rotation-${made}.log`);
+    const both = ['--approve', 'bob', '--audit', log];
+    expect((await run('rotate-data-key', path, ...twice, ...both, '--abort')).code).toBe(0);
+    expect((await run('rotate-data-key', path, ...twice, ...both)).code).toBe(0);
+    const lines = readFileSync(log, 'utf8').trimEnd().split('\n');
+    expect(lines.map((line) => (JSON.parse(line) as { rotation: object }).rotation)).toEqual([
+      { step: 'aborted', fromEpoch: 2, toEpoch: 1 },
+      { step: 'begun', fromEpoch: 1, toEpoch: 2 },
+      { step: 'finished', fromEpoch: 1, toEpoch: 2 },
+    ]);
+  });
+
+  it('keeps relative directories beside its file', async () => {
+    mkdirSync(at('beside/logs'), { recursive: true });
+    writeFileSync(at('beside/policy.yaml'), 'version: 1\nauditDirectory: logs\n');
+    const path = await disk('--key', 'alice');
+    await report('rewrap', path, '--key', 'alice', '--policy', at('beside/policy.yaml'));
+    expect(readdirSync(at('beside/logs')).filter((name) => name.endsWith('.log'))).toHaveLength(1);
   });
 
   it('is refused itself when it says what nobody would check', async () => {
@@ -222,6 +336,92 @@ describe('an audit log', () => {
     expect((await verify(path, log, ...rollback)).stdout).toContain('older than the log');
   });
 
+  it('never says that something came about which did not', async () => {
+    const { path, log } = await audited();
+    const whole = readFileSync(path);
+    await report('slot', 'add', path, 'wide', '--key', 'alice', '--audit', log);
+    writeFileSync(path, whole); // as if the host had crashed between the log and the disk
+    const rollback = ['--allow-rollback', '--key', 'alice', '--audit', log];
+    await report('slot', 'add', path, 'hybrid', ...rollback);
+    const { records, standings } = JSON.parse(
+      (await verify(path, log, '--json')).stdout,
+    ) as AuditReport;
+    expect(records.map(({ slots }, at_) => [slots[0]?.label, standings[at_]]).slice(3)).toEqual([
+      ['wide', 'uncounted'],
+      ['hybrid', 'counted'],
+    ]);
+  });
+
+  it('takes no line over that somebody else wrote into the file', async () => {
+    const { path, log } = await audited();
+    const lines = readFileSync(log, 'utf8').trimEnd().split('\n');
+    const last = lines.at(-1) as string;
+    const forged = (generation: number) =>
+      JSON.stringify({
+        ...(JSON.parse(last) as object),
+        line: 4,
+        operation: 'header-restore',
+        generation,
+        previous: createHash('sha3-256').update(last).digest('hex'),
+      });
+    const change = ['rewrap', path, '--key', 'alice', '--audit', log];
+    writeFileSync(log, `${[...lines, forged(77)].join('\n')}\n`);
+    expect((await run(...change)).code).toBe(exitCode('integrity'));
+    writeFileSync(log, `${[...lines, forged(5)].join('\n')}\n`); // as a change cut short would look
+    expect((await run(...change)).code).toBe(0);
+    const { stdout } = await verify(path, log, '--json');
+    const { standings } = JSON.parse(stdout) as AuditReport;
+    expect(standings).toEqual(['counted', 'counted', 'counted', 'uncounted', 'counted']);
+  });
+
+  it('begins with the disk, and goes on when a header is put back', async () => {
+    const log = at(`from-the-start-${made}.log`);
+    const path = await disk('--key', 'alice', '--key', 'bob', '--audit', log);
+    const first = JSON.parse(readFileSync(log, 'utf8')) as Record<string, unknown>;
+    expect(first).toMatchObject({ line: 1, operation: 'create', generation: 1, result: 'begun' });
+    expect(first.slots).toEqual([
+      expect.objectContaining({ label: 'alice', from: 'empty', to: 'active' }),
+      expect.objectContaining({ label: 'bob', from: 'empty', to: 'active' }),
+    ]);
+    expect((await verify(path, log)).code).toBe(0);
+    await pqblkJson('header', 'backup', path, at(`${made}.backup`));
+    const options = ['--key', 'alice', '--audit', log];
+    await report('slot', 'add', path, 'carol', ...options);
+    const restore = ['header', 'restore', path, at(`${made}.backup`), '--allow-rollback'];
+    expect((await run(...restore, '--key', 'alice')).code).toBe(refused); // a log is kept
+    await report(...restore, ...options);
+    const { stdout } = await verify(path, log, '--json');
+    const { records, standings } = JSON.parse(stdout) as AuditReport;
+    expect(records.map(({ operation }) => operation)).toEqual([
+      'create',
+      'slot-add',
+      'header-restore',
+    ]);
+    expect(standings).toEqual(['counted', 'undone', 'counted']);
+    await report('slot', 'add', path, 'carol', ...options);
+    expect((await verify(path, log)).code).toBe(0);
+  });
+
+  it('that was lost is missed for ever', async () => {
+    const { path, log } = await audited();
+    const last = readFileSync(log, 'utf8').trimEnd().split('\n').at(-1) as string;
+    renameSync(log, `${log}.old`);
+    const change = ['rewrap', path, '--key', 'alice', '--audit', log];
+    const missing = await run(...change);
+    expect([missing.code, missing.stderr]).toEqual([
+      exitCode('not_found'),
+      expect.stringContaining('--restart-audit'),
+    ]);
+    const rules = ['--policy', policy('twoPersons: [audit-restart]')];
+    expect((await run(...change, '--restart-audit', ...rules)).code).toBe(refused);
+    await report(...change, '--restart-audit', ...rules, '--approve', 'carol');
+    await report(...change);
+    const { code, stdout } = await verify(path, log);
+    expect([code, stdout]).toEqual([0, expect.stringMatching(/WARNING.* 3 lines .*lost/)]);
+    const begin = JSON.parse(readFileSync(log, 'utf8').split('\n')[0] as string) as AuditRecord;
+    expect(begin.previous).toBe(createHash('sha3-256').update(last).digest('hex'));
+  });
+
   it('is written or nothing is done', async () => {
     const { path, log } = await audited();
     const before = readFileSync(path);
@@ -232,13 +432,12 @@ describe('an audit log', () => {
     expect((await run(...rotate, '--audit', at('no/such/dir.log'))).code).toBe(
       exitCode('not_found'),
     );
-    writeFileSync(`${log}.lock`, `${(await import('node:os')).hostname()} ${process.pid}\n`);
+    const release = await takeLock(log, 'test');
     expect((await run(...rotate, '--audit', log)).code).toBe(exitCode('locked'));
-    writeFileSync(`${log}.lock`, `${(await import('node:os')).hostname()} 4194303\n`);
+    await release();
     appendFileSync(log, 'x\n');
     expect((await run(...rotate, '--audit', log)).code).toBe(exitCode('integrity'));
     expect(readFileSync(path).equals(before)).toBe(true);
-    expect(existsSync(`${log}.lock`)).toBe(false);
     const fresh = at(`fresh-${made}.log`);
     expect((await run(...rotate, '--audit', fresh, '--restart-audit')).code).toBe(0);
     expect(JSON.parse(readFileSync(fresh, 'utf8'))).toMatchObject({ line: 1, formerLines: 3 });

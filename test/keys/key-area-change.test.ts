@@ -6,18 +6,23 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, describe, expect, it } from 'vitest';
 import {
+  AuditLog,
   CHANGE_STEPS,
   type ChangeKeyAreaOptions,
   type ChangeStep,
   changeKeyArea,
   createDisk,
+  formatUuid,
+  type KeyOperation,
   KeyStore,
   keyAreaOf,
   openDisk,
   openKeyArea,
+  readAuditLog,
   readKeyArea,
   type Secret,
   SlotState,
+  verifyAuditLog,
 } from '../../src/index.js';
 import { Pins } from '../../src/keys/pins.js';
 import { KEY_AREA_COPY_BYTES, parseHeader } from '../reader/header.js';
@@ -129,7 +134,8 @@ describe.each(Object.keys(COMPLETE))('%s', (operation) => {
   it.each(steps)('killed after "%s": opens, and running it again completes it', async (step) => {
     const { path, pins, pinsPath } = freshDisk();
     expect(await opens(path, 'alice', pins)).toBe('opens');
-    const argv = [CHILD, path, join(dir, 'keys'), pinsPath, operation, step];
+    const log = `${path}.log`;
+    const argv = [CHILD, path, join(dir, 'keys'), pinsPath, log, operation, step];
     const { signal, stderr } = spawnSync(process.execPath, argv, { encoding: 'utf8' });
     expect({ signal, stderr }).toEqual({ signal: 'SIGKILL', stderr: '' });
 
@@ -148,7 +154,9 @@ describe.each(Object.keys(COMPLETE))('%s', (operation) => {
     }
 
     const edit = changes(store)[operation] as ChangeKeyAreaOptions['edit'];
-    const again = await change(path, { edit, pins });
+    const audit = new AuditLog(log);
+    const again = await change(path, { edit, pins, audit, operation: operation as KeyOperation });
+    await requireLogged(path, log, step, operation, again.after.generation);
     for (const copy of copiesOf(path)) expect(openers(path, copy)).toEqual(complete);
     expect(again.completed).toBe(step === 'one-copy');
     expect((await keyAreaOf(path).read()).differ).toBe(false);
@@ -158,6 +166,49 @@ describe.each(Object.keys(COMPLETE))('%s', (operation) => {
     expect(pin?.announced).toBeUndefined();
   });
 });
+
+it('one change of a volume at a time: the second begins where the first has ended', async () => {
+  const { path, pins, pinsPath } = freshDisk();
+  expect(await opens(path, 'alice', pins)).toBe('opens');
+  const steps: string[] = [];
+  let second: ReturnType<typeof change> | undefined;
+  const rotate = (who: string, whose: Pins, announced?: () => void) =>
+    change(path, {
+      pins: whose,
+      edit: (editor) => editor.rotateMasterKey(),
+      onStep: (step) => {
+        steps.push(`${who} ${step}`);
+        if (step === 'announced') announced?.();
+      },
+    });
+  await rotate('first', pins, () => {
+    second = rotate('second', new Pins(pinsPath)); // as another process would
+  });
+  const { before, after } = await (second as ReturnType<typeof change>);
+  expect(steps.indexOf('first pinned')).toBeLessThan(steps.indexOf('second opened'));
+  expect([before.generation, after.generation]).toEqual([2, 3]);
+  expect(await opens(path, 'alice', pins)).toBe('opens');
+  expect((await pins.get(headerOf(path).uuid))?.vmkCheck).toBe(after.vmkCheck);
+});
+
+/** The log is whole, counts each generation once, and a change that was cut short before the disk not at all. */
+async function requireLogged(
+  path: string,
+  log: string,
+  step: ChangeStep,
+  operation: string,
+  generation: number,
+): Promise<void> {
+  using identity = await store.unlock('alice');
+  using opened = await openKeyArea(await readKeyArea(path), identity);
+  const volume = formatUuid(opened.volumeUuid);
+  const report = verifyAuditLog(await readAuditLog(log), volume, opened.audit, opened.generation);
+  expect(report).toMatchObject({ findings: [], beyond: 0 });
+  const said = report.records.map((record, at) => [record.operation, report.standings[at]]);
+  const counted = Array.from({ length: generation - 1 }, () => [operation, 'counted']);
+  const lost = step === 'logged' || step === 'announced' ? [[operation, 'uncounted']] : [];
+  expect(said).toEqual([...lost, ...counted]);
+}
 
 describe('what is refused changes no byte', () => {
   const unchanged = async (

@@ -2,7 +2,7 @@
 import { mkdir } from 'node:fs/promises';
 import { join } from 'node:path';
 import { ml_kem768, ml_kem1024 } from '@noble/post-quantum/ml-kem.js';
-import { describe, expect, test } from 'vitest';
+import { beforeAll, describe, expect, test } from 'vitest';
 import {
   formatTokenUri,
   Kem,
@@ -19,7 +19,10 @@ import { errorOf, secretOf, temporaryDirectory } from './support.js';
 const ORACLE = { [Kem.mlKem768]: ml_kem768, [Kem.mlKem1024]: ml_kem1024 };
 
 describe.runIf(haveNss())('NSS softokn', () => {
-  const token = freshNss();
+  let token: ReturnType<typeof freshNss>;
+  beforeAll(() => {
+    token = freshNss(); // not where the tests are collected, which happens without a token, too
+  });
 
   async function opened(readWrite = true) {
     const { place, uri } = await token;

@@ -42,10 +42,15 @@ export interface NssToken {
 
 export const NSS_TOKEN = 'NSS Certificate DB';
 
+const made: string[] = [];
+afterAll(async () => {
+  for (const directory of made) await rm(directory, { recursive: true, force: true });
+});
+
 /** A token with its user PIN set, in a directory that goes after the file's tests. */
 export async function freshNss(): Promise<NssToken> {
   const directory = await mkdtemp(join(tmpdir(), 'pqblk-nss-'));
-  afterAll(() => rm(directory, { recursive: true, force: true }));
+  made.push(directory);
   const place = { module: NSS_MODULE, profile: await loadProfile('nss'), directory };
   const pinFile = join(directory, 'pin');
   await writeFile(pinFile, `${PIN}\n`, { mode: 0o600 });

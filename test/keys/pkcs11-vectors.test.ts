@@ -89,9 +89,8 @@ async function check(
 
 describe.runIf(haveNss() && bySeed && byKey)('NSS softokn', () => {
   let module: TokenModule;
-  const token = freshNss();
   beforeAll(async () => {
-    const { place, uri } = await token;
+    const { place, uri } = await freshNss();
     module = await TokenModule.load(place);
     await module.logIn(await module.find(uri), secretOf(PIN), { readWrite: true });
     return () => module.end();

@@ -18,6 +18,7 @@ import {
   openDisk,
   ROTATION_STEPS,
   rotateDataKey,
+  Secret,
   serveControl,
 } from '../../src/index.js';
 import { openWithPrivateKey } from '../reader/reader.js';
@@ -221,6 +222,63 @@ describe('the control socket of a serving process', () => {
     using again = (await ControlClient.open(path)) as ControlClient;
     expect(await rotateDataKey(again, { identity: alice })).toMatchObject({ resumed: true });
     await control.close();
+    expect(await epochsAfterClose(disk, path)).toEqual([2]);
+  });
+
+  it('has one driver: who would go back while another ends his rotation is refused', async () => {
+    const path = fresh('drivers.sealed');
+    await using disk = await open(path);
+    const control = await serveControl(disk);
+    using forward = (await ControlClient.open(path)) as ControlClient;
+    using backward = (await ControlClient.open(path)) as ControlClient;
+    let refused: unknown;
+    const done = await rotateDataKey(forward, {
+      identity: alice,
+      onStep: async (step) => {
+        if (step !== 'finished') return;
+        refused = await expectKind(
+          rotateDataKey(backward, { identity: alice, abort: true }),
+          'locked',
+        );
+      },
+    });
+    expect(refused).toBeDefined();
+    expect(done).toMatchObject({ changed: true, toEpoch: 2 });
+    await control.close();
+    expect(await epochsAfterClose(disk, path)).toEqual([2]);
+    await using again = await open(path);
+    expect((await contentOf(again)).equals(content)).toBe(true);
+  });
+
+  it('begins no epoch that the key area has lost since the asker read it', async () => {
+    const path = fresh('late.sealed');
+    await using disk = await open(path);
+    const control = await serveControl(disk);
+    const client = async () => (await ControlClient.open(path)) as ControlClient;
+    const starter = await client();
+    const first = rotateDataKey(starter, {
+      identity: alice,
+      onStep: async (step) => {
+        if (step === 'begun') throw new Error('stop here');
+      },
+    });
+    await expect(first).rejects.toThrow('stop here');
+    starter.close();
+    using late = await client();
+    const back = rotateDataKey(late, {
+      identity: alice,
+      abort: true,
+      onStep: async (step) => {
+        if (step !== 'prepared') return;
+        using other = await client();
+        expect(await rotateDataKey(other, { identity: alice })).toMatchObject({ toEpoch: 2 });
+      },
+    });
+    await expectKind(back, 'locked');
+    using key = Secret.random(32);
+    await expectKind(late.beginEpoch(1, key), 'locked'); // whatever the asker has checked
+    await control.close();
+    expect((await contentOf(disk)).equals(content)).toBe(true);
     expect(await epochsAfterClose(disk, path)).toEqual([2]);
   });
 
