@@ -6,8 +6,9 @@
 // generation that follows the key area's, and of no other. Lines name keys by fingerprint and hold no
 // secret.
 import { constants } from 'node:fs';
-import { type FileHandle, open, readFile } from 'node:fs/promises';
+import { access, type FileHandle, open } from 'node:fs/promises';
 import { hostname, userInfo } from 'node:os';
+import { dirname } from 'node:path';
 import { fromSystem, PqblkError } from '../errors.js';
 import { ascii, formatUuid, toHex } from './bytes.js';
 import { sha3_256 } from './hash.js';
@@ -200,11 +201,25 @@ function parseRecord(line: string): AuditRecord | undefined {
 
 /** The text of a log; kind `not_found` when there is none. */
 export async function readAuditLog(path: string): Promise<string> {
+  let file: FileHandle | undefined;
   try {
-    return await readFile(path, 'utf8');
+    file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
+    return await textOf(file);
   } catch (error) {
     throw fromSystem(error, { path, operation: 'read audit log' });
+  } finally {
+    await file?.close();
   }
+}
+
+/** Kinds `permission` (a device, a pipe: they may have no end), `no_space`. */
+async function textOf(file: FileHandle): Promise<string> {
+  const stats = await file.stat();
+  if (!stats.isFile()) throw new PqblkError('permission', 'an audit log is a regular file');
+  if (stats.size > LOG_BYTES_MAX) {
+    throw new PqblkError('no_space', `the audit log has ${stats.size} bytes: begin a new one`);
+  }
+  return await file.readFile('utf8');
 }
 
 /** The log in the file at `path`, made when the key area counts no line yet. */
@@ -232,18 +247,40 @@ export class AuditLog implements AuditTrail {
     } catch (error) {
       await file?.close();
       await release();
-      const wrapped = fromSystem(error, { path: this.#path, operation: 'open audit log' });
-      if (wrapped.kind !== 'not_found' || subject.known.lines === 0) throw wrapped;
-      throw new PqblkError(
-        'not_found',
-        `no audit log; the disk counts ${subject.known.lines} lines`,
-        {
-          path: this.#path,
-          operation: 'open audit log',
-          hint: 'bring it back; where it is lost, --restart-audit begins a new one that says so',
-        },
-      );
+      throw this.#openingFailed(error, subject);
     }
+  }
+
+  async rehearse(subject: AuditSubject): Promise<void> {
+    const begins = this.restarts || subject.known.lines === 0;
+    const { O_RDWR, O_NOFOLLOW, O_NONBLOCK } = constants;
+    let file: FileHandle | undefined;
+    try {
+      if (begins) await access(dirname(this.#path), constants.W_OK | constants.X_OK);
+      file = await open(this.#path, O_RDWR | O_NOFOLLOW | O_NONBLOCK);
+      if (this.restarts) throw new PqblkError('exists', 'there is a log: move it out of the way');
+      this.#requireContinued(split(await textOf(file)).lines, subject);
+    } catch (error) {
+      const isNew = begins && (error as NodeJS.ErrnoException).syscall === 'open';
+      if (isNew && (error as NodeJS.ErrnoException).code === 'ENOENT') return;
+      throw this.#openingFailed(error, subject);
+    } finally {
+      await file?.close();
+    }
+  }
+
+  #openingFailed(error: unknown, { known }: AuditSubject): PqblkError {
+    const details = { path: this.#path, operation: 'open audit log' };
+    if ((error as NodeJS.ErrnoException).code === 'ELOOP') {
+      const hint = 'name the file that it leads to: a link could be turned to another log';
+      return new PqblkError('permission', 'an audit log is no symbolic link', { ...details, hint });
+    }
+    const wrapped = fromSystem(error, details);
+    if (wrapped.kind !== 'not_found' || known.lines === 0) return wrapped;
+    return new PqblkError('not_found', `no audit log; the disk counts ${known.lines} lines`, {
+      ...details,
+      hint: 'bring it back; where it is lost, --restart-audit begins a new one that says so',
+    });
   }
 
   async #open(known: AuditHead): Promise<FileHandle> {
@@ -257,13 +294,7 @@ export class AuditLog implements AuditTrail {
     subject: AuditSubject,
     release: () => Promise<void>,
   ): Promise<AuditLine> {
-    const stats = await file.stat();
-    const { size } = stats;
-    if (!stats.isFile()) throw new PqblkError('permission', 'an audit log is a regular file');
-    if (size > LOG_BYTES_MAX) {
-      throw new PqblkError('no_space', `the audit log has ${size} bytes: begin a new one`);
-    }
-    const { lines, length, torn } = split(await file.readFile('utf8'));
+    const { lines, length, torn } = split(await textOf(file));
     const uncounted = this.#requireContinued(lines, subject);
     if (torn) await file.truncate(length); // never acknowledged, never counted
     const { known, remarks: rotation } = subject;

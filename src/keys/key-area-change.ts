@@ -61,6 +61,8 @@ export interface AuditTrail {
   readonly restarts?: boolean;
   /** Composes the line; throws when it could not be written. Nothing is written yet. */
   prepare(subject: AuditSubject): Promise<AuditLine>;
+  /** Throws what `prepare` would throw now, and changes nothing. */
+  rehearse(subject: AuditSubject): Promise<void>;
 }
 
 /** A line to be: the new key area holds its number and hash. */
@@ -181,7 +183,8 @@ async function changeFrom(
   }
   requireTestable(editor, options);
   await step('planned');
-  const result = { volumeUuid: formatUuid(copies.volumeUuid), dryRun, before };  const subject: AuditSubject = {
+  const result = { volumeUuid: formatUuid(copies.volumeUuid), dryRun, before };
+  const subject: AuditSubject = {
     operation: options.operation,
     volumeUuid: copies.volumeUuid,
     generation: editor.observed.generation + 1,
@@ -193,14 +196,16 @@ async function changeFrom(
     remarks: options.remarks?.(),
   };
   if (!editor.changed) {
-    if (options.partOfMore) await (await options.audit?.prepare(subject))?.close();
+    if (options.partOfMore) await options.audit?.rehearse(subject);
     const completed = isCutShort(copies);
     if (!dryRun) await completeEarlier(copies, editor.observed, options);
     return { ...result, changed: false, completed, after: before };
   }
   await place.probe(copies.generation);
-  if (dryRun) return { ...result, changed: true, completed: false, after: plannedState(editor) };
-
+  if (dryRun) {
+    await options.audit?.rehearse(subject);
+    return { ...result, changed: true, completed: false, after: plannedState(editor) };
+  }
   const line = await options.audit?.prepare(subject);
   try {
     const sealed = await editor.seal(line);

@@ -1,5 +1,6 @@
 // Policies, the two-person rule and the audit log, as a security team uses them from the command line.
 
+import { spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import {
   appendFileSync,
@@ -8,6 +9,7 @@ import {
   readdirSync,
   readFileSync,
   renameSync,
+  symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { join } from 'node:path';
@@ -442,6 +444,43 @@ describe('an audit log', () => {
     expect((await run(...rotate, '--audit', fresh, '--restart-audit')).code).toBe(0);
     expect(JSON.parse(readFileSync(fresh, 'utf8'))).toMatchObject({ line: 1, formerLines: 3 });
     expect((await verify(path, fresh)).code).toBe(0);
+  });
+
+  it('is looked at by a dry run, and a file that is none is no log', async () => {
+    const { path, log } = await audited();
+    const fresh = await disk('--key', 'alice');
+    const other = (await audited()).log;
+    symlinkSync(log, at('link.log'));
+    expect(spawnSync('mkfifo', [at('pipe.log')]).status).toBe(0);
+    const add = (on: string, to: string) => [
+      'slot',
+      'add',
+      on,
+      'bob',
+      '--key',
+      'alice',
+      '--audit',
+      to,
+    ];
+    const bytes = readFileSync(log);
+    for (const [on, to] of [
+      [path, other],
+      [path, at('gone.log')],
+      [path, at('link.log')],
+      [path, at('pipe.log')],
+      [fresh, at('none/x.log')],
+      [fresh, log],
+    ] as const) {
+      const planned = await run(...add(on, to), '--dry-run');
+      const done = await run(...add(on, to));
+      expect([to, planned.code]).toEqual([to, done.code]);
+      expect(done.code).not.toBe(0);
+    }
+    expect((await run(...add(fresh, at('fresh.log')), '--dry-run')).code).toBe(0);
+    expect(existsSync(at('fresh.log'))).toBe(false);
+    expect((await run(...add(path, log), '--dry-run')).code).toBe(0);
+    expect(readFileSync(log).equals(bytes)).toBe(true);
+    expect((await verify(path, '/dev/full')).code).toBe(exitCode('permission'));
   });
 
   it('is kept where the policy says, for each disk its own', async () => {
