@@ -9,6 +9,7 @@ import {
   keyAreaOf,
   openKeyArea,
   readAuditLog,
+  requireOpenable,
   verifyAuditLog,
 } from '../index.js';
 import { addKeyUse, type KeyUseFlags, unlockKey } from './opening.js';
@@ -58,7 +59,8 @@ type Report = AuditReport & { readonly log: string };
 
 async function verify(path: string, flags: Flags): Promise<Report> {
   const place = keyAreaOf(path);
-  const log = flags.audit ?? (await auditPath(volumeIn(place), await policyOf(flags)));
+  const policy = await policyOf(flags);
+  const log = flags.audit ?? (await auditPath(volumeIn(place), policy));
   if (log === undefined) throw new PqblkError('usage', 'name the audit log with --audit');
   const text = await readAuditLog(log);
   const { blob, volumeUuid } = await place.read();
@@ -71,6 +73,7 @@ async function verify(path: string, flags: Flags): Promise<Report> {
   using identity = await unlockKey(store, path, flags);
   using opened = await openKeyArea(blob, identity, { expectedVolumeUuid: volumeUuid });
   await store.pins.check(opened, flags);
+  if (policy) requireOpenable(policy, opened.slot);
   return { log, ...verifyAuditLog(text, volume, opened.audit, opened.generation) };
 }
 

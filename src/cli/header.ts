@@ -14,6 +14,7 @@ import {
   readHeaderBackup,
   requireAllowed,
   requireApprover,
+  requireOpenable,
   restoreHeader,
   type SlotDescription,
   writeHeaderBackup,
@@ -116,6 +117,7 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
     const restricted = policy?.twoPersons.includes('header-restore') && present.length > 0;
     const vouching = restricted ? present : backup.keyArea;
     if (restricted) await requireActive(vouching, identity, policy);
+    else if (policy) requireOpenable(policy, await slotOf(vouching, identity));
     for (const approver of approvers.identities) {
       const { fingerprint } = await requireActive(vouching, approver, policy);
       if (!Buffer.from(approver.fingerprint).equals(identity.fingerprint)) {
@@ -144,8 +146,14 @@ async function requireActive(
   identity: Identity,
   policy: Policy | undefined,
 ): Promise<SlotDescription> {
+  const slot = await slotOf(keyArea, identity);
+  requireApprover(slot, policy);
+  return slot;
+}
+
+/** The slot that this key opens. */
+async function slotOf(keyArea: Uint8Array, identity: Identity): Promise<SlotDescription> {
   using opened = await openKeyArea(keyArea, identity);
-  requireApprover(opened.slot, policy);
   return opened.slot;
 }
 

@@ -163,6 +163,10 @@ describe('a policy', () => {
     const path = await disk('--key', 'alice', '--key', 'bob');
     const late = ['--label', 'late', '--not-after', '2001-01-01'];
     await report('slot', 'add', path, 'carol', ...late, '--key', 'alice');
+    const backup = at(`late-${made}.header`);
+    expect((await pqblk('header', 'backup', path, backup)).code).toBe(0);
+    await report('rewrap', path, '--key', 'alice');
+    writeFileSync(at('empty.log'), '');
     const rules = ['--policy', policy('expiredSlots: refuse\ntwoPersons: [slot-revoke]')];
     const before = readFileSync(path);
     for (const argv of [
@@ -171,6 +175,8 @@ describe('a policy', () => {
       ['rotate-master-key', path],
       ['rotate-data-key', path],
       ['fleet', 'rotate-master-key', '--run', `late-${made}`, path],
+      ['header', 'restore', path, backup, '--allow-rollback'],
+      ['audit', 'verify', path, '--audit', at('empty.log')],
     ]) {
       const { code } = await run(...argv, '--key', 'carol', ...rules);
       expect([argv[0], code]).toEqual([argv[0], refused]);
