@@ -17,6 +17,7 @@
 #include <cstring>
 #include <vector>
 
+#include "base/units.h"
 #include "io/engines.h"
 #include "io/loop.h"
 
@@ -24,8 +25,11 @@ namespace pqblk::io {
 
 namespace {
 
-constexpr unsigned kFilesMax = 64;                      // registered files of one ring
-constexpr std::size_t kFixedBuffersMax = 64;            // registered buffers of one ring
+constexpr unsigned kFilesMax = 64;            // registered files of one ring
+constexpr std::size_t kFixedBuffersMax = 64;  // registered buffers of one ring
+// Bytes. One that large comes out of long work (a seal, a copy): it does not wait for the same work
+// of everyone else who is ready, during which the device would run dry.
+constexpr std::uint64_t kLargeTransfer = 256 * kKiB;
 constexpr unsigned kEarlySubmit = 8;                    // entries of one reap
 constexpr std::size_t kFixedBufferBytesMax = 1U << 30;  // the kernel's bound for one buffer
 constexpr std::size_t kTransferBytesMax = 1U << 30;     // of one entry; longer ones are resubmitted
@@ -192,6 +196,8 @@ void Uring::start(Op& op) {
   }
   if (op.file != nullptr) use_fixed_file(*op.file, entry);
   io_uring_sqe_set_data(&entry, &op);
+  const bool moves = op.type == OpType::read || op.type == OpType::write;
+  if (moves && op.length >= kLargeTransfer) submit_early();
 }
 
 void Uring::prepare_transfer(Op& op, io_uring_sqe& entry) {
