@@ -100,16 +100,21 @@ export class Episode {
       while (Date.now() < until && !this.soak.stopping);
       if (this.unsettled) await this.lookByC();
     } catch (error) {
+      await this.killAll();
       this.keep();
       throw error;
     } finally {
       clearInterval(sampling);
-      for (const client of this.clients.values()) client.kill();
-      this.server?.kill();
-      await this.server?.ended;
+      await this.killAll();
       this.place.remove();
       this.sockets.remove();
     }
+  }
+
+  async killAll() {
+    const all = [...this.clients.values(), this.server].filter((one) => one !== undefined);
+    for (const one of all) one.kill();
+    await Promise.all(all.map((one) => one.ended));
   }
 
   makePlace() {

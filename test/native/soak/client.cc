@@ -140,7 +140,8 @@ void Client::issue_change(std::uint32_t place, Op op) {
                   op != Op::discard && transport_.fua() && below(12) == 0,
                   op == Op::zeroes && below(2) == 0};
   slot.change = op == Op::write ? Change::data : Change::zero;
-  if (op == Op::discard && (part == Part::fine || !board_.rules().discard_zeroes)) {
+  const bool whole_sectors = slot.cells.cell_bytes == kSector;  // an owner of no bulk gets fine
+  if (op == Op::discard && !(whole_sectors && board_.rules().discard_zeroes)) {
     slot.change = Change::hint;
   }
   if (slot.shared) {

@@ -16,7 +16,7 @@ using pqblk::test::effort;
 
 namespace {
 
-constexpr std::uint64_t kDisk = 32 << 20;
+constexpr std::uint64_t kDisk = 12 << 20;  // one run of bulk: not every slot owns one
 constexpr std::uint32_t kPlaces = 4;
 
 enum class Lie : std::uint8_t {
@@ -78,8 +78,10 @@ class LyingDisk final : public Transport {
     if (r.op == Op::read) {
       const bool old = lies && lie_ == Lie::old_read;
       std::memcpy(data, (old ? before_ : now_).data() + r.offset, r.bytes);
-    } else if (r.op == Op::discard || r.op == Op::zeroes) {
+    } else if (r.op == Op::zeroes) {
       if (lie_ != Lie::kept_zeroes) std::memset(at, 0, r.bytes);
+    } else if (r.op == Op::discard) {  // advice, but for whole sectors
+      if ((r.offset | r.bytes) % kSector == 0) std::memset(at, 0, r.bytes);
     } else if (r.op == Op::write) {
       std::uint64_t bytes = r.bytes;
       if (lies && lie_ == Lie::lost_write) return;
