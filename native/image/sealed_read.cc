@@ -310,6 +310,7 @@ Task<Error> SealedBackend::read_one(QueueContext& q, Sector s, GuestBuffers data
     if (Error e = co_await q.io.read(file_, home.host, at, kSectorSize)) co_return e;
     if (guests) own = q.buffer(kSectorSize);
     if (open_home(s, home, at, own.data(), data)) co_return Error();
+    if (guests) data.zero();  // a read that fails hands out nothing
   }
   co_return co_await read_resolved(q, s, data);
 }
