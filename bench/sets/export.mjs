@@ -29,7 +29,14 @@ async function makeDisks(bench, at, size) {
   servers.writeSecret(at('secret'));
   const convert = async (name, format, ...options) => {
     const ways = ['convert', '-q', '-f', 'raw', '-O', format, ...options];
-    await bench.run('qemu-img', [...ways, at('disk.raw'), at(name)]);
+    // QEMU times its own key derivation, and gives up now and then: "Unable to get accurate CPU usage".
+    for (let attempts = 8; ; attempts -= 1) {
+      try {
+        return await bench.run('qemu-img', [...ways, at('disk.raw'), at(name)]);
+      } catch (error) {
+        if (attempts === 1 || !String(error).includes('accurate CPU usage')) throw error;
+      }
+    }
   };
   await bench.pqblk('import', at('disk.raw'), at('disk.sealed'), '--key', 'bench');
   if (!bench.quick) {
