@@ -325,7 +325,10 @@ const hasDigits = (slot: SlotDescription, digits: string) =>
 export function parseTime(text: string): number {
   const valid = /^\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?Z)?$/.test(text);
   const milliseconds = valid ? Date.parse(text) : Number.NaN;
-  if (milliseconds > 0) return milliseconds / 1000;
+  // Date.parse takes February 30th for March 2nd.
+  const isDay =
+    milliseconds > 0 && new Date(milliseconds).toISOString().startsWith(text.slice(0, 10));
+  if (isDay) return milliseconds / 1000;
   throw new PqblkError('usage', `${JSON.stringify(text)} is no date like 2027-01-31 (UTC)`);
 }
 

@@ -155,8 +155,10 @@ describe('slot', () => {
     await report('slot', 'add', path, 'carol', '--label', 'bob', '--key', 'alice');
     const several = await run('rewrap', path, 'bob', '--key', 'alice');
     expect(several.code).toBe(exitCode('invalid_argument'));
-    const wrongDate = await run('slot', 'add', path, 'mallory', '--not-after', 'soon');
-    expect(wrongDate.code).toBe(exitCode('usage'));
+    for (const date of ['soon', '2027-02-30', '2027-13-01']) {
+      const wrong = await run('slot', 'add', path, 'mallory', '--not-after', date);
+      expect([date, wrong.code]).toEqual([date, exitCode('usage')]);
+    }
   });
 });
 
