@@ -22,7 +22,11 @@ Task<Result<qcow2::Header>> read_header(io::Queue& q, const io::File& file) {
   if (!bytes) co_return bytes.take_error();
   AlignedBuffer cluster(*bytes);
   if (Error e = co_await q.read(file, 0, cluster.data(), cluster.size())) co_return e;
-  co_return qcow2::parse_header(cluster.span(), file.size, true);
+  // The size is asked for after the header was read: an owner that grows the disk meanwhile makes
+  // the file longer first, and then names what lies there.
+  const auto size = storage::size_now(file);
+  if (!size) co_return size.error();
+  co_return qcow2::parse_header(cluster.span(), *size, true);
 }
 
 Task<Result<Format>> probe(io::Queue& q, const io::File& file) {

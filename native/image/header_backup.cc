@@ -63,7 +63,9 @@ Task<Result<AlignedBuffer>> read_start(io::Queue& io, const io::File& file) {
 Task<Error> back_up(io::Queue& io, const io::File& file, HeaderBackup& out) {
   auto start = co_await read_start(io, file);
   if (!start) co_return start.take_error();
-  auto parsed = parse(start->span(), file.size);
+  const auto size = storage::size_now(file);  // after the read, see disk_info.cc
+  if (!size) co_return size.error();
+  auto parsed = parse(start->span(), *size);
   if (!parsed) co_return parsed.take_error();
   const Extension& x = parsed->extension;
   out.uuid = x.uuid;

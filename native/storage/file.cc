@@ -171,4 +171,10 @@ void close_file(io::File& file) {
   file.fd = -1;
 }
 
+Result<std::uint64_t> size_now(const io::File& file) {
+  io::File now = file;
+  if (Error e = find_kind_and_size(now)) return e;
+  return now.size;
+}
+
 }  // namespace pqblk::storage

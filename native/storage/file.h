@@ -36,6 +36,9 @@ struct OpenOptions {
 Result<io::File> open_file(const std::string& path, const OpenOptions& options);
 void close_file(io::File& file);
 
+// Bytes of the file now; of a block device its capacity. File::size is that of the open.
+Result<std::uint64_t> size_now(const io::File& file);
+
 struct LockHolder {
   std::int64_t pid = 0;  // 0: unknown
   std::string command;

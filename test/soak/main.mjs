@@ -14,7 +14,7 @@
 // report is in build/soak/; the exit code is 1 when anything was wrong.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, rmSync } from 'node:fs';
+import { mkdirSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
@@ -42,8 +42,14 @@ const { values } = parseArgs({
     quick: { type: 'boolean', default: false },
     only: { type: 'string' },
     out: { type: 'string', default: join(root, 'build', 'soak') },
+    help: { type: 'boolean', short: 'h', default: false },
   },
 });
+if (values.help) {
+  const text = readFileSync(fileURLToPath(import.meta.url), 'utf8');
+  console.log(text.match(/^(\/\/.*\n)+/)[0].replaceAll(/^\/\/ ?/gm, ''));
+  process.exit();
+}
 const minutes = Number(values.minutes);
 const soak = {
   seed: Number(values.seed),
