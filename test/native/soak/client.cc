@@ -27,7 +27,7 @@ Client::Client(Board& board, Transport& transport, std::uint32_t first_slot, std
       random_(seed * 1000 + first_slot),
       slots_(slots) {}
 
-void Client::connected() {
+void Client::connecting() {
   disk_bytes_ = board_.disk_bytes();
   acknowledged_.clear();  // what of it is there, was looked at and counts as flushed
   for (Slot& slot : slots_) {

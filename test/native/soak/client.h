@@ -28,8 +28,9 @@ class Client {
   Client(Board& board, Transport& transport, std::uint32_t first_slot, std::uint32_t slots,
          std::uint64_t seed);
 
-  // The transport is connected (again): answers may come of what was on its way.
-  void connected();
+  // Before the transport connects (again): what was on its way may be done from then on, and be
+  // read by other clients before this one hears of it.
+  void connecting();
   // Starts what can be started and takes what completed. False: the other end is lost.
   bool turn(bool start, int wait_ms);
   bool idle() const { return out_ == 0; }

@@ -129,8 +129,8 @@ std::string verdict(Lie lie, Rules rules, std::uint64_t seed) {
   LyingDisk disk(lie);
   Client client(board, disk, 0, kPlaces, seed);
   for (int life = 0; life < 2; ++life) {
+    client.connecting();
     disk.start();
-    client.connected();
     for (int turn = 0; turn < 1200 && client.wrong().empty(); ++turn) {
       if (!client.turn(true, 0)) return "the disk is gone";
     }

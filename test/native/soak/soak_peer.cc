@@ -135,13 +135,13 @@ class Session {
 
   void connect() {
     if (!there_) {
+      client_.connecting();
       const auto end = Clock::now() + kConnectPatience;
       std::string why;
       while (!(why = transport_.connect()).empty()) {
         if (Clock::now() > end) die("cannot connect: " + why);
         ::usleep(20'000);
       }
-      client_.connected();
       there_ = true;
     }
     wanted_ = true;
