@@ -129,6 +129,11 @@ export interface NativeAddon {
   engineInfo(): Promise<unknown>;
   /** 0, or the errno of flock(2). */
   lockFile(descriptor: number): number;
+  /** Listens on, or connects to, a name in the abstract namespace: a descriptor, or -errno. */
+  listenLocal(name: string): number;
+  connectLocal(name: string): number;
+  /** Who is at the other end of a Unix socket. */
+  peerOf(descriptor: number): { readonly pid: number; readonly uid: number } | undefined;
   freeSpace(options: { path: string }): Promise<number>;
   inSystemDirectory(options: { path: string }): boolean;
   /** As sd_notify(3); false where nobody asked for it. */

@@ -10,6 +10,7 @@
 #include "node/hand_keys.h"
 #include "node/images.h"
 #include "node/job.h"
+#include "node/local_socket.h"
 #include "node/sandbox.h"
 #include "node/service_manager.h"
 
@@ -37,6 +38,9 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("handKeys", Napi::Function::New(env, hand_keys, "handKeys"));
   exports.Set("keyAgent", Napi::Function::New(env, key_agent, "keyAgent"));
   exports.Set("lockFile", Napi::Function::New(env, lock_file, "lockFile"));
+  exports.Set("listenLocal", Napi::Function::New(env, listen_local, "listenLocal"));
+  exports.Set("connectLocal", Napi::Function::New(env, connect_local, "connectLocal"));
+  exports.Set("peerOf", Napi::Function::New(env, peer_of, "peerOf"));
   exports.Set("engineInfo", Napi::Function::New(env, engine_info, "engineInfo"));
   exports.Set("freeSpace", Napi::Function::New(env, free_space, "freeSpace"));
   exports.Set("notifyServiceManager",

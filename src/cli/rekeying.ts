@@ -12,6 +12,7 @@ import {
   type ChangeKeyAreaOptions,
   ControlClient,
   changeKeyArea,
+  explainLocked,
   fingerprintOf,
   formatUuid,
   type Identity,
@@ -166,7 +167,7 @@ export async function withPermitOf<T>(
       trust: (editor) => trust.extend(editor.sealedFromImage),
     });
   } catch (error) {
-    throw inPath(error, path);
+    throw inPath(await explainLocked(error, path), path);
   }
 }
 

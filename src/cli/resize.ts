@@ -1,6 +1,6 @@
 // Room cli/: `pqblk resize`: grow a disk; one that is served, by the process that serves it.
 import type { Command } from 'commander';
-import { ControlClient, type Disk } from '../index.js';
+import { ControlClient, type Disk, explainLocked } from '../index.js';
 import { addOpenOptions, keyOption, type OpenFlags, withDisk } from './opening.js';
 import { examples, jsonOption } from './options.js';
 import { formatSize, parseNewSize } from './sizes.js';
@@ -28,7 +28,9 @@ export function addResize(program: Command, terminal: Terminal): void {
       using served = await ControlClient.open(path);
       const [before, after] = served
         ? await grow(served, await served.size(), text)
-        : await withDisk(path, flags, {}, (disk) => grow(disk, disk.size, text));
+        : await withDisk(path, flags, {}, (disk) => grow(disk, disk.size, text)).catch(
+            async (error) => Promise.reject(await explainLocked(error, path)),
+          );
       if (flags.json) terminal.json({ path, before, after, served: served !== undefined });
       else terminal.line(`${path}: ${formatSize(before)} → ${formatSize(after)}`);
     });

@@ -1,9 +1,10 @@
 // Room cli/: disks that are served: opening them all, starting their servers, saying so, ending.
 //
-// Either everything that was asked for runs, or nothing does. What is asked for is the business of
-// serve.ts (one disk, by options) and serve-config.ts (several, by a file).
+// Of several disks those that can be served are: a guest whose disk is in order does not wait for
+// somebody to mend another's. What is asked for is the business of serve.ts (one disk, by options) and
+// serve-config.ts (several, by a file).
 import { basename } from 'node:path';
-import { PqblkError } from '../errors.js';
+import { fromSystem, PqblkError } from '../errors.js';
 import {
   type ControlServer,
   type Disk,
@@ -17,7 +18,7 @@ import {
 } from '../index.js';
 import type { ServedDisk, ServerNumbers } from './metrics.js';
 import { serveMetrics } from './metrics-server.js';
-import { type EngineFlags, type OpenFlags, unlocking } from './opening.js';
+import { type EngineFlags, formatOf, type OpenFlags, unlocking } from './opening.js';
 import type { Terminal } from './terminal.js';
 
 export interface TcpAddress {
@@ -70,19 +71,33 @@ export interface Served extends ServedDisk {
   control?: ControlServer;
 }
 
-/** Serves until the terminal's signal. Kinds: those of opening each disk, and of its servers. */
+/** A disk that could not be served. */
+interface Failure {
+  readonly name: string;
+  readonly path: string;
+  readonly error: PqblkError;
+}
+
+/**
+ * Serves until the terminal's signal. Kinds: those of opening each disk, and of its servers; where some
+ * are served, that of the first which is not is thrown at the end.
+ */
 export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<void> {
-  await serveWhile(terminal, plan, async (served, sandbox) => {
-    announce(terminal, served, sandbox, plan.json);
+  await serveWhile(terminal, plan, async (served, sandbox, failures) => {
+    announce(terminal, { served, sandbox, failures }, plan.json);
     await untilAborted(terminal.signal);
   });
 }
 
-/** Serves for as long as `work` takes, which begins when everything runs. */
+/** Serves for as long as `work` takes, which begins when everything runs that can. */
 export async function serveWhile(
   terminal: Terminal,
   plan: ServePlan,
-  work: (served: readonly Served[], sandbox: Sandbox) => Promise<void>,
+  work: (
+    served: readonly Served[],
+    sandbox: Sandbox,
+    failures: readonly Failure[],
+  ) => Promise<void>,
 ): Promise<void> {
   for (const disk of plan.disks) requireWayIn(disk);
   const sandbox = enterSandbox(plan.sandbox ?? true);
@@ -91,17 +106,61 @@ export async function serveWhile(
   const remark = (name: string, text: string) =>
     terminal.remark(many ? `pqblk: ${name}: ${text}` : `pqblk: ${text}`);
   let metrics: { close(): Promise<void> } | undefined;
+  let failures: readonly Failure[];
   try {
-    for (const disk of plan.disks) await start(disk, served, remark);
+    failures = await startAll(plan.disks, served, remark);
     if (plan.stats !== undefined) metrics = await serveMetrics(plan.stats, served);
     if (plan.sandbox ?? true) closeSandbox(terminal, sandbox);
-    await work(served, sandbox);
+    await work(served, sandbox, failures);
   } catch (error) {
     await end(served, metrics).catch(() => {}); // a disk that failed may fail to close as well
     throw error;
   }
   notifyServiceManager('STOPPING=1');
   await end(served, metrics);
+  const [failure] = failures;
+  if (failure) throw notServed(failure, failures.length, plan.disks.length);
+}
+
+/** The disk's error at the end: it was told in full at the start, and decides the exit code. */
+function notServed({ path, error }: Failure, count: number, all: number): PqblkError {
+  const operation = `serve (${count} of ${all} disks were not)`;
+  return new PqblkError(error.kind, error.message, { path, operation });
+}
+
+/** Starts what can be started, and reports the rest. Throws what the first met when none can. */
+async function startAll(
+  plans: readonly DiskPlan[],
+  served: Served[],
+  remark: (name: string, text: string) => void,
+): Promise<readonly Failure[]> {
+  const failures: Failure[] = [];
+  for (const plan of plans) {
+    const name = nameOf(plan);
+    try {
+      requirePinUntried(plan, failures);
+      await start(plan, served, remark);
+    } catch (thrown) {
+      failures.push({ name, path: plan.path, error: fromSystem(thrown, { path: plan.path }) });
+    }
+  }
+  const [first, ...others] = failures;
+  for (const { name, error } of served.length > 0 ? failures : others) {
+    remark(name, `not served: ${error.toLine()}${error.hint ? `; hint: ${error.hint}` : ''}`);
+  }
+  if (first && served.length === 0) throw first.error;
+  return failures;
+}
+
+const nameOf = ({ name, path }: DiskPlan): string => name ?? basename(path);
+
+/** Keys on one token share a PIN, and the token counts the wrong ones: a file of disks tries it once. */
+function requirePinUntried(plan: DiskPlan, failures: readonly Failure[]): void {
+  const wrong = failures.find(({ error }) => ['wrong_pin', 'pin_locked'].includes(error.kind));
+  if (!wrong || formatOf(plan.path, plan) !== 'sealed') return;
+  throw new PqblkError(wrong.error.kind, `not tried after ${wrong.name}: ${wrong.error.message}`, {
+    path: plan.path,
+  });
 }
 
 /** Before there are secrets. */
@@ -141,24 +200,35 @@ function requireWayIn({ path, ...plan }: DiskPlan): void {
   }
 }
 
-/** Opens a disk and its servers; what was started is in `served` even when the rest fails. */
+/** Opens a disk and its servers, and adds it to `served`, or leaves nothing of it. */
 async function start(
   plan: DiskPlan,
   served: Served[],
   remark: (name: string, text: string) => void,
 ): Promise<void> {
-  const one: Served = {
-    name: plan.name ?? basename(plan.path),
-    disk: await openPlanned(plan),
-    servers: [],
-  };
-  served.push(one);
-  const { iopsMax, iopsBurst, bpsMax, bpsBurst } = plan;
-  one.disk.setLimits({ iopsMax, iopsBurst, bpsMax, bpsBurst });
+  const one: Served = { name: nameOf(plan), disk: await openPlanned(plan), servers: [] };
   const onReport = (text: string) => remark(one.name, text);
-  one.servers.push(...(await startVhostUser(onReport, one.disk, plan)));
-  one.servers.push(...(await startNbd(onReport, one.disk, plan)));
-  if (!one.disk.facts.readOnly) one.control = await serveControl(one.disk);
+  try {
+    const { iopsMax, iopsBurst, bpsMax, bpsBurst } = plan;
+    one.disk.setLimits({ iopsMax, iopsBurst, bpsMax, bpsBurst });
+    one.servers.push(...(await startVhostUser(onReport, one.disk, plan)));
+    one.servers.push(...(await startNbd(onReport, one.disk, plan)));
+    if (!one.disk.facts.readOnly) await startControl(onReport, one);
+    served.push(one);
+  } catch (error) {
+    await end([one], undefined).catch(() => {}); // a disk that failed may fail to close as well
+    throw error;
+  }
+}
+
+/** Guests need their disk more than anybody needs to change its keys. */
+async function startControl(onReport: (text: string) => void, one: Served): Promise<void> {
+  try {
+    one.control = await serveControl(one.disk);
+  } catch (error) {
+    const why = fromSystem(error).toLine();
+    onReport(`warning: nobody can change size and keys while the disk is served: ${why}`);
+  }
 }
 
 async function openPlanned(plan: DiskPlan): Promise<Disk> {
@@ -226,23 +296,24 @@ async function startNbd(
 /** The lines that scripts wait for, in one write, and the word that systemd waits for. */
 function announce(
   terminal: Terminal,
-  served: readonly Served[],
-  sandbox: Sandbox,
+  state: { served: readonly Served[]; sandbox: Sandbox; failures: readonly Failure[] },
   json?: boolean,
 ): void {
+  const { served, sandbox, failures } = state;
   if (json) {
     const disks = served.map(({ name, disk, servers }) => ({
       name,
       ...disk.facts,
       servers: servers.map(({ protocol, addresses }) => ({ protocol, addresses })),
     }));
-    terminal.json({ ready: true, pid: process.pid, sandbox, disks });
+    terminal.json({ ready: true, pid: process.pid, sandbox, disks, failures });
   } else {
     const addresses = served.flatMap(({ servers }) => servers.flatMap((one) => one.addresses));
     const ready = addresses.map((address) => `ready: ${address}`);
     terminal.line([...ready, `sandbox: ${describe(sandbox)}`].join('\n'));
   }
-  notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);
+  const status = `serving ${served.length} of ${served.length + failures.length} disks`;
+  notifyServiceManager(`READY=1\nMAINPID=${process.pid}\nSTATUS=${status}`);
 }
 
 async function untilAborted(signal: AbortSignal): Promise<void> {

@@ -1,16 +1,10 @@
 // Room disk/: the other end of control-server.ts: changes a disk that another process serves.
-import { connect, type Socket } from 'node:net';
-import { fromSystem, PqblkError } from '../errors.js';
+import type { Socket } from 'node:net';
+import { PqblkError } from '../errors.js';
 import { type KeyAreaPlace, type Secret, unmovedCopy } from '../keys/index.js';
 import type { Progress } from '../native.js';
-import {
-  controlPathOf,
-  errorFromMessage,
-  type Frame,
-  isControlDirectoryOurs,
-  receive,
-  send,
-} from './control-protocol.js';
+import { findControl } from './control-place.js';
+import { errorFromMessage, type Frame, receive, send } from './control-protocol.js';
 import { keyAreaPlace } from './key-area-file.js';
 import type { RekeyOptions, RekeyPass, RotationHost } from './rotate.js';
 
@@ -26,6 +20,8 @@ export class ControlClient implements RotationHost {
   readonly #socket: Socket;
   readonly #calls = new Map<number, Call>();
   #nextId = 1;
+  /** Why the server ended the connection, where it said so. */
+  #refusal: PqblkError | undefined;
 
   private constructor(path: string, socket: Socket) {
     this.path = path;
@@ -37,18 +33,10 @@ export class ControlClient implements RotationHost {
     );
   }
 
-  /** Undefined when nobody who serves the disk at `path` listens. */
+  /** Undefined when nobody who is to be believed serves the disk at `path` and listens. */
   static async open(path: string): Promise<ControlClient | undefined> {
-    if (!(await isControlDirectoryOurs())) return undefined;
-    const socketPath = await controlPathOf(path);
-    const socket = connect(socketPath);
-    const absent = await new Promise<NodeJS.ErrnoException | undefined>((resolve) => {
-      socket.once('connect', () => resolve(undefined));
-      socket.once('error', resolve);
-    });
-    if (!absent) return new ControlClient(path, socket);
-    if (absent.code === 'ENOENT' || absent.code === 'ECONNREFUSED') return undefined;
-    throw fromSystem(absent, { path: socketPath, operation: 'ask the serving process' });
+    const { socket } = await findControl(path);
+    return socket && new ControlClient(path, socket);
   }
 
   get keyArea(): KeyAreaPlace {
@@ -121,6 +109,7 @@ export class ControlClient implements RotationHost {
   #take({ message }: Frame): void {
     const id = Number(message.id);
     const call = this.#calls.get(id);
+    if (message.id === undefined) this.#refusal = errorFromMessage(message.error);
     if (!call) return;
     if (Array.isArray(message.progress)) {
       const [done, total] = message.progress.map(Number);
@@ -138,6 +127,7 @@ export class ControlClient implements RotationHost {
   }
 
   #gone(cause?: Error): PqblkError {
+    if (this.#refusal) return this.#refusal;
     return new PqblkError('closed', 'the process that serves the disk has ended the connection', {
       path: this.path,
       cause,

@@ -2,12 +2,9 @@
 //
 // A frame is two u32 (little-endian), the length of a JSON text and of a binary part, then both. A
 // request is {id, op, ...}; answers to it are {id, progress: [done, total]} and, once, {id, result}
-// or {id, error}. Whoever may open the socket is the same user or root: it lies in a directory of mode
-// 0700. Frames may carry a data key, so buffers are wiped once they were taken apart.
-import { chmod, lstat, mkdir, stat } from 'node:fs/promises';
+// or {id, error}. Who is at the other end is known (control-place.ts). Frames may carry a data key, so
+// buffers are wiped once they were taken apart.
 import type { Socket } from 'node:net';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { ERROR_TABLE, type ErrorKind, fromSystem, PqblkError } from '../errors.js';
 
 export const JSON_BYTES_MAX = 65_536;
@@ -103,46 +100,4 @@ export function errorFromMessage(value: unknown): PqblkError {
     kind !== undefined && Object.hasOwn(ERROR_TABLE, kind) ? (kind as ErrorKind) : 'general';
   const { path, operation, hint } = rest;
   return new PqblkError(known, message ?? 'unknown error', { path, operation, hint });
-}
-
-/**
- * Where the process that serves the disk at `path` listens: a name made of the file's device and inode
- * number, in `$XDG_RUNTIME_DIR/pqblk`, or a directory of this user below the one for temporary files.
- */
-export async function controlPathOf(path: string): Promise<string> {
-  const { dev, ino } = await stat(path).catch((error: unknown) => {
-    throw fromSystem(error, { path, operation: 'look for the control socket' });
-  });
-  return join(controlDirectory(), `${dev}-${ino}.sock`);
-}
-
-function controlDirectory(): string {
-  const runtime = process.env.XDG_RUNTIME_DIR;
-  return runtime ? join(runtime, 'pqblk') : join(tmpdir(), `pqblk-${process.getuid?.()}`);
-}
-
-/** Makes the directory. Kind `permission` when somebody else could put a socket there. */
-export async function makeControlDirectory(): Promise<void> {
-  const path = controlDirectory();
-  try {
-    await mkdir(path, { mode: 0o700 });
-    await chmod(path, 0o700); // whatever the umask
-  } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') {
-      throw fromSystem(error, { path, operation: 'make the directory of control sockets' });
-    }
-  }
-  if (await isControlDirectoryOurs()) return;
-  throw new PqblkError('permission', 'not a directory that only its owner can enter', {
-    path,
-    operation: 'use the directory of control sockets',
-    hint: 'remove it, or set XDG_RUNTIME_DIR to a directory of your own',
-  });
-}
-
-/** Only then a socket in it can be told a secret. */
-export async function isControlDirectoryOurs(): Promise<boolean> {
-  const status = await lstat(controlDirectory()).catch(() => undefined);
-  if (!status?.isDirectory()) return false;
-  return status.uid === process.getuid?.() && (status.mode & 0o077) === 0;
 }

@@ -5,19 +5,12 @@
 // holds the keys and decides; this process has the disk and does it. A connection that ends stops
 // the pass that it asked for; a rotation that was begun stays begun, and can be taken up again. Whoever
 // begins one is its driver until his connection ends: two would forget each other's keys.
-import { rm } from 'node:fs/promises';
-import { createServer, type Socket } from 'node:net';
+import type { Socket } from 'node:net';
 import { setTimeout } from 'node:timers/promises';
-import { fromSystem, PqblkError } from '../errors.js';
+import { PqblkError } from '../errors.js';
 import { describeKeyArea, KEY_AREA_BYTES, Secret } from '../keys/index.js';
-import {
-  controlPathOf,
-  errorToMessage,
-  type Frame,
-  makeControlDirectory,
-  receive,
-  send,
-} from './control-protocol.js';
+import { listenForControl } from './control-place.js';
+import { errorToMessage, type Frame, receive, send } from './control-protocol.js';
 import type { Disk } from './disk.js';
 
 const CLIENTS_MAX = 8;
@@ -25,38 +18,39 @@ const CLIENTS_MAX = 8;
 const PATIENCE_MS = 1000;
 
 export interface ControlServer {
-  /** Unix socket; `pqblk` finds it by the disk's file. */
-  readonly path: string;
+  /** The socket's name, `@…`; `pqblk` finds it by the disk's file. */
+  readonly name: string;
   close(): Promise<void>;
 }
 
-/** Listens for changes of an open disk. Kinds `permission`, `io_error`. */
+/** Listens for changes of an open disk. Kinds `permission`, `io_error`, `no_memory`. */
 export async function serveControl(disk: Disk): Promise<ControlServer> {
-  await makeControlDirectory();
-  const path = await controlPathOf(disk.facts.path);
   const rotation: Rotation = {};
-  const server = createServer((socket) => new Connection(disk, rotation, socket));
-  server.maxConnections = CLIENTS_MAX;
-  await rm(path, { force: true }); // of a process that was killed: this one holds the disk's lock
-  await new Promise<void>((resolve, reject) => {
-    server.once('error', (error) =>
-      reject(fromSystem(error, { path, operation: 'listen for control' })),
-    );
-    server.listen({ path, readableAll: false, writableAll: false }, resolve);
-  });
   const connections = new Set<Socket>();
-  server.on('connection', (socket) => {
+  const onClient = (socket: Socket) => {
     connections.add(socket);
     socket.once('close', () => connections.delete(socket));
-  });
+    new Connection(disk, rotation, socket);
+  };
+  const { path } = disk.facts;
+  const { server, name } = await listenForControl(path, CLIENTS_MAX, { onClient, onForeign });
   return {
-    path,
+    name,
     close: () =>
       new Promise((resolve) => {
-        server.close(() => resolve()); // removes the socket
+        server.close(() => resolve());
         for (const socket of connections) socket.destroy();
       }),
   };
+}
+
+function onForeign(socket: Socket): void {
+  const refusal = new PqblkError('permission', 'the process that serves this disk refuses', {
+    operation: 'ask the serving process',
+    hint: `run the command as user ${process.geteuid?.()}, or as root`,
+  });
+  send(socket, { error: errorToMessage(refusal) });
+  socket.end();
 }
 
 /** Whose rotation of the data key it is. */

@@ -4,6 +4,7 @@
 // room keys/ and errors.ts; it knows no command line.
 export type { LongWork, Progress } from '../native.js';
 export { ControlClient } from './control-client.js';
+export { explainLocked } from './control-place.js';
 export { type ControlServer, serveControl } from './control-server.js';
 export {
   type CopyOptions,

@@ -98,30 +98,41 @@ describe('serve --config', () => {
     expect(stderr).toContain(why);
   });
 
-  it('starts nothing when a disk does not open, and says which with its own exit code', async () => {
+  it('serves the disks that it can, says which it cannot, and ends with that exit code', async () => {
+    writeFileSync(at('taken'), '');
+    const file = config(`
+stats: metrics.sock
+disks:
+  - { path: missing.raw, nbd: missing.sock }
+  - { path: data.qcow2, nbd: taken, name: data }
+  - { path: vm.sealed, store: keys, nbd: vm-nbd.sock }
+`);
+    const server = await serve('--config', file);
+    expect(server.uris).toEqual([`nbd+unix:///?socket=${at('vm-nbd.sock')}`]);
+    expect(Number(peer('nbdinfo', '--size', String(server.uris[0])))).toBe(16 * MiB);
+    await vi.waitFor(() => expect(server.stderr()).toMatch(/data: not served: .*\n/), PATIENCE);
+    expect(server.stderr()).toMatch(/missing.raw: not served: .*missing.raw: .*No such file/i);
+    // Nothing of what failed is left: no lock, no line in the metrics.
+    expect((await pqblk('check', at('data.qcow2'))).code).toBe(0);
+    const families = parseExposition((await httpGet(at('metrics.sock'), '/metrics')).body);
+    expect(total(families, 'pqblk_size_bytes')).toBe(16 * MiB);
+    expect(await server.end()).toBe(exitCode('not_found'));
+    expect(server.stderr()).toContain('2 of 3 disks were not');
+  });
+
+  it('starts nothing when no disk opens, and ends with the first one’s exit code', async () => {
+    writeFileSync(at('taken'), '');
     const missing = config(`
 stats: metrics.sock
 disks:
-  - { path: vm.sealed, store: keys, nbd: vm-nbd.sock }
+  - { path: data.qcow2, nbd: taken }
   - { path: missing.raw, nbd: missing.sock }
 `);
     const refused = await pqblk('serve', '--config', missing);
-    expect(refused.code).toBe(exitCode('not_found'));
-    expect(refused.stderr).toContain(at('missing.raw'));
-    expect(existsSync(at('vm-nbd.sock')) || existsSync(at('metrics.sock'))).toBe(false);
-    writeFileSync(at('taken'), '');
-    const taken = config(`
-disks:
-  - { path: vm.sealed, store: keys, nbd: vm-nbd.sock }
-  - { path: data.qcow2, nbd: taken }
-`);
-    expect((await pqblk('serve', '--config', taken)).code).toBe(exitCode('exists'));
-    expect(existsSync(at('vm-nbd.sock'))).toBe(false);
-    // Neither holds its lock any more.
-    for (const disk of ['vm.sealed', 'data.qcow2']) {
-      const check = await pqblk('check', at(disk), '--store', at('keys'));
-      expect(check.code).toBe(0);
-    }
+    expect(refused.code).toBe(exitCode('exists'));
+    expect(refused.stderr).toContain('missing.raw: not served: ');
+    expect(existsSync(at('metrics.sock'))).toBe(false);
+    expect((await pqblk('check', at('data.qcow2'))).code).toBe(0);
   });
 
   it('takes no disk and no option of one besides', async () => {

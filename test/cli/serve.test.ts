@@ -256,7 +256,7 @@ describe('serve --nbd', () => {
     expect(await server.end()).toBe(0);
     await ended;
     running.delete(manager);
-    expect(said).toContain(`READY=1\nMAINPID=${pid};`);
+    expect(said).toContain(`READY=1\nMAINPID=${pid}\nSTATUS=serving 1 of 1 disks;`);
     expect(said).toContain('STOPPING=1;');
   });
 });
