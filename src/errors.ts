@@ -156,6 +156,8 @@ const KIND_OF_ERRNO: Readonly<Record<string, ErrorKind>> = {
   EROFS: 'read_only',
   EINVAL: 'invalid_argument',
   EBADF: 'invalid_argument',
+  EISDIR: 'invalid_argument',
+  ENXIO: 'invalid_argument',
   ENOMEM: 'no_memory',
 };
 

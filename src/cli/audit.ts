@@ -2,6 +2,7 @@
 import type { Command } from 'commander';
 import { PqblkError } from '../errors.js';
 import {
+  type AuditRecord,
   type AuditReport,
   type AuditStanding,
   describeKeyArea,
@@ -81,7 +82,7 @@ function show(terminal: Terminal, { records, standings, findings, lines, lost }:
   const rows = records.map((record, index) => [
     String(record.line),
     record.time.slice(0, 19),
-    `${record.user}@${record.host}`,
+    whoIn(record),
     record.operation,
     String(record.generation),
     record.unlockedBy.slice(0, 16),
@@ -91,6 +92,12 @@ function show(terminal: Terminal, { records, standings, findings, lines, lost }:
   for (const finding of findings) terminal.line(`FINDING: ${finding}`);
   if (lost > 0) terminal.line(`WARNING: it begins after a log of ${lost} lines that was lost`);
   if (findings.length === 0) terminal.line(`${lines} lines, whole`);
+}
+
+/** `root@host for alice`: whose rights the process had, and who was behind it as far as that is known. */
+function whoIn({ user, host, sudoUser, loginUid }: AuditRecord): string {
+  const behind = sudoUser ?? (loginUid === undefined ? undefined : `uid ${loginUid}`);
+  return `${user}@${host}${behind === undefined ? '' : ` for ${behind}`}`;
 }
 
 const OUTCOMES: Readonly<Record<AuditStanding, string>> = {

@@ -5,10 +5,11 @@
 // has several names counts once. What cannot be looked at is listed with its error and never passed
 // over: a disk that is missing from a report looks like one that is fine.
 import type { Stats } from 'node:fs';
-import { open, readdir, readFile, stat } from 'node:fs/promises';
+import { open, readdir, stat } from 'node:fs/promises';
 import { join, resolve, sep } from 'node:path';
 import { text as readAll } from 'node:stream/consumers';
 import { fromSystem, PqblkError } from '../errors.js';
+import { readInputText, waitingFor } from '../keys/index.js';
 
 const QCOW2_MAGIC = 0x514649fb;
 const VERSION = 3;
@@ -18,6 +19,7 @@ const SEALED_MASK = 0x01;
 /** A disk whose header is damaged is one by its name. */
 const SEALED_NAME = /\.sealed$/i;
 const WILDCARD = /[*?]/;
+const LIST_BYTES_MAX = 2 ** 26;
 
 export interface InventoryFlags {
   list?: string;
@@ -64,7 +66,9 @@ function nothingAt(name: string): Candidate {
 /** One name on each line; `#` begins a remark. '-': stdin. */
 async function readList(file: string): Promise<string[]> {
   try {
-    const text = file === '-' ? await readAll(process.stdin) : await readFile(file, 'utf8');
+    const limits = { operation: 'read inventory', bytesMax: LIST_BYTES_MAX };
+    const text =
+      file === '-' ? await waitingFor(readAll(process.stdin)) : await readInputText(file, limits);
     return text
       .split('\n')
       .map((line) => line.trim())

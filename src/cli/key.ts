@@ -1,5 +1,5 @@
 // Room cli/: `pqblk key gen|list|show|export|import|delete`: the key store from the command line.
-import { readFile, writeFile } from 'node:fs/promises';
+import { writeFile } from 'node:fs/promises';
 import { text as readAll } from 'node:stream/consumers';
 import { type Command, Option } from 'commander';
 import { fromSystem, PqblkError } from '../errors.js';
@@ -10,13 +10,16 @@ import {
   kemByName,
   kemParameters,
   type Protection,
+  readInputText,
   readPassphrase,
   type Secret,
+  waitingFor,
 } from '../keys/index.js';
 import {
   addPassphraseOptions,
   examples,
   jsonOption,
+  KEY_TEXT,
   openStore,
   type PassphraseFlags,
   passphraseOf,
@@ -294,10 +297,11 @@ function addImport(key: Command, terminal: Terminal): void {
 }
 
 async function readKeyText(file: string): Promise<string> {
+  if (file !== '-') return await readInputText(file, KEY_TEXT);
   try {
-    return file === '-' ? await readAll(process.stdin) : await readFile(file, 'utf8');
+    return await waitingFor(readAll(process.stdin));
   } catch (error) {
-    throw fromSystem(error, { path: file, operation: 'read key' });
+    throw fromSystem(error, { path: file, operation: KEY_TEXT.operation });
   }
 }
 

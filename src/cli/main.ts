@@ -1,5 +1,6 @@
 #!/usr/bin/env node
 // Room cli/: the executable. Connects the process (streams, signals, exit code) with the command line.
+import { isWaitingForInput } from '../keys/input-file.js';
 import { run } from './program.js';
 
 // `ps`, and who is refused a locked disk, shall see this program and not the interpreter.
@@ -7,13 +8,19 @@ process.title = ['pqblk', ...process.argv.slice(2)].join(' ');
 
 const stop = new AbortController();
 let asked = 0;
+let ended = false;
 
-// The first signal asks for an orderly end; whoever insists gets the system's own.
+// The first signal asks for an orderly end; whoever insists gets the system's own, and so does who sends
+// it while the program waits for input that may never come.
 for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   process.on(signal, () => {
     asked += 1;
-    if (asked === 1) stop.abort();
-    else process.exit(signal === 'SIGINT' ? 130 : 143);
+    if (asked === 1 && !isWaitingForInput()) {
+      stop.abort();
+      return;
+    }
+    ended = true;
+    process.exit(signal === 'SIGINT' ? 130 : 143);
   });
 }
 
@@ -21,12 +28,12 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
 for (const stream of [process.stdout, process.stderr]) {
   stream.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error;
+    ended = true;
     process.exit(0);
   });
 }
 
 // Should the event loop run dry before the command has ended, say so: silence would look like success.
-let ended = false;
 process.on('exit', () => {
   if (ended) return;
   process.stderr.write('pqblk: ended before its work was done; please report this\n');

@@ -2,7 +2,6 @@
 //
 // Which key opens a disk, where the key store is, where a passphrase comes from. Secrets are named by
 // these options and never given in them: a command line is public.
-import { readFile } from 'node:fs/promises';
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { fromSystem, PqblkError } from '../errors.js';
 import {
@@ -10,6 +9,7 @@ import {
   type PassphraseSource,
   parseRecipient,
   type Recipient,
+  readInputText,
   readPassphrase,
   type Secret,
 } from '../keys/index.js';
@@ -131,12 +131,20 @@ export function openStore(flags: StoreFlags): KeyStore {
 /** `NAME` or fingerprint: a key of the store. Anything with a slash: a file of `pqblk key export`. */
 export async function recipientOf(store: KeyStore, reference: string): Promise<Recipient> {
   if (!reference.includes('/')) return await store.recipient(reference);
+  return await recipientIn(reference);
+}
+
+/** The key in a file of `pqblk key export`. */
+export async function recipientIn(path: string): Promise<Recipient> {
   try {
-    return parseRecipient(await readFile(reference, 'utf8'));
+    return parseRecipient(await readInputText(path, KEY_TEXT));
   } catch (error) {
-    throw fromSystem(error, { path: reference, operation: 'read key' });
+    throw fromSystem(error, { path, operation: KEY_TEXT.operation });
   }
 }
+
+/** Of an exported key; base64 makes it longer than the file of the key. */
+export const KEY_TEXT = { operation: 'read key', bytesMax: 65_536, tooLong: 'bad_key' } as const;
 
 /** Collects an option that may be given several times. */
 export function collect(value: string, previous: readonly string[] = []): string[] {

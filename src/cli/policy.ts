@@ -1,8 +1,15 @@
 // Room cli/: the policy file: finding it, reading it, and asking it when a disk is opened.
-import { readFile } from 'node:fs/promises';
 import { Option } from 'commander';
-import { fromSystem, PqblkError } from '../errors.js';
-import { type Policy, parsePolicy, requireOpenable, type SlotDescription } from '../index.js';
+import { PqblkError } from '../errors.js';
+import {
+  type Policy,
+  parsePolicy,
+  readInputText,
+  requireOpenable,
+  type SlotDescription,
+} from '../index.js';
+
+const POLICY_BYTES_MAX = 2 ** 20;
 
 export interface PolicyFlags {
   policy?: string;
@@ -19,12 +26,7 @@ export function policyOption(): Option {
 export async function policyOf(flags: PolicyFlags): Promise<Policy | undefined> {
   const path = flags.policy ?? process.env.PQBLK_POLICY;
   if (!path) return undefined;
-  let text: string;
-  try {
-    text = await readFile(path, 'utf8');
-  } catch (error) {
-    throw fromSystem(error, { path, operation: 'read policy' });
-  }
+  const text = await readInputText(path, { operation: 'read policy', bytesMax: POLICY_BYTES_MAX });
   return parsePolicy(await parseText(text, path), path);
 }
 

@@ -2,10 +2,9 @@
 //
 // Each opens the key area with a key, hands a change to changeKeyArea, and reports before and after.
 // What is trusted is what the operator's key store and options say, never what the image says.
-import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Command, Option } from 'commander';
-import { fromSystem, PqblkError } from '../errors.js';
+import { PqblkError } from '../errors.js';
 import {
   AuditLog,
   type ChangedKeyArea,
@@ -22,7 +21,6 @@ import {
   type KeyStore,
   keyAreaOf,
   type Policy,
-  parseRecipient,
   type SlotDescription,
   toHex,
 } from '../index.js';
@@ -34,6 +32,7 @@ import {
   openStore,
   type PassphraseFlags,
   passphraseOf,
+  recipientIn,
   type StoreFlags,
 } from './options.js';
 import { isPast, policyOf } from './policy.js';
@@ -279,11 +278,7 @@ async function trustOf(store: KeyStore, flags: RekeyFlags): Promise<Trust> {
 }
 
 async function fingerprintIn(path: string): Promise<string> {
-  try {
-    return toHex(fingerprintOf(parseRecipient(await readFile(path, 'utf8')).encapsulationKey));
-  } catch (error) {
-    throw fromSystem(error, { path, operation: 'read key' });
-  }
+  return toHex(fingerprintOf((await recipientIn(path)).encapsulationKey));
 }
 
 function requireDigits(given: string): string {

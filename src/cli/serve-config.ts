@@ -3,14 +3,15 @@
 //
 // Strict: what is not understood is refused, with file, line, column and what was expected. Paths are
 // relative to the file. Nothing is opened here.
-import { readFile } from 'node:fs/promises';
 import { dirname, resolve } from 'node:path';
 import type { Document, LineCounter, Node, Pair, Scalar, YAMLMap } from 'yaml';
-import { fromSystem, PqblkError } from '../errors.js';
+import { PqblkError } from '../errors.js';
+import { readInputText } from '../keys/index.js';
 import { CACHES, ENGINES, FORMATS } from './opening.js';
 import type { DiskPlan, ServePlan, TcpAddress } from './serving.js';
 import { parseSize } from './sizes.js';
 
+const CONFIG_BYTES_MAX = 2 ** 20;
 const QUEUES_MAX = 64;
 const COUNT_MAX = 2 ** 31 - 1;
 
@@ -125,12 +126,8 @@ const keyOf = (name: string) => name.replace(/[A-Z]/g, (c) => `-${c.toLowerCase(
 
 /** Kinds `invalid_argument` with `file:line:column`, `not_found`, `permission`. */
 export async function readServeConfig(file: string): Promise<ServePlan> {
-  let content: string;
-  try {
-    content = await readFile(file, 'utf8');
-  } catch (error) {
-    throw fromSystem(error, { path: file, operation: 'read configuration' });
-  }
+  const limits = { operation: 'read configuration', bytesMax: CONFIG_BYTES_MAX };
+  const content = await readInputText(file, limits);
   const yaml = await import('yaml');
   return new Config(file, content, yaml).plan();
 }

@@ -17,6 +17,7 @@ import {
   openKeyArea,
   type PinOptions,
   type Pins,
+  readInput,
   type SlotDescription,
   toHex,
 } from '../keys/index.js';
@@ -132,18 +133,9 @@ export async function writeHeaderBackup(path: string, backup: HeaderBackup): Pro
 }
 
 export async function readHeaderBackup(path: string): Promise<HeaderBackup> {
-  try {
-    const file = await open(path, 'r');
-    try {
-      const { size } = await file.stat();
-      if (size > BACKUP_BYTES_MAX) throw new PqblkError('corrupt', `${size} bytes`, { path });
-      return parseHeaderBackup(await file.readFile(), path);
-    } finally {
-      await file.close();
-    }
-  } catch (error) {
-    throw fromSystem(error, { path, operation: 'read header backup' });
-  }
+  const operation = 'read header backup';
+  const limits = { operation, bytesMax: BACKUP_BYTES_MAX, tooLong: 'corrupt' } as const;
+  return parseHeaderBackup(await readInput(path, limits), path);
 }
 
 export interface RestoreHeaderOptions extends PinOptions {

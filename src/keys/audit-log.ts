@@ -7,7 +7,7 @@
 // secret.
 import { constants } from 'node:fs';
 import { access, type FileHandle, open } from 'node:fs/promises';
-import { hostname, userInfo } from 'node:os';
+import { hostname } from 'node:os';
 import { dirname } from 'node:path';
 import { fromSystem, PqblkError } from '../errors.js';
 import { ascii, formatUuid, toHex } from './bytes.js';
@@ -15,6 +15,7 @@ import { sha3_256 } from './hash.js';
 import type { AuditLine, AuditRemarks, AuditSubject, AuditTrail } from './key-area-change.js';
 import type { AuditHead, SlotDescription } from './key-area-describe.js';
 import { takeLock } from './lock-file.js';
+import { type Who, whoAsks } from './who.js';
 
 const NO_LINE = '00'.repeat(32);
 /** About 60,000 changes of keys. */
@@ -30,12 +31,11 @@ export interface AuditSlot {
   readonly to: string;
 }
 
-export interface AuditRecord {
+export interface AuditRecord extends Who {
   /** From 1. */
   readonly line: number;
   /** ISO 8601, UTC. */
   readonly time: string;
-  readonly user: string;
   readonly host: string;
   readonly volume: string;
   readonly operation: string;
@@ -204,7 +204,7 @@ export async function readAuditLog(path: string): Promise<string> {
   let file: FileHandle | undefined;
   try {
     file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
-    return await textOf(file);
+    return await textOf(file, path);
   } catch (error) {
     throw fromSystem(error, { path, operation: 'read audit log' });
   } finally {
@@ -213,11 +213,15 @@ export async function readAuditLog(path: string): Promise<string> {
 }
 
 /** Kinds `permission` (a device, a pipe: they may have no end), `no_space`. */
-async function textOf(file: FileHandle): Promise<string> {
+async function textOf(file: FileHandle, path: string): Promise<string> {
+  const details = { path, operation: 'read audit log' };
   const stats = await file.stat();
-  if (!stats.isFile()) throw new PqblkError('permission', 'an audit log is a regular file');
+  if (!stats.isFile()) {
+    throw new PqblkError('permission', 'an audit log is a regular file', details);
+  }
   if (stats.size > LOG_BYTES_MAX) {
-    throw new PqblkError('no_space', `the audit log has ${stats.size} bytes: begin a new one`);
+    const message = `the audit log has ${stats.size} bytes: begin a new one`;
+    throw new PqblkError('no_space', message, details);
   }
   return await file.readFile('utf8');
 }
@@ -259,7 +263,7 @@ export class AuditLog implements AuditTrail {
       if (begins) await access(dirname(this.#path), constants.W_OK | constants.X_OK);
       file = await open(this.#path, O_RDWR | O_NOFOLLOW | O_NONBLOCK);
       if (this.restarts) throw new PqblkError('exists', 'there is a log: move it out of the way');
-      this.#requireContinued(split(await textOf(file)).lines, subject);
+      this.#requireContinued(split(await textOf(file, this.#path)).lines, subject);
     } catch (error) {
       const isNew = begins && (error as NodeJS.ErrnoException).syscall === 'open';
       if (isNew && (error as NodeJS.ErrnoException).code === 'ENOENT') return;
@@ -294,7 +298,7 @@ export class AuditLog implements AuditTrail {
     subject: AuditSubject,
     release: () => Promise<void>,
   ): Promise<AuditLine> {
-    const { lines, length, torn } = split(await textOf(file));
+    const { lines, length, torn } = split(await textOf(file, this.#path));
     const uncounted = this.#requireContinued(lines, subject);
     if (torn) await file.truncate(length); // never acknowledged, never counted
     const { known, remarks: rotation } = subject;
@@ -363,7 +367,7 @@ function recordOf(
   return {
     line: lines.length + 1,
     time: new Date().toISOString(),
-    user: userInfo().username,
+    ...whoAsks(),
     host: hostname(),
     volume: formatUuid(subject.volumeUuid),
     operation: subject.operation,

@@ -14,6 +14,7 @@ export {
 } from './audit-log.js';
 export { formatUuid, parseUuid, toHex } from './bytes.js';
 export { chooseKey } from './choose.js';
+export { isWaitingForInput, readInput, readInputText, waitingFor } from './input-file.js';
 export {
   type CreatedKeyArea,
   type CreateKeyAreaOptions,

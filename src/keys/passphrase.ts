@@ -4,11 +4,10 @@
 // Never from the command line, which every process can read. A passphrase is bytes: nothing is
 // normalised, so the same bytes work from every source; one trailing line end is dropped. What the
 // environment or a terminal string holds cannot be wiped; buffers can, and are.
-import { closeSync, fstatSync, openSync, read as readCallback, writeSync } from 'node:fs';
-import { setTimeout as sleep } from 'node:timers/promises';
+import { closeSync, openSync, writeSync } from 'node:fs';
 import { isatty, ReadStream } from 'node:tty';
-import { promisify } from 'node:util';
 import { fromSystem, PqblkError } from '../errors.js';
+import { openInput, patienceFor, readSome, waitingFor } from './input-file.js';
 import { Secret } from './secret.js';
 
 export const PASSPHRASE_BYTES_MAX = 4096;
@@ -61,20 +60,9 @@ export async function readPassphrase(
 }
 
 async function fromFile(path: string, what: AskedFor): Promise<Secret> {
-  let fd: number;
+  const fd = openInput(path, `read ${what}`);
   try {
-    fd = openSync(path, 'r');
-  } catch (error) {
-    throw fromSystem(error, { path, operation: `read ${what}` });
-  }
-  try {
-    if (fstatSync(fd).isDirectory()) {
-      throw new PqblkError('invalid_argument', 'is a directory', {
-        path,
-        operation: `read ${what}`,
-      });
-    }
-    return await fromDescriptor(fd, path, what);
+    return await fromDescriptor(fd, path, what, patienceFor(fd));
   } finally {
     closeSync(fd);
   }
@@ -88,23 +76,20 @@ function fromEnvironment(name: string, what: AskedFor): Secret {
   return finish(Buffer.from(value, 'utf8'), `environment variable ${name}`, what);
 }
 
-const readSome = promisify(readCallback);
-
 /** Reads to the end of a file or pipe; waits where a descriptor is non-blocking. */
-async function fromDescriptor(fd: number, name: string, what: AskedFor): Promise<Secret> {
+async function fromDescriptor(
+  fd: number,
+  name: string,
+  what: AskedFor,
+  patienceMs = 0,
+): Promise<Secret> {
   const buffer = Buffer.alloc(PASSPHRASE_BYTES_MAX + 3); // one too many, after a line end
   let length = 0;
   try {
     while (length < buffer.length) {
-      const { bytesRead } = await readSome(fd, buffer, length, buffer.length - length, null).catch(
-        async (error: NodeJS.ErrnoException) => {
-          if (error.code !== 'EAGAIN') throw error;
-          await sleep(10);
-          return { bytesRead: -1 };
-        },
-      );
-      if (bytesRead === 0) break;
-      length += Math.max(bytesRead, 0);
+      const bytes = await readSome(fd, buffer, length, patienceMs);
+      if (bytes === 0) break;
+      length += bytes;
     }
     return finish(buffer.subarray(0, length), name, what);
   } catch (error) {
@@ -172,7 +157,7 @@ async function ask(prompt: string, what: AskedFor): Promise<Secret> {
   try {
     terminal.setRawMode(true);
     writeSync(fd, prompt);
-    return await readLine(terminal, what);
+    return await waitingFor(readLine(terminal, what));
   } finally {
     restore();
     writeSync(fd, '\r\n');

@@ -4,9 +4,9 @@
 // form (docs/tokens.md) and is checked field by field: kind `bad_profile` names the field, what was
 // expected and what was found. A profile chooses numbers and never what is believed: the self-test
 // of provider.ts decides whether they were the right ones.
-import { readFile } from 'node:fs/promises';
 import { isAbsolute } from 'node:path';
-import { fromSystem, PqblkError } from '../../errors.js';
+import { PqblkError } from '../../errors.js';
+import { readInputText } from '../input-file.js';
 import { Kem, type KemId, kemParameters } from '../ml-kem.js';
 import { printable, type StyleName } from './wire.js';
 
@@ -108,17 +108,11 @@ export async function loadProfile(reference: string): Promise<Profile> {
       hint: `${Object.keys(PROFILES).join(', ')}, or the path of a file`,
     });
   }
-  let text: string;
-  try {
-    text = await readFile(reference, 'utf8');
-  } catch (error) {
-    throw fromSystem(error, { path: reference, operation: 'read token profile' });
-  }
-  if (text.length > PROFILE_BYTES_MAX) {
-    throw new PqblkError('bad_profile', `longer than ${PROFILE_BYTES_MAX} bytes`, {
-      path: reference,
-    });
-  }
+  const text = await readInputText(reference, {
+    operation: 'read token profile',
+    bytesMax: PROFILE_BYTES_MAX,
+    tooLong: 'bad_profile',
+  });
   return parseProfile(parseJson(text, reference), reference);
 }
 

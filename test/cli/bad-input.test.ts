@@ -1,0 +1,105 @@
+// What people get wrong: each mistake has a clear error and an exit code of its own, and the disk is
+// byte for byte what it was.
+import { spawn, spawnSync } from 'node:child_process';
+import { createHash } from 'node:crypto';
+import { once } from 'node:events';
+import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { createServer } from 'node:net';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { beforeAll, describe, expect, it } from 'vitest';
+import { exitCode, MAIN, peer, pqblk, pqblkJson, scratch } from './helpers.js';
+import { running } from './serving.js';
+
+const dir = scratch();
+const at = (name: string) => join(dir, name);
+const withStore = (argv: string[]) => [...argv, '--store', at('keys')];
+const run = (...argv: string[]) => pqblk(...withStore(argv));
+const disk = at('vm.sealed');
+
+beforeAll(async () => {
+  for (const name of ['alice', 'bob']) await run('key', 'gen', name, '--no-passphrase');
+  await pqblkJson(...withStore(['create', disk, '16M', '--key', 'alice', '--log-size', '8M']));
+  peer('mkfifo', at('pipe'));
+});
+
+const hashOf = (path: string) => createHash('sha256').update(readFileSync(path)).digest('hex');
+
+describe('what is no file', () => {
+  /** Commands that read a file which is named for them. */
+  const READERS: readonly [what: string, (file: string) => string[]][] = [
+    ['policy', (file) => ['slot', 'add', disk, 'bob', '--key', 'alice', '--policy', file]],
+    ['list', (file) => ['report', '--list', file]],
+    ['trust', (file) => ['slot', 'add', disk, 'bob', '--key', 'alice', '--trust', file]],
+    ['recipient', (file) => ['slot', 'add', disk, file, '--key', 'alice']],
+    ['imported key', (file) => ['key', 'import', file]],
+    ['header backup', (file) => ['header', 'restore', disk, file, '--key', 'alice']],
+    ['audit log', (file) => ['slot', 'add', disk, 'bob', '--key', 'alice', '--audit', file]],
+    ['verified log', (file) => ['audit', 'verify', disk, '--key', 'alice', '--audit', file]],
+    ['configuration', (file) => ['serve', '--config', file]],
+    ['recovery code', (file) => ['slot', 'test', disk, '--recovery-code', file]],
+  ];
+  const CODES = ['invalid_argument', 'permission', 'passphrase_needed'] as const;
+
+  it.each(READERS)('is refused as a %s, at once', async (_, reading) => {
+    const before = hashOf(disk);
+    const refused = async (file: string) => {
+      const argv = reading(file);
+      const { code, stderr } =
+        argv[0] === 'serve' || argv[0] === 'report' ? await pqblk(...argv) : await run(...argv);
+      expect(CODES.map(exitCode), stderr).toContain(code);
+      expect(stderr).toContain(file);
+    };
+    await Promise.all([at('pipe'), '/dev/zero', '/dev/full', dir].map(refused));
+    expect(hashOf(disk)).toBe(before);
+  });
+
+  it('a socket is refused, and a device where a passphrase is expected', async () => {
+    const server = createServer().listen(at('socket'));
+    await once(server, 'listening');
+    const { code, stderr } = await run('slot', 'test', disk, '--policy', at('socket'));
+    server.close();
+    expect(code).toBe(exitCode('invalid_argument'));
+    expect(stderr).toContain('is a socket, not a file');
+    writeFileSync(at('passphrase'), 'correct horse');
+    await run('key', 'gen', 'locked', '--passphrase-file', at('passphrase'));
+    for (const file of ['/dev/zero', dir]) {
+      const opened = await run('key', 'export', 'locked', '--passphrase-file', file);
+      expect(opened.code, opened.stderr).toBe(exitCode('invalid_argument'));
+    }
+    const nothing = await run('key', 'export', 'locked', '--passphrase-file', at('pipe'));
+    expect(nothing.code).toBe(exitCode('passphrase_needed'));
+  });
+
+  it('a pipe is read to its end, however late and in whatever pieces', () => {
+    const policy = `(sleep 0.2; printf 'version: 1\\nmini'; sleep 0.2; printf 'mumSlots: 2\\n')`;
+    const argv = `"$0" "$1" create ${at('p.sealed')} 16M --key alice --store ${at('keys')}`;
+    const script = `${argv} --policy <(${policy})`;
+    const { status, stderr } = spawnSync('bash', ['-c', script, process.execPath, MAIN], {
+      encoding: 'utf8',
+    });
+    expect(status, stderr).toBe(exitCode('policy'));
+    expect(stderr).toContain('1 active slots, at least 2 demanded');
+  });
+
+  it('a pipe whose writer is silent hears the first SIGTERM', async () => {
+    for (const option of ['--policy', '--passphrase-file'] as const) {
+      const key = option === '--policy' ? 'alice' : 'locked';
+      const writer = openSync(at('pipe'), 'r+'); // so that somebody could write
+      const argv = ['slot', 'test', disk, '--key', key, option, at('pipe'), '--store', at('keys')];
+      const child = spawn(process.execPath, [MAIN, ...argv], { stdio: 'ignore' });
+      running.add(child);
+      const ended = once(child, 'exit');
+      while (!reads(Number(child.pid), at('pipe'))) await sleep(20);
+      child.kill('SIGTERM');
+      expect((await ended)[0]).toBe(143);
+      running.delete(child);
+      closeSync(writer);
+    }
+  });
+});
+
+/** Whether the process has the file open. */
+function reads(pid: number, path: string): boolean {
+  return peer('sh', '-c', `ls -l /proc/${pid}/fd; true`).includes(path);
+}
