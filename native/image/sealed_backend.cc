@@ -121,7 +121,11 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   log_ = std::make_unique<Log>(file_, extension_, mac_, overlay_, pool_, options_.pending_bytes);
   log_->on_pressure = [this] { ask_checkpoint(); };
   meta_->io().sync_by = [this](io::Queue& io) { return log_->sync(io); };
+  if (planted(Fault::reclaim_before_recovery)) {
+    if (Error e = co_await reclaim(q)) co_return e;
+  }
   if (Error e = co_await recover(q)) co_return e;
+  if (Error e = co_await reclaim(q)) co_return e;
   if (!options_.read_only) {
     spawn(checkpoint_loop());
     spawn(reserve_loop());

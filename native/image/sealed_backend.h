@@ -51,6 +51,9 @@ struct SealedOptions {
   std::unique_ptr<Backend> backing;
   bool allow_unauthenticated_backing = false;
   bool for_check = false;  // corrupt images too; nothing is written
+  // After a crash, clusters that nothing names are taken back at open when the tables to be read
+  // for that are no larger, and the file has no more clusters than these tables could name.
+  std::uint64_t reclaim_table_bytes_max = 32 * kMiB;
 };
 
 // How a sector is written (docs/write-protocol.md):
@@ -61,6 +64,7 @@ enum class WriteClass : std::uint8_t { n, o1, o2 };
 
 struct RecoveryReport {
   std::uint64_t blocks = 0, records = 0, sectors = 0, copied = 0, damaged = 0;
+  std::uint64_t reclaimed = 0;                 // clusters that a killed opener had reserved
   std::vector<std::uint64_t> damaged_sectors;  // the first kDamagedNamed
 };
 inline constexpr std::size_t kDamagedNamed = 64;
@@ -233,6 +237,7 @@ class SealedBackend final : public Backend {
 
   // sealed_recovery.cc
   Task<Error> recover(QueueContext& q);
+  Task<Error> reclaim(QueueContext& q);
   Task<Error> fold(QueueContext& q, const sealed::LogScan& scan, Fold& fold);
   Task<Error> choose(QueueContext& q, Fold& fold);
   Task<Error> choose_sector(QueueContext& q, Fold& fold, Sector s);

@@ -31,6 +31,7 @@ enum class Fault : std::uint8_t {
   refcount_lowered_early,       // a refcount lowered before the home mapping is flushed
   forget_session_of_log,        // a session forgotten that the log's header names
   forget_before_checkpoint,     // an epoch forgotten while home still names it
+  reclaim_before_recovery,      // clusters taken back that only the log names
   count_
 };
 

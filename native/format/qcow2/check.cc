@@ -96,6 +96,27 @@ void Checker::compare_run(std::uint64_t cluster, std::uint64_t clusters, std::ui
   }
 }
 
+// What nothing refers to goes back to the file system; one that cannot punch holes keeps it. Where
+// entries are malformed it could be data that belongs to one of them.
+Task<void> Checker::punch_leaks() {
+  if (report_.corruptions != 0) co_return;
+  for (std::size_t i = 0; i < wrong_.size();) {
+    const std::uint64_t first = wrong_[i].cluster;
+    std::uint64_t end = first;
+    for (; i < wrong_.size() && wrong_[i].cluster == end && counts_.get(end) == 0; ++i) {
+      end += wrong_[i].clusters;
+    }
+    if (end == first) {
+      ++i;
+      continue;
+    }
+    Error kept =
+        co_await q_.fallocate(meta_.file(), io::FallocateMode::punch, first << layout_.cluster_bits,
+                              (end - first) << layout_.cluster_bits);
+    static_cast<void>(kept.ok());
+  }
+}
+
 Task<Error> Checker::repair_counts() {
   Refcounts& refcounts = metadata_.refcounts();
   if (structure_damaged_ || too_many_wrong_) {
@@ -112,6 +133,7 @@ Task<Error> Checker::repair_counts() {
     report_.corruptions = mapping_corruptions_;
     co_return Error();
   }
+  co_await punch_leaks();
   for (const Wrong& wrong : wrong_) {
     const std::uint64_t found = counts_.get(wrong.cluster);
     if (found > layout_.refcount_max()) continue;  // stays a corruption
@@ -218,10 +240,12 @@ Task<Result<CheckReport>> Checker::run() {
   report_.image_end = counts_.end() << layout_.cluster_bits;
   mapping_corruptions_ = report_.corruptions - structure_corruptions_;
   error = co_await compare();
-  if (!error && options_.repair && (structure_damaged_ || !wrong_.empty())) {
+  const bool only_leaks = report_.corruptions == 0 && !structure_damaged_ && !too_many_wrong_;
+  if (!error && options_.repair && (structure_damaged_ || !wrong_.empty()) &&
+      (only_leaks || !options_.leaks_only)) {
     error = co_await repair_counts();
   }
-  if (!error) error = co_await check_copied();
+  if (!error && !options_.leaks_only) error = co_await check_copied();
   if (!error && options_.repair) error = co_await finish_repair();
   if (error) co_return error;
   co_return std::move(report_);

@@ -21,6 +21,9 @@ inline constexpr std::size_t kCheckMessagesMax = 200;
 
 struct CheckOptions {
   bool repair = false;
+  // Of repair: lower the counts of clusters that nothing refers to, and only when nothing else is
+  // wrong. COPIED flags are not looked at.
+  bool leaks_only = false;
   // Replaces an L2 entry as the home table has it by what it is in truth (a sealed disk folds its
   // log): returns the raw entry to use.
   std::function<std::uint64_t(Slot slot, std::uint64_t raw)> entry_override;

@@ -37,6 +37,7 @@ class Checker {
   void compare_run(std::uint64_t cluster, std::uint64_t clusters, std::uint64_t stored,
                    bool block_usable);
   Task<Error> repair_counts();
+  Task<void> punch_leaks();
   Task<Error> check_copied();
   Task<Error> check_copied_l2(std::uint64_t l1_index);
   Task<Error> finish_repair();

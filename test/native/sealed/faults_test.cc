@@ -23,6 +23,7 @@ struct Trap {
   SealedShape shape;
   sim::CrashOptions options = {};
   std::vector<sim::OpSpec> program = {};  // instead of random ones: explored exhaustively
+  sim::ScopeOptions scope = {.clients = 1};
 };
 
 const SealedShape kVolatile{};
@@ -75,7 +76,22 @@ const Trap kTraps[] = {
     {Fault::forget_before_checkpoint,
      "an epoch forgotten before the checkpoint",
      kRotatingFast,
-     {.operations = 150}},
+     {},
+     // Of two clients one writes under the new epoch, and its record stays on the way; the other
+     // finds nothing of the old epoch left, and forgets it.
+     {{write, 0},
+      {checkpoint_full},
+      {checkpoint_full},
+      {checkpoint_full},
+      {write, 0},
+      {checkpoint_full},
+      {checkpoint_full}},
+     {.clients = 2,
+      .images_max = 4,
+      .recovery_crashes = 0,
+      .kill = false,
+      .world = {.ready_first = true, .newest_first = true}}},
+    {Fault::reclaim_before_recovery, "clusters taken back that the log names", kVolatile},
 };
 
 }  // namespace
@@ -98,7 +114,7 @@ TEST_CASE("the simulator catches every planted fault") {
         .subject = sealed_subject(trap.shape),
         .options = trap.options,
         .programs = programs,
-        .scope = {.clients = 1}};
+        .scope = trap.scope};
     const auto caught = sim::hunt(*planted.subject, {planted}, kSeedsMax, trap.options);
     CHECK_MESSAGE(caught[0].caught, "survived: " << std::string(trap.name));
     MESSAGE(std::string(trap.name)

@@ -6,6 +6,7 @@
 
 #include "effort.h"
 #include "sim/crash_runs.h"
+#include "sim/scope.h"
 
 using namespace pqblk;  // NOLINT
 using namespace pqblk::sim;
@@ -38,6 +39,21 @@ TEST_CASE("sealed images are whole after every clean close") {
   survives(checked_sealed_subject({}), 60, {});
   survives(checked_sealed_subject({.cluster_bits = 16}), 60, {});
   survives(checked_sealed_subject({.non_volatile = true}), 60, {});
+}
+
+// Each image that a crash can leave is opened, and crashed again at every step of that; whoever
+// opens it at last and closes it leaves nothing taken that no entry names.
+TEST_CASE("a crash in the middle of taking back reserved clusters leaves none of them") {
+  const std::vector<std::vector<OpSpec>> programs = {
+      {{OpType::write, 0}, {OpType::write_cluster, 0}, {OpType::flush}, {OpType::checkpoint}},
+      {{OpType::write, 2}, {OpType::checkpoint}, {OpType::discard, 2, 2}, {OpType::write, 0}}};
+  const ScopeReport report = explore(checked_sealed_subject({.sectors = 4}), programs,
+                                     {.clients = 1,
+                                      .schedule_deviations = 0,
+                                      .images_max = test::effort(16),
+                                      .recovery_images_max = 4});
+  CHECK_MESSAGE(report.ok(), report.failure);
+  MESSAGE(report.text());
 }
 
 TEST_CASE("sealed images over a backing image survive random crashes") {

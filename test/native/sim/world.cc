@@ -127,7 +127,8 @@ void World::collect_events() {
       events_.push_back({EventType::turn, i});
     }
   }
-  for (std::size_t i = 0; i < flights_.size(); ++i) {
+  for (std::size_t n = 0; n < flights_.size(); ++n) {
+    const std::size_t i = options_.newest_first ? flights_.size() - 1 - n : n;
     if (flights_[i].not_before <= steps_) events_.push_back({EventType::completion, i});
   }
   if (others_first) collect_ready();

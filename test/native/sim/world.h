@@ -65,6 +65,8 @@ struct WorldOptions {
   std::uint32_t slow_steps = 150;
   // Run what is ready before anything completes: fewer schedules, none of them lost for one queue.
   bool ready_first = false;
+  // What was begun last completes first: what is in flight stays so while anything else goes on.
+  bool newest_first = false;
   bool check_buffers = true;  // a buffer that changes while it is being written is a failure
   FaultRates faults;
 };
