@@ -45,10 +45,12 @@ export function findQemu(name) {
   process.exit(1);
 }
 
+export const haveGuest = () => existsSync(join(CACHE, 'root', 'complete'));
+
 /** Fetches and unpacks the kernel and busybox, once; returns where they are. */
 export function fetchGuest() {
   const root = join(CACHE, 'root');
-  if (!existsSync(join(root, 'complete'))) {
+  if (!haveGuest()) {
     rmSync(CACHE, { recursive: true, force: true });
     mkdirSync(root, { recursive: true });
     const kernel = /Depends: (\S+)/.exec(run('apt-cache', ['depends', 'linux-image-amd64']))?.[1];
