@@ -45,6 +45,7 @@ class ConnectionOwner {
  public:
   virtual io::Queue& service() = 0;  // its thread may block for a while
   virtual void report(const std::string& text) = 0;
+  virtual void failed(const Error& error, const std::string& what) = 0;
   virtual void ended(Connection& connection) = 0;  // the last call; destroys it
  protected:
   ~ConnectionOwner() = default;

@@ -43,9 +43,9 @@ void Connection::complete(Slot& slot) {
     }
     constexpr std::array<std::string_view, kCommands> kNames{
         "read", "write", "", "flush", "trim", "cache", "write zeroes", "block status"};
-    owner_.report(std::string(kNames[static_cast<std::size_t>(slot.command)]) + " of " +
-                  std::to_string(slot.length) + " bytes at " + std::to_string(slot.offset) + ": " +
-                  request.error.to_string());
+    owner_.failed(request.error, std::string(kNames[static_cast<std::size_t>(slot.command)]) +
+                                     " of " + std::to_string(slot.length) + " bytes at " +
+                                     std::to_string(slot.offset));
     return answer_error(slot, error, kind_name(request.error.kind()));
   }
   const bool flush_after = slot.command == Command::trim && (slot.flags & kFua) != 0 &&

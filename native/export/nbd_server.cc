@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "export/nbd_listen.h"
+#include "export/report_log.h"
 #include "io/queue_thread.h"
 
 namespace pqblk::exports::nbd {
@@ -64,13 +65,13 @@ void add(ServerStats& sum, const ConnectionCounters& counters) {
 }  // namespace
 
 struct Server::Impl final : ConnectionOwner {
-  Impl(image::Disk& d, ServerOptions o) : disk(d), facts(d.facts()), options(std::move(o)) {}
+  Impl(image::Disk& d, ServerOptions o)
+      : disk(d), facts(d.facts()), options(std::move(o)), log(options.log) {}
 
   // ---- ConnectionOwner, any thread ----
   io::Queue& service() override { return thread->queue(); }
-  void report(const std::string& text) override {
-    if (options.log) options.log(text);
-  }
+  void report(const std::string& text) override { log.say(text); }
+  void failed(const Error& error, const std::string& what) override { log.failed(error, what); }
   void ended(Connection& connection) override;
 
   // ---- the server's own thread ----
@@ -99,6 +100,7 @@ struct Server::Impl final : ConnectionOwner {
   // Asked once: while the disk grows, asking would race. Its size is asked each time, of the disk.
   const image::DiskFacts facts;
   const ServerOptions options;
+  ReportLog log;
   std::shared_ptr<TlsContext> tls;
   std::vector<Listener> listeners;
   std::unique_ptr<io::QueueThread> thread;

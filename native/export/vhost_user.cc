@@ -100,7 +100,7 @@ Result<bool> inspect(int fd) {
 }  // namespace
 
 struct VhostUserServer::Impl {
-  Impl(image::Disk& d, VhostUserOptions o) : disk(d), options(std::move(o)) {}
+  Impl(image::Disk& d, VhostUserOptions o) : disk(d), options(std::move(o)), log(options.log) {}
 
   Error open();
   void serve();
@@ -111,11 +111,13 @@ struct VhostUserServer::Impl {
 
   image::Disk& disk;
   VhostUserOptions options;
+  ReportLog log;
   UniqueFd listener, connected, stop_event;
   ino_t made_inode = 0;  // of the socket that this server made
   std::atomic<bool> serving{true}, in_session{false};
   std::atomic<std::uint64_t> accepted{0}, refused{0};
   std::vector<VringCounters> rings;
+  std::atomic<bool> writeback{true};
   std::mutex session_lock;
   VhostSession* session = nullptr;  // the one there is
   std::thread thread;
@@ -153,13 +155,13 @@ void VhostUserServer::Impl::refuse_one() {
   const UniqueFd socket = accept_one();
   if (!socket || is_gone(socket.get())) return;
   refused.fetch_add(1, std::memory_order_relaxed);
-  if (options.log) options.log("vhost-user: a second front-end was turned away");
+  log.say("vhost-user: a second front-end was turned away");
 }
 
 void VhostUserServer::Impl::serve_one(UniqueFd socket) {
   accepted.fetch_add(1, std::memory_order_relaxed);
   in_session.store(true, std::memory_order_release);
-  VhostSession one({disk, options.queues, options.log, rings}, std::move(socket));
+  VhostSession one({disk, options.queues, log, rings, writeback}, std::move(socket));
   const auto publish = [this](VhostSession* now) {
     const std::lock_guard guard(session_lock);
     session = now;

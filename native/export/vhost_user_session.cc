@@ -1,5 +1,7 @@
 #include "export/vhost_user_session.h"
 
+#include <unistd.h>
+
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -16,13 +18,24 @@ constexpr std::uint64_t kProtocolFeatures = vu::kProtocolMultiQueue | vu::kProto
 constexpr std::uint64_t kRingFeatures =
     kFeatureIndirect | kFeatureEventIdx | kFeatureVersion1 | kFeaturePacked;
 
+// Behind the rings' parts of an in-flight region: what the front-end relies on and does not say
+// again to the server that comes after a crash.
+struct InflightDevice {
+  char mark[7];
+  char cache;
+  std::uint8_t unused[56];
+};
+static_assert(sizeof(InflightDevice) == 64);
+constexpr char kInflightMark[] = {'p', 'q', 'b', 'l', 'k', '-', '1'};
+constexpr char kWriteBack = 'b', kWriteThrough = 't';
+
 Error misuse(std::string what) { return Error(Kind::invalid_argument, std::move(what)); }
 
 }  // namespace
 
 VhostSession::VhostSession(VhostDevice device, UniqueFd socket)
     : device_(std::move(device)),
-      blk_(device_.disk, static_cast<std::uint16_t>(device_.queues), device_.log),
+      blk_(device_.disk, static_cast<std::uint16_t>(device_.queues), &device_.log),
       socket_(std::move(socket)),
       offered_(blk_.features() | kRingFeatures | vu::kFeatureLogAll | vu::kFeatureProtocol),
       rings_(device_.queues) {
@@ -31,13 +44,12 @@ VhostSession::VhostSession(VhostDevice device, UniqueFd socket)
     rings_[i].vring =
         std::make_unique<Vring>(device_.disk, blk_, i % disk_queues, device_.counters[i]);
   }
+  blk_.choose_writeback(device_.writeback.load(std::memory_order_relaxed));
 }
 
 VhostSession::~VhostSession() { end(); }
 
-void VhostSession::say(const std::string& what) const {
-  if (device_.log) device_.log("vhost-user: " + what);
-}
+void VhostSession::say(const std::string& what) const { device_.log.say("vhost-user: " + what); }
 
 void VhostSession::end() {
   for (Ring& ring : rings_) halt(ring, false);
@@ -128,6 +140,7 @@ Error VhostSession::answer_config() {
   const bool sane = asked && asked->size <= vu::kConfigMax && asked->offset <= vu::kConfigMax &&
                     message_.header.size == sizeof(vu::Config) + asked->size;
   if (sane) {
+    told_ = true;
     blk_.read_config(asked->offset, {message_.payload.data() + sizeof(vu::Config), asked->size});
   } else {
     message_.header.size = 0;  // which is how this request learns of an error
@@ -143,8 +156,20 @@ Error VhostSession::set_config() {
       message_.header.size != sizeof(vu::Config) + given->size) {
     return misuse("a part of the configuration that is not there");
   }
-  return blk_.write_config(given->offset,
-                           message_.bytes().subspan(sizeof(vu::Config), given->size));
+  const auto bytes = message_.bytes().subspan(sizeof(vu::Config), given->size);
+  if (Error e = blk_.write_config(given->offset, bytes)) return e;
+  told_ = true;
+  keep_writeback();
+  return {};
+}
+
+// For the sessions to come, of this server and of one after a crash.
+void VhostSession::keep_writeback() {
+  const bool on = blk_.chosen_writeback();
+  device_.writeback.store(on, std::memory_order_relaxed);
+  if (inflight_.device == nullptr) return;
+  std::atomic_ref<char>(static_cast<InflightDevice*>(inflight_.device)->cache)
+      .store(on ? kWriteBack : kWriteThrough, std::memory_order_release);
 }
 
 Error VhostSession::set_channel() {
@@ -173,7 +198,7 @@ Error VhostSession::reset_device() {
   }
   inflight_ = {};
   features_ = 0;
-  blk_.reset();
+  blk_.choose_writeback(blk_.chosen_writeback());  // QEMU remembers it over a reset
   return {};
 }
 
@@ -217,9 +242,19 @@ Error VhostSession::get_inflight() {
   }
   vu::Inflight shape = *asked;
   shape.offset = 0;
-  shape.size = InflightRegion::bytes(asked->ring_size) * asked->queues;
+  const std::uint64_t rings = InflightRegion::bytes(asked->ring_size) * asked->queues;
+  shape.size = rings + sizeof(InflightDevice);
   auto memory = make_sealed_memory("pqblk-inflight", shape.size);
   if (!memory) return memory.take_error();
+  // Who has not asked here what the cache is like has asked a server before this one, or told it.
+  if (!told_) blk_.choose_writeback(false);
+  InflightDevice device{};
+  std::memcpy(device.mark, kInflightMark, sizeof kInflightMark);
+  device.cache = blk_.chosen_writeback() ? kWriteBack : kWriteThrough;
+  const auto at = static_cast<off_t>(rings);
+  if (::pwrite(memory->get(), &device, sizeof device, at) != sizeof device) {
+    return Error::from_errno(errno, "write the in-flight region");
+  }
   message_.set(shape);
   replied_ = true;
   lost_ = !socket_.reply(message_, memory->get());
@@ -242,10 +277,24 @@ Error VhostSession::set_inflight() {
     inflight_ = {};
     return {};
   }
-  auto mapping = SharedMapping::map(message_.fds[0].get(), shape->offset + bytes);
+  const bool has_device = shape->size >= bytes + sizeof(InflightDevice);
+  const std::uint64_t used = bytes + (has_device ? sizeof(InflightDevice) : 0);
+  auto mapping = SharedMapping::map(message_.fds[0].get(), shape->offset + used);
   if (!mapping) return mapping.take_error();
   inflight_.mapping = std::move(*mapping);
   inflight_.shape = *shape;
+  inflight_.device = nullptr;
+  bool writeback = false;  // of a region that does not say it
+  if (has_device) {
+    auto* device =
+        reinterpret_cast<InflightDevice*>(inflight_.mapping.data() + shape->offset + bytes);
+    inflight_.device = device;
+    writeback = std::memcmp(device->mark, kInflightMark, sizeof kInflightMark) == 0 &&
+                std::atomic_ref<char>(device->cache).load() == kWriteBack;
+  }
+  // Where this server and the region disagree, some front-end relies on every write.
+  blk_.choose_writeback(writeback && device_.writeback.load(std::memory_order_relaxed));
+  if ((features_ & blk_.features()) != 0) blk_.negotiated(features_);
   return {};
 }
 

@@ -5,8 +5,8 @@
 // middle of anything, requests in flight complete before the memory they touch is unmapped.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -24,8 +24,10 @@ namespace pqblk::exports {
 struct VhostDevice {
   image::Disk& disk;
   std::uint32_t queues;  // rings
-  std::function<void(const std::string&)> log;
+  ReportLog& log;
   std::span<VringCounters> counters;  // one for each ring
+  // What a front-end chose of the cache, which it does not say again to the next session.
+  std::atomic<bool>& writeback;
 };
 
 class VhostSession {
@@ -77,6 +79,7 @@ class VhostSession {
   template <class Change>
   Error with_rings_stopped(Change change);
   Error set_log_base();
+  void keep_writeback();
   Error get_inflight();
   Error set_inflight();
   Error set_address(const vu::VringAddress& address);
@@ -106,6 +109,7 @@ class VhostSession {
   vu::Message message_;
   bool replied_ = false;
   bool lost_ = false;  // the front-end does not take replies
+  bool told_ = false;  // the front-end has read the configuration
 
   std::uint64_t offered_ = 0, features_ = 0, protocol_features_ = 0;
   std::mutex channel_lock_;
@@ -115,6 +119,7 @@ class VhostSession {
   struct {
     SharedMapping mapping;
     vu::Inflight shape{};
+    void* device = nullptr;  // the part in `mapping` that is about no ring
   } inflight_;
   std::vector<Ring> rings_;
 };

@@ -48,7 +48,6 @@ struct Range {
 static_assert(sizeof(Range) == kBlkRangeBytes);
 
 constexpr std::uint32_t kUnmap = 1;  // flag of a write-zeroes range
-constexpr std::uint64_t kReportsMax = 100;
 constexpr std::uint32_t kOptimalBytes = 64 * kKiB;
 
 std::uint64_t device_features(bool read_only) {
@@ -77,20 +76,23 @@ std::uint32_t take_front(iovec* iov, std::uint32_t count, void* out, std::size_t
 
 }  // namespace
 
-VirtioBlk::VirtioBlk(image::Disk& disk, std::uint16_t queues,
-                     std::function<void(const std::string&)> log)
+VirtioBlk::VirtioBlk(image::Disk& disk, std::uint16_t queues, ReportLog* log)
     : disk_(disk),
       queues_(queues),
       read_only_(disk.facts().read_only),
       features_(device_features(read_only_)),
-      log_(std::move(log)) {}
+      log_(log) {}
 
-void VirtioBlk::reset() { writeback_.store(true, std::memory_order_relaxed); }
+void VirtioBlk::choose_writeback(bool on) {
+  chosen_.store(on, std::memory_order_relaxed);
+  writeback_.store(on, std::memory_order_relaxed);
+}
 
 // A driver that can neither flush nor choose must find every write durable (5.2.6.2).
 void VirtioBlk::negotiated(std::uint64_t features) {
-  if ((features & kBlkConfigWce) != 0) return;
-  writeback_.store((features & kBlkFlush) != 0, std::memory_order_relaxed);
+  const bool chooses = (features & kBlkConfigWce) != 0;
+  writeback_.store(chooses ? chosen_writeback() : (features & kBlkFlush) != 0,
+                   std::memory_order_relaxed);
 }
 
 void VirtioBlk::read_config(std::uint32_t offset, std::span<std::uint8_t> out) const {
@@ -122,7 +124,7 @@ Error VirtioBlk::write_config(std::uint32_t offset, std::span<const std::uint8_t
     return Error(Kind::invalid_argument,
                  "only the write-back byte of the device's configuration can be written");
   }
-  writeback_.store(bytes[0] == 1, std::memory_order_relaxed);
+  choose_writeback(bytes[0] == 1);
   return {};
 }
 
@@ -269,12 +271,10 @@ void VirtioBlk::finish(BlkRequest& blk, Answer answer) {
 
 // The guest learns only that its request failed; why is for whoever runs the server.
 void VirtioBlk::report(const BlkRequest& blk) {
-  const std::uint64_t n = errors_.fetch_add(1, std::memory_order_relaxed);
-  if (!log_ || n >= kReportsMax) return;
-  log_("queue " + std::to_string(blk.queue) + ": request at byte " +
-       std::to_string(blk.request.offset) + ", " + std::to_string(blk.request.length) +
-       " bytes: " + blk.request.error.to_string() +
-       (n + 1 == kReportsMax ? " (further errors are not reported)" : ""));
+  if (log_ == nullptr) return;
+  log_->failed(blk.request.error, "queue " + std::to_string(blk.queue) + ": request at byte " +
+                                      std::to_string(blk.request.offset) + ", " +
+                                      std::to_string(blk.request.length) + " bytes");
 }
 
 }  // namespace pqblk::exports

@@ -9,10 +9,9 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
-#include <functional>
 #include <span>
-#include <string>
 
+#include "export/report_log.h"
 #include "export/virtqueue.h"
 #include "image/disk.h"
 
@@ -60,8 +59,8 @@ struct BlkRequest {
 
 class VirtioBlk {
  public:
-  // `log`: lines for people, from any thread, bounded in number.
-  VirtioBlk(image::Disk& disk, std::uint16_t queues, std::function<void(const std::string&)> log);
+  // `log`, which may be null, outlives this.
+  VirtioBlk(image::Disk& disk, std::uint16_t queues, ReportLog* log);
 
   std::uint64_t features() const { return features_; }  // those of the device, not of the ring
   void negotiated(std::uint64_t features);  // before the first request, or while none runs
@@ -69,7 +68,10 @@ class VirtioBlk {
   void read_config(std::uint32_t offset, std::span<std::uint8_t> out) const;
   // Only `writeback` can be written. Error: invalid_argument.
   Error write_config(std::uint32_t offset, std::span<const std::uint8_t> bytes);
-  void reset();  // as after power on
+  // What a driver chose earlier, where the transport knows it: whoever has chosen relies on it, and
+  // may never say it again.
+  void choose_writeback(bool on);
+  bool chosen_writeback() const { return chosen_.load(std::memory_order_relaxed); }
 
   // On the thread of the disk's queue `queue`. `done` may run inside the call.
   void start(std::uint32_t queue, BlkRequest& blk);
@@ -88,9 +90,9 @@ class VirtioBlk {
   const std::uint16_t queues_;
   const bool read_only_;
   const std::uint64_t features_;
-  const std::function<void(const std::string&)> log_;
-  std::atomic<bool> writeback_{true};
-  std::atomic<std::uint64_t> errors_{0};
+  ReportLog* const log_;
+  std::atomic<bool> chosen_{true};     // by a driver that can choose
+  std::atomic<bool> writeback_{true};  // what holds for the driver there is
 };
 
 }  // namespace pqblk::exports

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "export/virtqueue.h"
 
@@ -19,6 +20,7 @@ namespace {
 constexpr int kReplyWaitMs = 60'000;
 constexpr std::uint32_t kSlotArea = 32;  // header at 0, status at 24
 constexpr std::uint32_t kPage = 4096;
+constexpr std::uint32_t kConfigBytes = 60;  // of a block device
 
 void poke(int fd) {
   const std::uint64_t one = 1;
@@ -187,6 +189,14 @@ std::string FrontEnd::set_up(Connection made) {
   if (!protocol) return "no protocol features";
   if (!c.send(Type::set_protocol_features, *protocol)) return "protocol features";
   if (!c.send(Type::set_owner, nullptr, 0)) return "owner";
+  if (options_.read_config && !std::exchange(knows_config_, true)) {
+    std::vector<std::uint8_t> ask(sizeof(vu::Config) + kConfigBytes);
+    const vu::Config head{0, kConfigBytes, 0};
+    std::memcpy(ask.data(), &head, sizeof head);
+    if (!c.send(Type::get_config, ask.data(), ask.size())) return "configuration";
+    const auto config = c.receive();
+    if (!config || config->header.size != ask.size()) return "no configuration";
+  }
   const auto queues = c.get(Type::get_queue_num);
   if (!queues || *queues < options_.rings) return "too few queues";
   if (c.ask(Type::set_features, features_) != 0) return "features refused";

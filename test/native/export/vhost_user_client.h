@@ -117,6 +117,7 @@ struct FrontEndOptions {
   std::uint32_t slot_bytes = 65536;  // data of a request
   std::uint64_t drop_features = 0;   // not acknowledged though offered
   bool inflight = false;
+  bool read_config = true;  // once, before anything else, as QEMU does
 };
 
 struct Answer {
@@ -176,6 +177,7 @@ class FrontEnd {
   std::optional<Connection> connection_;
   std::uint64_t features_ = 0;
   bool crashed_ = false;
+  bool knows_config_ = false;
   UniqueFd inflight_;
   vu::Inflight inflight_shape_{};
 };
