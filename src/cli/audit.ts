@@ -39,7 +39,7 @@ export function addAudit(program: Command, terminal: Terminal): void {
     .addHelpText(
       'after',
       `
-Lines that the key area does not count belong to one change that did not come about. Exit code 5 when
+Lines that the key area does not count belong to one change that did not come about. Exit code 55 when
 the log is not whole.
 ${examples('pqblk audit verify vm.sealed --audit vm.audit --key alice')}`,
     )
@@ -48,7 +48,7 @@ ${examples('pqblk audit verify vm.sealed --audit vm.audit --key alice')}`,
       if (flags.json) terminal.json({ path, ...report });
       else show(terminal, report);
       if (report.findings.length > 0) {
-        throw new PqblkError('integrity', `${report.findings.length} findings`, {
+        throw new PqblkError('audit_broken', `${report.findings.length} findings`, {
           path: report.log,
           operation: 'verify audit log',
         });

@@ -10,12 +10,12 @@ export function addExitCodes(program: Command, terminal: Terminal): void {
     .description('List the exit codes and the error codes they stand for.')
     .addOption(jsonOption())
     .action((flags: { json?: boolean }) => {
-      const rows = Object.values(ERROR_TABLE);
+      const rows = Object.values(ERROR_TABLE).sort((a, b) => a.exitCode - b.exitCode);
       if (flags.json) terminal.json(rows);
       else {
         terminal.table(
-          ['EXIT', 'CODE'],
-          rows.map(({ exitCode, code }) => [String(exitCode), code]),
+          ['EXIT', 'CODE', 'MEANING'],
+          rows.map(({ exitCode, code, means }) => [String(exitCode), code, means]),
         );
       }
     });

@@ -291,7 +291,7 @@ function requireDigits(given: string): string {
 
 /**
  * The slot meant by its number, its label, or at least 8 digits of its fingerprint or id. A slot that
- * is live goes before one that was revoked. Kinds `no_slot`, `invalid_argument` (several).
+ * is live goes before one that was revoked. Kinds `slot_not_found`, `ambiguous`.
  */
 export function findSlot(slots: readonly SlotDescription[], reference: string): SlotDescription {
   const fits = (slot: SlotDescription) =>
@@ -304,11 +304,11 @@ export function findSlot(slots: readonly SlotDescription[], reference: string): 
   if (match && !another) return match;
   const known = slots.map((slot) => `${slot.index} "${slot.label}"`).join(', ');
   if (!match) {
-    throw new PqblkError('no_slot', `no slot ${JSON.stringify(reference)}`, {
+    throw new PqblkError('slot_not_found', `no slot ${JSON.stringify(reference)}`, {
       hint: `the disk has ${known || 'none'}`,
     });
   }
-  throw new PqblkError('invalid_argument', `several slots fit ${JSON.stringify(reference)}`, {
+  throw new PqblkError('ambiguous', `several slots fit ${JSON.stringify(reference)}`, {
     hint: `name one by its number: ${known}`,
   });
 }

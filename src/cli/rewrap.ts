@@ -109,7 +109,7 @@ function formerSlot(
     const former = slotOf(editor, reference);
     return former.state === 'revoked' ? undefined : former;
   } catch (error) {
-    if (error instanceof PqblkError && error.kind === 'no_slot') return undefined;
+    if (error instanceof PqblkError && error.kind === 'slot_not_found') return undefined;
     throw error;
   }
 }

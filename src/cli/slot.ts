@@ -175,7 +175,7 @@ async function addKeyOf(
   reportChange(terminal, changed, flags, tester.advice);
 }
 
-/** A slot that is there already is what was asked for, as far as it was said. Kind `exists`. */
+/** A slot that is there already is what was asked for, as far as it was said. Kind `slot_exists`. */
 function requireSuch(
   slots: readonly SlotDescription[],
   recipient: Recipient,
@@ -190,7 +190,7 @@ function requireSuch(
   if (fits) return;
   const date = slot.notAfter === undefined ? 'without a date' : `until ${slot.notAfter}`;
   throw new PqblkError(
-    'exists',
+    'slot_exists',
     `the key has slot ${slot.index} already ("${slot.label}", ${slot.role}, ${date}), not such a one`,
     { operation: 'add slot', hint: 'a slot keeps what it is: revoke it first, or add another key' },
   );

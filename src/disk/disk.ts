@@ -33,7 +33,7 @@ import type {
   OpenDiskOptions,
   RateLimits,
 } from './types.js';
-import { lendKeys, type UnlockedVolume, unlock } from './unlock.js';
+import { aboutDataKeys, lendKeys, type UnlockedVolume, unlock } from './unlock.js';
 
 export interface WriteOptions {
   /** Durable when the promise resolves. */
@@ -291,7 +291,7 @@ function countError(value: unknown, name: string): PqblkError {
 
 /**
  * Opens a disk. A sealed one that was not closed cleanly is recovered first. Kinds `not_found`,
- * `locked`, `no_key`, `no_slot`, `wrong_key`, `rollback`, `integrity`, `corrupt`, `unsupported`, …
+ * `locked`, `no_key`, `no_slot`, `wrong_key`, `data_key_missing`, `rollback`, `integrity`, `corrupt`, …
  */
 export async function openDisk(path: string, options: OpenDiskOptions): Promise<Disk> {
   const { identity, pins, allowRollback, confirmVmk, onSlot, ...rest } = options;
@@ -308,6 +308,8 @@ export async function openDisk(path: string, options: OpenDiskOptions): Promise<
     );
     await recordOrClose(disk, volume);
     return disk;
+  } catch (error) {
+    throw aboutDataKeys(error);
   } finally {
     volume[Symbol.dispose]();
   }

@@ -288,8 +288,8 @@ async function requireThatItOpens(path: string, identity: Identity): Promise<voi
   try {
     await (await openDisk(path, { format: 'sealed', identity, readOnly: true })).close();
   } catch (error) {
-    const { message } = fromSystem(error);
-    throw new PqblkError('integrity', `with this backup the disk does not open: ${message}`, {
+    const { kind, message } = fromSystem(error);
+    throw new PqblkError(kind, `with this backup the disk does not open: ${message}`, {
       path,
       operation: 'restore header',
       hint: 'the backup is older than the data key of the disk: restore a newer one',

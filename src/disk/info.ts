@@ -10,7 +10,7 @@ import {
 } from '../native.js';
 import { keyAreaOf } from './key-area-file.js';
 import type { DiskFormat, KeyOptions } from './types.js';
-import { unlock } from './unlock.js';
+import { aboutDataKeys, unlock } from './unlock.js';
 
 export interface Qcow2Info {
   readonly version: number;
@@ -130,6 +130,8 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     )) as CheckResult;
     await volume.record();
     return await withKeyArea(path, result, repair);
+  } catch (error) {
+    throw aboutDataKeys(error);
   } finally {
     volume[Symbol.dispose]();
   }

@@ -97,7 +97,7 @@ interface Plan {
 
 /**
  * Rotates the data key, or takes a rotation that was cut short to its end. Kinds: those of changing a
- * key area; `canceled` (stopped, and can go on), `integrity` (sectors that cannot be read, by number:
+ * key area; `interrupted` (stopped, and can go on), `superseded` (another one was begun), `integrity` (sectors that cannot be read, by number:
  * their old key is kept), `not_found` (nothing to abort), `no_space`.
  */
 export async function rotateDataKey(
@@ -118,7 +118,7 @@ export async function rotateDataKey(
   await step('rewritten');
   const left = await pass(host, options, true);
   if (left.sectors > 0) {
-    throw new PqblkError('integrity', `${left.sectors} sectors are still of another epoch`, {
+    throw new PqblkError('interrupted', `${left.sectors} sectors are still of another epoch`, {
       operation: 'verify rotation',
       hint: 'run the same command again; the old key is kept until nothing is left of it',
     });
@@ -217,9 +217,10 @@ async function pass(
   verify: boolean,
 ): Promise<RekeyPass> {
   const progress = verify ? {} : { onProgress };
-  const done = await host.rekey({ verify, bytesPerSecond, share, signal, ...progress });
+  const work = host.rekey({ verify, bytesPerSecond, share, signal, ...progress });
+  const done = await work.catch((error: unknown) => Promise.reject(unlessSuperseded(error)));
   if (!done.complete || signal?.aborted) {
-    throw new PqblkError('canceled', 'stopped; the rotation is not finished', {
+    throw new PqblkError('interrupted', 'stopped; the rotation is not finished', {
       operation: 'rotate data key',
       hint: 'the same command goes on with it, --abort goes back; the disk can be used meanwhile',
     });
@@ -237,4 +238,16 @@ async function pass(
     );
   }
   return done;
+}
+
+/** A pass is canceled by nobody but whoever begins another epoch; a signal ends it without an error. */
+function unlessSuperseded(error: unknown): unknown {
+  if (!(error instanceof PqblkError) || error.kind !== 'canceled') return error;
+  const { message, path, cause } = error;
+  return new PqblkError('superseded', message, {
+    path,
+    operation: 'rotate data key',
+    hint: 'another command has gone back or on; look with `pqblk info` before you run this one again',
+    cause,
+  });
 }

@@ -37,6 +37,17 @@ export function lendKeys<T>(keys: VolumeKeys, fn: (lent: NativeKeys) => T): T {
   }
 }
 
+/**
+ * What the engine says of keys that came out of the disk's own key area: those in it are not the disk's,
+ * whatever key opened it. Kind `data_key_missing` instead of `wrong_key`.
+ */
+export function aboutDataKeys(error: unknown): unknown {
+  if (!(error instanceof PqblkError) || error.kind !== 'wrong_key') return error;
+  const { message, path, operation, cause } = error;
+  const hint = 'the key area is older than the disk: restore a newer one from a header backup';
+  return new PqblkError('data_key_missing', message, { path, operation, hint, cause });
+}
+
 /** Kinds `no_key` (no identity), `key_area_damaged`, and those of openKeyArea and Pins.check. */
 export async function unlock(path: string, options: KeyOptions): Promise<UnlockedVolume> {
   const { identity, pins } = options;

@@ -199,29 +199,40 @@ function parseRecord(line: string): AuditRecord | undefined {
   }
 }
 
-/** The text of a log; kind `not_found` when there is none. */
+/** The text of a log; kind `audit_log` when there is none, or it cannot be read. */
 export async function readAuditLog(path: string): Promise<string> {
   let file: FileHandle | undefined;
   try {
     file = await open(path, constants.O_RDONLY | constants.O_NONBLOCK);
     return await textOf(file, path);
   } catch (error) {
-    throw fromSystem(error, { path, operation: 'read audit log' });
+    throw unreachable(error, { path, operation: 'read audit log' });
   } finally {
     await file?.close();
   }
 }
 
-/** Kinds `permission` (a device, a pipe: they may have no end), `no_space`. */
+/** Scripts shall know that it is the log: one kind, whatever is in the way of reading or writing it. */
+function unreachable(
+  error: unknown,
+  details: { path: string; operation: string; hint?: string },
+): PqblkError {
+  const ours = ['audit_log', 'audit_broken', 'locked'];
+  if (error instanceof PqblkError && ours.includes(error.kind)) return error;
+  const { message, hint = details.hint } = fromSystem(error);
+  return new PqblkError('audit_log', message, { ...details, hint, cause: error });
+}
+
+/** Kind `audit_log` (a device or a pipe, which may have no end; too long). */
 async function textOf(file: FileHandle, path: string): Promise<string> {
   const details = { path, operation: 'read audit log' };
   const stats = await file.stat();
   if (!stats.isFile()) {
-    throw new PqblkError('permission', 'an audit log is a regular file', details);
+    throw new PqblkError('audit_log', 'an audit log is a regular file', details);
   }
   if (stats.size > LOG_BYTES_MAX) {
     const message = `the audit log has ${stats.size} bytes: begin a new one`;
-    throw new PqblkError('no_space', message, details);
+    throw new PqblkError('audit_log', message, details);
   }
   return await file.readFile('utf8');
 }
@@ -238,12 +249,14 @@ export class AuditLog implements AuditTrail {
   }
 
   /**
-   * Kinds `locked` (another change is writing it), `integrity` (it is not the log that the key area
-   * knows), `permission`, `not_found` (no such directory, or the log is gone), `read_only`, `no_space`.
+   * Kinds `locked` (another change is writing it), `audit_broken` (it is not the log that the key area
+   * knows), `audit_log` (it cannot be written, or is gone).
    */
   async prepare(subject: AuditSubject): Promise<AuditLine> {
     // One writer at a time: a chain has no branches.
-    const release = await takeLock(this.#path, 'write audit log');
+    const release = await takeLock(this.#path, 'write audit log').catch((error: unknown) =>
+      Promise.reject(this.#openingFailed(error, subject)),
+    );
     let file: FileHandle | undefined;
     try {
       file = await this.#open(subject.known);
@@ -262,7 +275,8 @@ export class AuditLog implements AuditTrail {
     try {
       if (begins) await access(dirname(this.#path), constants.W_OK | constants.X_OK);
       file = await open(this.#path, O_RDWR | O_NOFOLLOW | O_NONBLOCK);
-      if (this.restarts) throw new PqblkError('exists', 'there is a log: move it out of the way');
+      if (this.restarts)
+        throw new PqblkError('audit_log', 'there is a log: move it out of the way');
       this.#requireContinued(split(await textOf(file, this.#path)).lines, subject);
     } catch (error) {
       const isNew = begins && (error as NodeJS.ErrnoException).syscall === 'open';
@@ -277,11 +291,13 @@ export class AuditLog implements AuditTrail {
     const details = { path: this.#path, operation: 'open audit log' };
     if ((error as NodeJS.ErrnoException).code === 'ELOOP') {
       const hint = 'name the file that it leads to: a link could be turned to another log';
-      return new PqblkError('permission', 'an audit log is no symbolic link', { ...details, hint });
+      return new PqblkError('audit_log', 'an audit log is no symbolic link', { ...details, hint });
     }
-    const wrapped = fromSystem(error, details);
-    if (wrapped.kind !== 'not_found' || known.lines === 0) return wrapped;
-    return new PqblkError('not_found', `no audit log; the disk counts ${known.lines} lines`, {
+    if (fromSystem(error).kind !== 'not_found' || known.lines === 0) {
+      const hint = 'nothing is changed without its line in the log: mend that first';
+      return unreachable(error, { ...details, hint });
+    }
+    return new PqblkError('audit_log', `no audit log; the disk counts ${known.lines} lines`, {
       ...details,
       hint: 'bring it back; where it is lost, --restart-audit begins a new one that says so',
     });
@@ -331,7 +347,7 @@ export class AuditLog implements AuditTrail {
   }
 
   #wrap(error: unknown): PqblkError {
-    return fromSystem(error, { path: this.#path, operation: 'write audit log' });
+    return unreachable(error, { path: this.#path, operation: 'write audit log' });
   }
 
   /** Returns how many lines the key area does not count: changes that did not come about. */
@@ -351,7 +367,7 @@ export class AuditLog implements AuditTrail {
     if (other === undefined && whole && linked && (close || operation === 'header-restore')) {
       return beyond.length;
     }
-    throw new PqblkError('integrity', 'not the audit log that the key area knows', {
+    throw new PqblkError('audit_broken', 'not the audit log that the key area knows', {
       path: this.#path,
       hint: '`pqblk audit verify` tells what is wrong; --restart-audit begins a new log',
     });

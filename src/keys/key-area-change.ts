@@ -240,7 +240,7 @@ async function write(
   await step('both-copies');
   const written = await place.read();
   if (!equalConstantTime(written.blob, sealed.blob) || isCutShort(written)) {
-    throw new PqblkError('integrity', 'the key area that was read back is not what was written', {
+    throw new PqblkError('io_error', 'the key area that was read back is not what was written', {
       operation: 'verify key area',
       hint: 'the storage may be failing: keep a header backup, then look at it with `pqblk check`',
     });

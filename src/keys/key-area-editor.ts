@@ -325,7 +325,7 @@ export class KeyAreaEditor {
     const { index, label, state } = other;
     const hint = '`pqblk slot retire --undo` makes it active again';
     throw new PqblkError(
-      'exists',
+      'slot_exists',
       `key ${fingerprint} would have two slots: it has slot ${index} ("${label}", ${state})`,
       { operation: 'change key slots', ...(state === 'decrypt-only' && { hint }) },
     );
@@ -351,7 +351,7 @@ function nextGeneration(head: Head): HeadFields {
   return { ...head, generation: head.generation + 1 };
 }
 
-const noSuchSlot = (index: number) => new PqblkError('no_slot', `there is no slot ${index}`);
+const noSuchSlot = (index: number) => new PqblkError('slot_not_found', `there is no slot ${index}`);
 
 /** The first empty position, else the first revoked one: a slot keeps its index for its life. */
 function freePosition(slots: readonly (Slot | undefined)[]): number {

@@ -293,7 +293,7 @@ export function requireDistinct(keys: readonly Uint8Array[]): void {
   for (const key of keys) {
     const fingerprint = toHex(fingerprintOf(key));
     if (seen.has(fingerprint)) {
-      throw new PqblkError('exists', `key ${fingerprint} would have two slots`);
+      throw new PqblkError('slot_exists', `key ${fingerprint} would have two slots`);
     }
     seen.add(fingerprint);
   }

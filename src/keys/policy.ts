@@ -170,12 +170,12 @@ export function requireAllowed(policy: Policy, question: PolicyQuestion): void {
   if (worse.length > 0) throw refused(worse.map(({ message }) => message).join('; '));
 }
 
-/** Kind `policy` when the slot is out of date and the policy refuses to open through it. */
+/** Kind `key_expired` when the slot is out of date and the policy refuses to open through it. */
 export function requireOpenable(policy: Policy, slot: SlotDescription): void {
   const rules = ['key-age', 'not-after'];
   const stale = slotViolations(policy, slot, Date.now()).find(({ rule }) => rules.includes(rule));
   if (!stale || policy.expiredSlots !== 'refuse') return;
-  throw new PqblkError('policy', stale.message, {
+  throw new PqblkError('key_expired', stale.message, {
     operation: 'policy on opening',
     hint: 'open it with another key, then `pqblk rewrap` this slot to a new one',
   });

@@ -272,12 +272,12 @@ export class KeyStore {
       : [];
     const [match, another] = matches;
     if (another) {
-      throw new PqblkError('invalid_argument', `"${reference}" fits several keys`, {
+      throw new PqblkError('ambiguous', `"${reference}" fits several keys`, {
         path: this.path,
       });
     }
     if (match) return await this.#read(match.name);
-    throw new PqblkError('not_found', `no key ${JSON.stringify(reference)} in the store`, {
+    throw new PqblkError('no_key', `no key ${JSON.stringify(reference)} in the store`, {
       path: this.path,
       hint: '`pqblk key list` shows what there is',
     });

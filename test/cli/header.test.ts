@@ -209,7 +209,7 @@ describe('a restore refuses', () => {
     damage(path, ...places(path).keyAreas);
     const { code, stderr } = await pqblk(...restore, ...own);
     expect([code, stderr]).toEqual([
-      exitCode('integrity'),
+      exitCode('data_key_missing'),
       expect.stringContaining('restore a newer one'),
     ]);
   });

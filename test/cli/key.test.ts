@@ -140,7 +140,7 @@ describe('refusals', () => {
     [['key', 'gen', 'a', '--passphrase-file', '/p', '--passphrase-env', 'P'], 'usage'],
     [['key', 'show'], 'usage'],
     [['key', 'gen', '../evil', '--no-passphrase'], 'invalid_argument'],
-    [['key', 'show', 'nobody'], 'not_found'],
+    [['key', 'show', 'nobody'], 'no_key'],
     [['key', 'gen', 'a', '--passphrase-env', 'PQBLK_TEST_UNSET'], 'passphrase_needed'],
     [['key', 'gen', 'a', '--passphrase-file', '/nonexistent'], 'not_found'],
   ] as const)('%j ends with the exit code of %s', async (argv, kind) => {
@@ -169,7 +169,7 @@ describe('refusals', () => {
     );
     expect(stdout).toBe('');
     expect(JSON.parse(stderr)).toEqual({
-      error: expect.objectContaining({ code: 'PQBLK_NOT_FOUND', exitCode: code }),
+      error: expect.objectContaining({ code: 'PQBLK_NO_KEY', exitCode: code }),
     });
   });
 });
@@ -178,4 +178,6 @@ it('lists every exit code once, but for those that mean the same to a script', a
   const rows = await pqblkJson<{ code: string; exitCode: number }[]>('exit-codes');
   expect(rows.find(({ code }) => code === 'PQBLK_LOCKED')?.exitCode).toBe(exitCode('locked'));
   expect(new Set(rows.map(({ code }) => code)).size).toBe(rows.length);
+  const { stdout } = await pqblk('exit-codes');
+  expect(stdout).toMatch(/^55 +PQBLK_AUDIT_BROKEN +the audit log is not whole/m);
 });

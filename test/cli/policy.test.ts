@@ -105,7 +105,7 @@ describe('a policy', () => {
     const late = policy('expiredSlots: refuse');
     const opened = await run('check', path, '--key', 'bob', '--policy', late);
     expect([opened.code, opened.stderr]).toEqual([
-      refused,
+      exitCode('key_expired'),
       expect.stringContaining('past its date'),
     ]);
     expect((await run('check', path, '--key', 'alice', '--policy', late)).code).toBe(0);
@@ -116,8 +116,8 @@ describe('a policy', () => {
       '--key',
       'alice',
     ];
-    expect((await run('check', path, ...age)).code).toBe(refused);
-    expect((await run('slot', 'add', path, 'carol', ...age)).code).toBe(refused);
+    expect((await run('check', path, ...age)).code).toBe(exitCode('key_expired'));
+    expect((await run('slot', 'add', path, 'carol', ...age)).code).toBe(exitCode('key_expired'));
   });
 
   it('vouches for keys, and asks a second person who has a key of the same disk', async () => {
@@ -179,10 +179,10 @@ describe('a policy', () => {
       ['audit', 'verify', path, '--audit', at('empty.log')],
     ]) {
       const { code } = await run(...argv, '--key', 'carol', ...rules);
-      expect([argv[0], code]).toEqual([argv[0], refused]);
+      expect([argv[0], code]).toEqual([argv[0], exitCode('key_expired')]);
     }
     const revoke = ['slot', 'revoke', path, 'bob', '--key', 'alice', ...rules];
-    expect((await run(...revoke, '--approve', 'carol')).code).toBe(refused);
+    expect((await run(...revoke, '--approve', 'carol')).code).toBe(exitCode('key_expired'));
     expect(readFileSync(path).equals(before)).toBe(true);
   });
 
@@ -196,7 +196,7 @@ describe('a policy', () => {
       ['--key', 'alice', '--audit', at('no/log')],
     ]) {
       const { code } = await run('rotate-data-key', path, ...argv);
-      expect([refused, exitCode('not_found')]).toContain(code);
+      expect([refused, exitCode('audit_log')]).toContain(code);
       expect(readFileSync(path).equals(halfway)).toBe(true);
     }
     const log = at(`rotation-${made}.log`);
@@ -316,7 +316,10 @@ describe('an audit log', () => {
     ]) {
       writeFileSync(log, tampered.map((line) => `${line}\n`).join(''));
       const { code, stdout } = await verify(path, log);
-      expect([code, stdout]).toEqual([exitCode('integrity'), expect.stringContaining('FINDING')]);
+      expect([code, stdout]).toEqual([
+        exitCode('audit_broken'),
+        expect.stringContaining('FINDING'),
+      ]);
     }
     writeFileSync(log, `${lines.join('\n')}\n`);
     expect((await verify(path, log)).code).toBe(0);
@@ -376,7 +379,7 @@ describe('an audit log', () => {
       });
     const change = ['rewrap', path, '--key', 'alice', '--audit', log];
     writeFileSync(log, `${[...lines, forged(77)].join('\n')}\n`);
-    expect((await run(...change)).code).toBe(exitCode('integrity'));
+    expect((await run(...change)).code).toBe(exitCode('audit_broken'));
     writeFileSync(log, `${[...lines, forged(5)].join('\n')}\n`); // as a change cut short would look
     expect((await run(...change)).code).toBe(0);
     const { stdout } = await verify(path, log, '--json');
@@ -419,7 +422,7 @@ describe('an audit log', () => {
     const change = ['rewrap', path, '--key', 'alice', '--audit', log];
     const missing = await run(...change);
     expect([missing.code, missing.stderr]).toEqual([
-      exitCode('not_found'),
+      exitCode('audit_log'),
       expect.stringContaining('--restart-audit'),
     ]);
     const rules = ['--policy', policy('twoPersons: [audit-restart]')];
@@ -438,15 +441,15 @@ describe('an audit log', () => {
     const rotate = ['rotate-master-key', path, '--key', 'alice'];
     expect((await run(...rotate)).code).toBe(refused); // a log is kept
     const elsewhere = await run(...rotate, '--audit', at('other.log'));
-    expect(elsewhere.code).toBe(exitCode('not_found'));
+    expect(elsewhere.code).toBe(exitCode('audit_log'));
     expect((await run(...rotate, '--audit', at('no/such/dir.log'))).code).toBe(
-      exitCode('not_found'),
+      exitCode('audit_log'),
     );
     const release = await takeLock(log, 'test');
     expect((await run(...rotate, '--audit', log)).code).toBe(exitCode('locked'));
     await release();
     appendFileSync(log, 'x\n');
-    expect((await run(...rotate, '--audit', log)).code).toBe(exitCode('integrity'));
+    expect((await run(...rotate, '--audit', log)).code).toBe(exitCode('audit_broken'));
     expect(readFileSync(path).equals(before)).toBe(true);
     const fresh = at(`fresh-${made}.log`);
     expect((await run(...rotate, '--audit', fresh, '--restart-audit')).code).toBe(0);
@@ -488,7 +491,7 @@ describe('an audit log', () => {
     expect(existsSync(at('fresh.log'))).toBe(false);
     expect((await run(...add(path, log), '--dry-run')).code).toBe(0);
     expect(readFileSync(log).equals(bytes)).toBe(true);
-    expect((await verify(path, '/dev/full')).code).toBe(exitCode('permission'));
+    expect((await verify(path, '/dev/full')).code).toBe(exitCode('audit_log'));
   });
 
   it('is kept where the policy says, for each disk its own', async () => {
@@ -498,6 +501,6 @@ describe('an audit log', () => {
     await report('rewrap', path, ...rules);
     expect((await run('audit', 'verify', path, ...rules)).code).toBe(0);
     const gone = ['--policy', policy(`auditDirectory: ${at('gone')}`), '--key', 'alice'];
-    expect((await run('rewrap', path, ...gone)).code).toBe(exitCode('not_found'));
+    expect((await run('rewrap', path, ...gone)).code).toBe(exitCode('audit_log'));
   });
 });

@@ -80,14 +80,14 @@ it('takes no slot for another one that was asked for', async () => {
   ]) {
     const refused = await run(...add, ...more);
     expect([refused.code, refused.stderr]).toEqual([
-      exitCode('exists'),
+      exitCode('slot_exists'),
       expect.stringContaining('("bob", primary, without a date)'),
     ]);
   }
   await report('slot', 'retire', path, 'bob', '--key', 'alice');
   const retired = await run(...add);
   expect([retired.code, retired.stderr]).toEqual([
-    exitCode('exists'),
+    exitCode('slot_exists'),
     expect.stringContaining('slot retire --undo'),
   ]);
 });

@@ -150,11 +150,11 @@ describe('slot', () => {
     const byDigits = (fingerprints.get('bob') as string).slice(0, 8);
     expect((await report('rewrap', path, byDigits, '--key', 'alice')).changed).toBe(true);
     const none = await run('rewrap', path, 'dave', '--key', 'alice');
-    expect(none.code).toBe(exitCode('no_slot'));
+    expect(none.code).toBe(exitCode('slot_not_found'));
     expect(none.stderr).toContain('0 "alice", 1 "bob"');
     await report('slot', 'add', path, 'carol', '--label', 'bob', '--key', 'alice');
     const several = await run('rewrap', path, 'bob', '--key', 'alice');
-    expect(several.code).toBe(exitCode('invalid_argument'));
+    expect(several.code).toBe(exitCode('ambiguous'));
     for (const date of ['soon', '2027-02-30', '2027-13-01']) {
       const wrong = await run('slot', 'add', path, 'mallory', '--not-after', date);
       expect([date, wrong.code]).toEqual([date, exitCode('usage')]);

@@ -199,7 +199,7 @@ describe('usage', () => {
     [['token', 'list', '--module', '/x.so', '--profile', 'x'], 'bad_profile', 'no profile "x"'],
     [['token', 'list', '--module', '/nowhere.so'], 'not_found', '/nowhere.so'],
     [['token', 'list', '--token', 'pkcs11:pin=1', '--module', '/x'], 'bad_uri', 'found "pin"'],
-    [['token', 'test', '--key', 'nobody'], 'not_found', 'no key "nobody"'],
+    [['token', 'test', '--key', 'nobody'], 'no_key', 'no key "nobody"'],
   ] as const)('%j', async (argv, kind, message) => {
     const { code, stderr } = await pqblk(...argv, ...(argv[1] === 'list' ? [] : store));
     expect(stderr).toContain(message);

@@ -260,8 +260,8 @@ describe('what is refused changes no byte', () => {
 
   it('a key that has a slot, a slot that was revoked, a slot that is not there', async () => {
     const recipient = await store.recipient('bob');
-    await unchanged({ edit: (editor) => void editor.add(recipient) }, 'exists');
-    await unchanged({ edit: (editor) => editor.rewrap(7) }, 'no_slot');
+    await unchanged({ edit: (editor) => void editor.add(recipient) }, 'slot_exists');
+    await unchanged({ edit: (editor) => editor.rewrap(7) }, 'slot_not_found');
     await unchanged(
       {
         edit: (editor) => {

@@ -377,7 +377,7 @@ test('a slot can be added by who can open, and the generation grows', async () =
   expect(after.head.tableNonce).not.toEqual(before.head.tableNonce);
   expect(after.slots[0]).toEqual(before.slots[0]);
   const kind = async (action: () => unknown) => (await errorOf(action)).kind;
-  expect(await kind(() => addSlot(grown, alice.identity, bob.recipient))).toBe('exists');
+  expect(await kind(() => addSlot(grown, alice.identity, bob.recipient))).toBe('slot_exists');
   expect(await kind(() => addSlot(grown, eve.identity, eve.recipient))).toBe('no_slot');
 });
 
@@ -385,7 +385,7 @@ test('limits of recipients', async () => {
   const alice = await person('alice');
   const kindFor = async (...people: Person[]) => (await errorOf(() => areaFor(...people))).kind;
   expect(await kindFor()).toBe('no_key');
-  expect(await kindFor(alice, alice)).toBe('exists');
+  expect(await kindFor(alice, alice)).toBe('slot_exists');
   const many = await Promise.all(Array.from({ length: SLOTS_MAX + 1 }, (_, i) => person(`k${i}`)));
   expect(await kindFor(...many)).toBe('no_space');
   const full = await areaFor(...many.slice(0, SLOTS_MAX));

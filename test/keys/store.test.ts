@@ -53,12 +53,12 @@ test('a generated key opens what is sealed to its recipient', async () => {
 test('names and fingerprints find keys; what fits none or several says so', async () => {
   const store = await newStore();
   expect((await store.list()).keys).toEqual([]);
-  expect(await kindOf(() => store.show('alice'))).toBe('not_found');
+  expect(await kindOf(() => store.show('alice'))).toBe('no_key');
   const { fingerprint } = await store.generate('alice', { noPassphrase: true });
   expect((await store.show(fingerprint)).name).toBe('alice');
   expect((await store.show(fingerprint.slice(0, 8).toUpperCase())).name).toBe('alice');
-  expect(await kindOf(() => store.show(fingerprint.slice(0, 7)))).toBe('not_found');
-  expect(await kindOf(() => store.show('../alice'))).toBe('not_found');
+  expect(await kindOf(() => store.show(fingerprint.slice(0, 7)))).toBe('no_key');
+  expect(await kindOf(() => store.show('../alice'))).toBe('no_key');
   expect(await kindOf(() => store.generate('alice', { noPassphrase: true }))).toBe('exists');
   for (const name of ['', '../x', '.hidden', 'a b', 'x'.repeat(65), '-rf']) {
     expect(await kindOf(() => store.generate(name, { noPassphrase: true }))).toBe(
@@ -67,11 +67,11 @@ test('names and fingerprints find keys; what fits none or several says so', asyn
   }
   const text = await readFile(join(store.path, 'alice.key'), 'utf8');
   await writeFile(join(store.path, 'twin.key'), text.replace('"alice"', '"twin"'), { mode: 0o600 });
-  expect(await kindOf(() => store.show(fingerprint))).toBe('invalid_argument');
+  expect(await kindOf(() => store.show(fingerprint))).toBe('ambiguous');
   await store.delete('twin');
   await store.delete('alice');
   expect((await store.list()).keys).toEqual([]);
-  expect(await kindOf(() => store.delete('alice'))).toBe('not_found');
+  expect(await kindOf(() => store.delete('alice'))).toBe('no_key');
 });
 
 test('passphrases: needed, wrong, right; none only when asked for, and shown', async () => {

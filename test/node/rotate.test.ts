@@ -105,7 +105,7 @@ describe('a rotation of the data key', () => {
     });
     // Whoever kept the old key area and puts it back has the old data key: of nothing.
     copyRanges(template, path, placesOf(path));
-    await expectKind(open(path), 'wrong_key');
+    await expectKind(open(path), 'data_key_missing');
   });
 
   it('does nothing when the epoch is not the one that was named, and nothing in a dry run', async () => {
@@ -129,7 +129,7 @@ describe('a rotation of the data key', () => {
       signal: stop.signal,
       onProgress: (done) => done > MiB && stop.abort(),
     });
-    expect(await expectKind(stopped, 'canceled')).toMatchObject({
+    expect(await expectKind(stopped, 'interrupted')).toMatchObject({
       hint: expect.stringContaining('--abort'),
     });
     expect((await contentOf(disk)).equals(content)).toBe(true);
