@@ -53,7 +53,8 @@ bool decode(std::string_view hex, std::vector<unsigned char>& out) {
 }
 
 Error read_private_file(const std::string& path, std::string& text) {
-  const int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const int fd =
+      ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // no wait for a FIFO's writer
   if (fd < 0) return Error::from_errno(errno, "read the pre-shared keys", path);
   struct stat status {};
   Error error;

@@ -47,12 +47,13 @@ VhostSession::VhostSession(VhostDevice device, UniqueFd socket)
   blk_.choose_writeback(device_.writeback.load(std::memory_order_relaxed));
 }
 
-VhostSession::~VhostSession() { end(); }
+VhostSession::~VhostSession() { end(false); }
 
 void VhostSession::say(const std::string& what) const { device_.log.say("vhost-user: " + what); }
 
-void VhostSession::end() {
-  for (Ring& ring : rings_) halt(ring, false);
+// In order: a front-end that is there gets the answers of all that is done.
+void VhostSession::end(bool orderly) {
+  for (Ring& ring : rings_) halt(ring, orderly);
   memory_.clear();
 }
 

@@ -46,9 +46,10 @@ class VhostSession {
       std::string why;
       const Received got = socket_.receive(message_, stop_fd, listen_fd, knock, why);
       if (got == Received::refused) say(why);
+      if (got == Received::stopped) return end(true);
       if (got != Received::message || !serve()) break;
     }
-    end();
+    end(false);
   }
 
  private:
@@ -63,7 +64,7 @@ class VhostSession {
   };
 
   void say(const std::string& what) const;
-  void end();
+  void end(bool orderly);
   bool serve();
   Error handle();
   Error handle_memory();

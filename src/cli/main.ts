@@ -33,6 +33,9 @@ for (const stream of [process.stdout, process.stderr]) {
   });
 }
 
+// Lines that nobody takes from stderr do not keep a program that has done its work; stdout is the work.
+const LAST_WORDS_MS = 2000;
+
 // Should the event loop run dry before the command has ended, say so: silence would look like success.
 process.on('exit', () => {
   if (ended) return;
@@ -47,3 +50,6 @@ process.exitCode = await run(process.argv.slice(2), {
   signal: stop.signal,
 });
 ended = true;
+setInterval(() => {
+  if (process.stdout.writableLength === 0) process.exit();
+}, LAST_WORDS_MS).unref();

@@ -8,7 +8,7 @@ import type { Document, LineCounter, Node, Pair, Scalar, YAMLMap } from 'yaml';
 import { PqblkError } from '../errors.js';
 import { readInputText } from '../keys/index.js';
 import { CACHES, ENGINES, FORMATS } from './opening.js';
-import type { DiskPlan, ServePlan, TcpAddress } from './serving.js';
+import { type DiskPlan, inheritedSocket, type ServePlan, type TcpAddress } from './serving.js';
 import { parseSize } from './sizes.js';
 
 const CONFIG_BYTES_MAX = 2 ** 20;
@@ -30,9 +30,11 @@ const path: Reader<string> = {
   read: (node, config) => (typeof node === 'string' && node !== '' ? config.path(node) : undefined),
 };
 const socket: Reader<string> = {
-  expected: 'the path of a socket, or fd:N',
-  read: (node, config) =>
-    typeof node === 'string' && /^fd:\d+$/.test(node) ? node : path.read(node, config),
+  expected: 'the path of a socket, or fd:N with N from 3',
+  read: (node, config) => {
+    if (typeof node !== 'string' || !node.startsWith('fd:')) return path.read(node, config);
+    return inheritedSocket(node) === undefined ? undefined : node;
+  },
 };
 const flag: Reader<boolean> = {
   expected: 'true or false',

@@ -21,6 +21,8 @@ import { serveMetrics } from './metrics-server.js';
 import { type EngineFlags, formatOf, type OpenFlags, unlocking } from './opening.js';
 import type { Terminal } from './terminal.js';
 
+const LOOK_MS = 500; // whether all connections that cannot be made again have ended
+
 export interface TcpAddress {
   host: string;
   port: number;
@@ -62,6 +64,8 @@ interface Sandbox {
 type Running = ServerNumbers & {
   /** How a client reaches it. */
   readonly addresses: readonly string[];
+  /** Nobody can come in any more: it had one connection, which has ended. */
+  over?(): boolean;
   close(): Promise<void>;
 };
 
@@ -85,7 +89,7 @@ interface Failure {
 export async function serveAll(terminal: Terminal, plan: ServePlan): Promise<void> {
   await serveWhile(terminal, plan, async (served, sandbox, failures) => {
     announce(terminal, { served, sandbox, failures }, plan.json);
-    await untilAborted(terminal.signal);
+    await untilDone(terminal.signal, served);
   });
 }
 
@@ -188,7 +192,17 @@ function describe({ noNewPrivileges, noCoreDumps, systemCallFilter }: Sandbox): 
   return parts.length > 0 ? parts.join(', ') : 'none';
 }
 
+/** The number of an inherited descriptor: `fd:3` and above, written in one way only. */
+export function inheritedSocket(place: string): number | undefined {
+  const found = /^fd:(0|[1-9]\d*)$/.exec(place)?.[1];
+  return found !== undefined && Number(found) > 2 ? Number(found) : undefined;
+}
+
 function requireWayIn({ path, ...plan }: DiskPlan): void {
+  if (plan.vhostUser?.startsWith('fd:') && inheritedSocket(plan.vhostUser) === undefined) {
+    const hint = 'fd:N with N from 3 is an inherited socket; ./fd:… is a path';
+    throw new PqblkError('invalid_argument', `no socket: ${plan.vhostUser}`, { path, hint });
+  }
   if ([plan.vhostUser, plan.nbd, plan.nbdTcp].every((way) => way === undefined)) {
     const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
     throw new PqblkError('usage', 'no way in was named', { path, hint });
@@ -255,14 +269,15 @@ async function startVhostUser(
   { vhostUser: place }: DiskPlan,
 ): Promise<Running[]> {
   if (place === undefined) return [];
-  const inherited = /^fd:(\d+)$/.exec(place)?.[1];
+  const fd = inheritedSocket(place);
   const server = await disk.serveVhostUser({
-    ...(inherited === undefined ? { path: place } : { fd: Number(inherited) }),
+    ...(fd === undefined ? { path: place } : { fd }),
     onReport,
   });
   const addresses = [`vhost-user-blk:${place}`];
   const stats = () => server.stats();
-  return [{ protocol: 'vhost-user-blk', addresses, stats, close: () => server.close() }];
+  const over = () => !server.serving;
+  return [{ protocol: 'vhost-user-blk', addresses, stats, over, close: () => server.close() }];
 }
 
 async function startNbd(
@@ -316,9 +331,18 @@ function announce(
   notifyServiceManager(`READY=1\nMAINPID=${process.pid}\nSTATUS=${status}`);
 }
 
-async function untilAborted(signal: AbortSignal): Promise<void> {
+/** Until the signal, or until there is no way in to any disk. */
+async function untilDone(signal: AbortSignal, served: readonly Served[]): Promise<void> {
   if (signal.aborted) return;
+  const servers = served.flatMap((one) => one.servers);
+  const canEnd = servers.every(({ over }) => over !== undefined);
+  let look: NodeJS.Timeout | undefined;
   await new Promise<void>((resolve) => {
     signal.addEventListener('abort', () => resolve(), { once: true });
+    if (!canEnd) return;
+    look = setInterval(() => {
+      if (servers.every((server) => server.over?.())) resolve();
+    }, LOOK_MS);
   });
+  clearInterval(look);
 }

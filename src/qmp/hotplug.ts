@@ -18,6 +18,7 @@ import {
 const DRIVER = 'vhost-user-blk-pci';
 const CONNECT_TIMEOUT_MS = 5_000;
 const CONNECT_POLL_MS = 50;
+const BUSY_HINT = 'a server that has a guest turns others away';
 const DEVICE_ADD_TIMEOUT_MS = 30_000;
 const UNDO_TIMEOUT_MS = 3_000;
 /** A guest presses for five seconds before it lets go of a PCI Express device, and may be slow. */
@@ -143,9 +144,7 @@ async function untilConnected(
   while (!(await chardevPlace(qmp, chardev))?.connected) {
     if (signal?.aborted) throw failure('canceled', qmp, 'stopped on request');
     if (performance.now() > end) {
-      const hint =
-        'QEMU needs the right to use it, and the same view of the file system; a server that has a ' +
-        'guest turns others away';
+      const hint = `QEMU needs the right to use it, and the same view of the file system; ${BUSY_HINT}`;
       throw failure('timed_out', qmp, `QEMU does not get through to ${socket}`, hint);
     }
     await sleep(CONNECT_POLL_MS);
@@ -163,7 +162,18 @@ async function takeBack(qmp: QmpConnection, id: string, chardev: string, why: un
 
 /** Adds to what QEMU says what its user can do about it. */
 function explained(error: unknown, bus: string | undefined, ports: number): unknown {
-  if (!(error instanceof QmpError) || bus !== undefined) return error;
+  if (!(error instanceof QmpError)) return error;
+  // A server that has a guest was seen as connected before it hung up.
+  if (/vhost_backend_init failed/.test(error.description)) {
+    const { path, operation, message } = error;
+    return new PqblkError('hypervisor', message, {
+      path,
+      operation,
+      hint: BUSY_HINT,
+      cause: error,
+    });
+  }
+  if (bus !== undefined) return error;
   if (!/does not support hotplugging|no slot\/function available/i.test(error.description)) {
     return error;
   }

@@ -233,7 +233,10 @@ describe('pqblk serve --vhost-user fd:N', () => {
     using monitor = await QmpConnection.connect(`${second.qmp}-2`);
     const wanted = { id: 'd', socket, queues: 1, connectTimeoutMs: 300 };
     const refused = await plugDisk(monitor, wanted).catch((error) => error as PqblkError);
-    expect(refused).toMatchObject({ kind: expect.stringMatching(/timed_out|hypervisor/) });
+    expect(refused).toMatchObject({
+      kind: expect.stringMatching(/timed_out|hypervisor/),
+      hint: expect.stringContaining('turns others away'),
+    });
     expect(await chardevs(second.qmp)).toEqual(MONITORS);
     server.child.kill('SIGTERM');
     expect(await server.ended).toBe(0);

@@ -230,6 +230,30 @@ TEST_CASE("the configuration says what the device can do, and takes the write-ba
   CHECK(guest.connection().receive()->as<std::uint64_t>() == 1);
 }
 
+TEST_CASE("a server that ends in order answers what it has done, without a region too") {
+  const Place place(Format::raw, kDiskBytes);
+  FrontEnd guest({});
+  Served served(place, 1);
+  REQUIRE(guest.connect(place.socket()) == "");
+  image::RateLimits slow;
+  slow.iops_max = 4;
+  slow.iops_burst = 1;
+  REQUIRE_FALSE(served.disk().set_rate_limits(slow));
+  constexpr std::uint32_t kRequests = 6;
+  for (std::uint32_t slot = 0; slot < kRequests; ++slot) {
+    guest.add(0, slot, kOut, 8 * slot, kBlock);
+  }
+  guest.kick(0);
+  REQUIRE(guest.wait(0));
+  served.server().stop();
+  std::uint32_t answers = 1;
+  while (const auto answer = guest.poll(0)) {
+    CHECK(answer->status == 0);
+    ++answers;
+  }
+  CHECK(answers == kRequests);
+}
+
 TEST_CASE("a front-end with a channel learns that the disk has grown, and is not waited for") {
   const Place place(Format::raw, kDiskBytes);
   Served served(place, 1);

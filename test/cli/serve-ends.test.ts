@@ -1,0 +1,60 @@
+// Servers and commands that have nothing left to do, and descriptors that are no sockets.
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
+import { beforeAll, describe, expect, it, vi } from 'vitest';
+import { exitCode, MAIN, pqblk, pqblkJson, scratch } from './helpers.js';
+import { running } from './serving.js';
+
+const dir = scratch();
+const at = (name: string) => join(dir, name);
+const disk = at('d.raw');
+const PATIENCE = { timeout: 120_000, interval: 20 };
+
+// The read end and the holder's end stay open over exec: $^F.
+const FULL_STDERR =
+  'use Fcntl; $^F = 10; pipe(R, W); fcntl(W, F_SETFL, O_WRONLY | O_NONBLOCK); ' +
+  '1 while syswrite(W, "x" x 4096); fcntl(W, F_SETFL, O_WRONLY); open(STDERR, ">&W"); exec @ARGV';
+const CONNECTED =
+  'use Socket; $^F = 10; socketpair(A, B, AF_UNIX, SOCK_STREAM, 0); fileno(A) == 3 or die; ' +
+  'if (!fork()) { close A; <STDIN>; exit } close B; exec @ARGV';
+
+beforeAll(async () => {
+  await pqblkJson('create', disk, '1M', '--format', 'raw');
+});
+
+function perl(script: string, ...argv: string[]): ChildProcess {
+  const child = spawn('perl', ['-e', script, process.execPath, MAIN, ...argv]);
+  running.add(child);
+  return child;
+}
+
+describe('serve --vhost-user fd:N', () => {
+  it('ends when the connection that it inherited does', async () => {
+    const child = perl(CONNECTED, 'serve', disk, '--vhost-user', 'fd:3');
+    const ended = once(child, 'close');
+    let said = '';
+    child.stdout?.on('data', (text) => {
+      said += text;
+    });
+    await vi.waitFor(() => expect(said).toContain('ready: vhost-user-blk:fd:3'), PATIENCE);
+    child.stdin?.end();
+    expect((await ended)[0]).toBe(0);
+    expect((await pqblk('check', disk)).code).toBe(0); // nobody has it
+  });
+
+  it.each(['fd:x', 'fd:-1', 'fd:2', 'fd:03', 'fd:'])('refuses %s', async (place) => {
+    const refused = await pqblk('serve', disk, '--vhost-user', place, '--no-sandbox');
+    expect(refused.code).toBe(exitCode('invalid_argument'));
+    expect(refused.stderr).toContain(`no socket: ${place}`);
+    expect(existsSync(place)).toBe(false);
+  });
+});
+
+describe('a stderr that nobody reads', () => {
+  it('does not keep a program that has done its work', async () => {
+    const child = perl(FULL_STDERR, 'info', at('nothing'));
+    expect((await once(child, 'close'))[0]).toBe(exitCode('not_found'));
+  });
+});
