@@ -20,17 +20,11 @@ import {
   writeHeaderBackup,
 } from '../index.js';
 import { addKeyUse, type KeyUseFlags, recoveryKey } from './opening.js';
-import {
-  addPassphraseOptions,
-  collect,
-  examples,
-  jsonOption,
-  openStore,
-  passphraseOf,
-} from './options.js';
+import { examples, jsonOption, openStore, passphraseOf } from './options.js';
 import { policyOf } from './policy.js';
 import {
   type ApproveFlags,
+  addApproveOptions,
   approversOf,
   auditOf,
   auditOption,
@@ -82,10 +76,8 @@ function addRestore(header: Command, terminal: Terminal): void {
   const command = header
     .command('restore <disk> <file>')
     .description('Put a backup back. A header that can be read is never touched.')
-    .option('--force', 'though data keys that are newer than the backup would be lost')
-    .option('--approve <key>', 'second key that opens the backup: two-person rule', collect)
-    .option('--approve-store <dir>', 'key store of the second person (default: the same)');
-  addPassphraseOptions(addKeyUse(command), 'approve-', 'passphrase of the second key')
+    .option('--force', 'though data keys that are newer than the backup would be lost');
+  addApproveOptions(addKeyUse(command))
     .addOption(auditOption())
     .addOption(restartAuditOption())
     .addOption(jsonOption())
@@ -109,7 +101,7 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
   const policy = await policyOf(flags);
   const { slots } = describeKeyArea(backup.keyArea);
   using identity = await identityFor(store, slots, flags);
-  using approvers = await approversOf(flags);
+  using approvers = await approversOf(flags, async () => slots);
   const audit = await auditOf(async () => backup.volumeUuid, flags, policy);
   const approvedBy: string[] = [];
   const approve = async ({ before, after, present }: RestoredSlots) => {

@@ -197,7 +197,7 @@ export async function recoveryKey(
   return await recoveryIdentity(secret, slots);
 }
 
-async function slotsOf(path: string): Promise<readonly SlotDescription[]> {
+export async function slotsOf(path: string): Promise<readonly SlotDescription[]> {
   const { sealed } = await diskInfo(path, 'sealed');
   return sealed?.keyArea?.slots ?? [];
 }

@@ -27,6 +27,38 @@ export interface PassphraseFlags {
   pinFd?: number;
 }
 
+/** The options of another key than the one that opens the disk: `approvePinFile` and so on. */
+export type SecondFlags<Prefix extends string> = {
+  [Name in keyof PassphraseFlags as `${Prefix}${Capitalize<Name>}`]?: PassphraseFlags[Name];
+};
+
+/** Where the passphrase or PIN of that key comes from; what was not given is left out. */
+export function secondFlags<Prefix extends string>(
+  flags: SecondFlags<Prefix>,
+  prefix: Prefix,
+): PassphraseFlags {
+  const given = new Map(Object.entries(flags));
+  const found = PASSPHRASE_FLAGS.map((name) => {
+    const own = `${prefix}${name[0]?.toUpperCase()}${name.slice(1)}`;
+    return [name, given.get(own)] as const;
+  });
+  return Object.fromEntries(found.filter(([, value]) => value !== undefined));
+}
+
+const PASSPHRASE_FLAGS = [
+  'passphraseFile',
+  'passphraseFd',
+  'passphraseEnv',
+  'pinFile',
+  'pinFd',
+] as const satisfies readonly (keyof PassphraseFlags)[];
+
+/** Adds the options of a second key, for SecondFlags: its passphrase, or its PIN on a token. */
+export function addSecondKeyOptions(command: Command, prefix: string, whose: string): Command {
+  addPassphraseOptions(command, `${prefix}-`, `passphrase of ${whose}`);
+  return addPinOptions(command, `${prefix}-`, `PIN of ${whose}, on a token`);
+}
+
 export function jsonOption(): Option {
   return new Option('--json', 'report as JSON');
 }

@@ -24,26 +24,25 @@ import {
   type SlotDescription,
   toHex,
 } from '../index.js';
-import { addKeyUse, type KeyUseFlags, unlockKey } from './opening.js';
+import { addKeyUse, type KeyUseFlags, recoveryKey, slotsOf, unlockKey } from './opening.js';
 import {
-  addPassphraseOptions,
+  addSecondKeyOptions,
   collect,
   jsonOption,
   openStore,
-  type PassphraseFlags,
   passphraseOf,
   recipientIn,
+  type SecondFlags,
   type StoreFlags,
+  secondFlags,
 } from './options.js';
 import { isPast, policyOf } from './policy.js';
 import type { Terminal } from './terminal.js';
 
-export interface ApproveFlags extends StoreFlags {
+export interface ApproveFlags extends StoreFlags, SecondFlags<'approve'> {
   approve?: string[];
   approveStore?: string;
-  approvePassphraseFile?: string;
-  approvePassphraseFd?: number;
-  approvePassphraseEnv?: string;
+  approveRecoveryCode?: string;
 }
 
 export interface RekeyFlags extends KeyUseFlags, ApproveFlags {
@@ -59,8 +58,7 @@ const SHORT_FINGERPRINT = 16;
 const TRUST_DIGITS_MIN = 32;
 
 export function addRekeyOptions(command: Command): Command {
-  addPassphraseOptions(addKeyUse(command), 'approve-', 'passphrase of the second key');
-  return command
+  return addApproveOptions(addKeyUse(command))
     .addOption(
       new Option(
         '--trust <fingerprint|file>',
@@ -68,6 +66,15 @@ export function addRekeyOptions(command: Command): Command {
           'digits, or a file of `pqblk key export`, with a slash in its name); may be repeated',
       ).argParser(collect),
     )
+    .addOption(auditOption())
+    .addOption(restartAuditOption())
+    .option('--dry-run', 'show what would change, and change nothing')
+    .addOption(jsonOption());
+}
+
+/** Who else wants the change. */
+export function addApproveOptions(command: Command): Command {
+  command
     .addOption(
       new Option(
         '--approve <key>',
@@ -75,10 +82,11 @@ export function addRekeyOptions(command: Command): Command {
       ).argParser(collect),
     )
     .option('--approve-store <dir>', 'key store of the second person (default: the same)')
-    .addOption(auditOption())
-    .addOption(restartAuditOption())
-    .option('--dry-run', 'show what would change, and change nothing')
-    .addOption(jsonOption());
+    .option(
+      '--approve-recovery-code <file>',
+      "the second key is that of a recovery kit; '-' asks for its code",
+    );
+  return addSecondKeyOptions(command, 'approve', 'the second key');
 }
 
 export const auditOption = () =>
@@ -112,11 +120,12 @@ export interface Keyring extends Disposable {
   readonly approvers: readonly Identity[];
 }
 
-export async function keyringOf(flags: RekeyFlags): Promise<Keyring> {
+/** `slots`: of the one disk that it is about; without them no recovery code approves. */
+export async function keyringOf(flags: RekeyFlags, slots?: Slots): Promise<Keyring> {
   const store = openStore(flags);
   const policy = await policyOf(flags);
   const trust = await trustOf(store, flags);
-  const approvers = await approversOf(flags);
+  const approvers = await approversOf(flags, slots);
   return {
     store,
     policy,
@@ -132,9 +141,21 @@ export async function withPermit<T>(
   flags: RekeyFlags,
   use: (permit: Permit) => Promise<T>,
 ): Promise<T> {
-  using keyring = await keyringOf(flags);
+  await requireFree(path); // before anybody is asked for a passphrase
+  using keyring = await keyringOf(flags, () => slotsOf(path));
   using identity = await unlockKey(keyring.store, path, flags);
   return await withPermitOf(keyring, identity, path, flags, use);
+}
+
+/** Kinds: those that writing the key area would meet in the lock, and in the file. */
+async function requireFree(path: string): Promise<void> {
+  try {
+    using served = await ControlClient.open(path);
+    const place = served?.keyArea ?? keyAreaOf(path);
+    await place.probe((await place.read()).generation);
+  } catch (error) {
+    throw inPath(await explainLocked(error, path), path);
+  }
 }
 
 /** The same, with a key that is unlocked already. */
@@ -196,27 +217,28 @@ export async function rekey(
   return await withPermit(path, flags, (permit) => changeUnder(permit, rekeying));
 }
 
-/** The keys named by --approve, unlocked. */
+type Slots = () => Promise<readonly SlotDescription[]>;
+
+/** The keys named by --approve, and that of a recovery code for one of these slots, unlocked. */
 export async function approversOf(
   flags: ApproveFlags,
+  slots?: Slots,
 ): Promise<{ identities: Identity[] } & Disposable> {
-  const store = openStore({ ...flags, ...(flags.approveStore && { store: flags.approveStore }) });
-  const passphrase: PassphraseFlags = {
-    ...(flags.approvePassphraseFile !== undefined && {
-      passphraseFile: flags.approvePassphraseFile,
-    }),
-    ...(flags.approvePassphraseFd !== undefined && { passphraseFd: flags.approvePassphraseFd }),
-    ...(flags.approvePassphraseEnv !== undefined && { passphraseEnv: flags.approvePassphraseEnv }),
-  };
+  const { approve = [], approveStore, approveRecoveryCode: code } = flags;
+  const store = openStore({ ...flags, ...(approveStore && { store: approveStore }) });
   const identities: Identity[] = [];
   const dispose = () => {
     for (const identity of identities) identity[Symbol.dispose]();
   };
   try {
-    for (const reference of flags.approve ?? []) {
-      using secret = await passphraseOf(store, reference, passphrase);
+    for (const reference of approve) {
+      using secret = await passphraseOf(store, reference, secondFlags(flags, 'approve'));
       identities.push(await store.unlock(reference, secret));
     }
+    if (code !== undefined && !slots) {
+      throw new PqblkError('usage', 'a recovery code is of one disk: it approves no fleet');
+    }
+    if (code !== undefined && slots) identities.push(await recoveryKey(await slots(), code));
     return { identities, [Symbol.dispose]: dispose };
   } catch (error) {
     dispose();

@@ -8,6 +8,7 @@ import {
   fingerprintOf,
   type Identity,
   Kem,
+  type KeyInfo,
   kemByName,
   kemParameters,
   openKeyArea,
@@ -22,13 +23,15 @@ import {
 } from '../index.js';
 import { addKeyUse, type KeyUseFlags, unlockKey } from './opening.js';
 import {
-  addPassphraseOptions,
+  addSecondKeyOptions,
   examples,
   jsonOption,
   openStore,
   type PassphraseFlags,
   passphraseOf,
   recipientOf,
+  type SecondFlags,
+  secondFlags,
 } from './options.js';
 import { isPast, policyOf } from './policy.js';
 import { makeRecoveryKit } from './recovery-kit.js';
@@ -108,15 +111,11 @@ interface AddFlags extends RekeyFlags, NewPassphraseFlags {
   notAfter?: number;
 }
 
-export interface NewPassphraseFlags {
-  newPassphraseFile?: string;
-  newPassphraseFd?: number;
-  newPassphraseEnv?: string;
-}
+export type NewPassphraseFlags = SecondFlags<'new'>;
 
 /** Options of a slot to be, and of the key that it is for. */
 export function addSlotOptions(command: Command): Command {
-  return addPassphraseOptions(command, 'new-', 'passphrase of the new key, to test its slot')
+  return addSecondKeyOptions(command, 'new', 'the new key, to test its slot')
     .option('--label <text>', 'name of the slot (default: that of the key)')
     .addOption(
       new Option(
@@ -139,8 +138,8 @@ function addAdd(slot: Command, terminal: Terminal): void {
     .addHelpText(
       'after',
       `
-When the private half of the new key is in the store without a passphrase, or a --new-passphrase
-option is given, the new slot is opened with it before anything is written.
+When the private half of the new key is in the store without a passphrase, or a --new-passphrase or
+--new-pin option is given, the new slot is opened with it before anything is written.
 ${examples(
   'pqblk slot add vm.sealed bob --key alice',
   'pqblk slot add vm.sealed ./safe.pub --role recovery --label "safe, building 2"',
@@ -256,27 +255,31 @@ export async function testerOf(
   reference: string,
   flags: NewPassphraseFlags & { store?: string },
 ): Promise<{ identities: Identity[]; advice: string[] } & Disposable> {
-  const passphrase: PassphraseFlags = {
-    ...(flags.newPassphraseFile !== undefined && { passphraseFile: flags.newPassphraseFile }),
-    ...(flags.newPassphraseFd !== undefined && { passphraseFd: flags.newPassphraseFd }),
-    ...(flags.newPassphraseEnv !== undefined && { passphraseEnv: flags.newPassphraseEnv }),
-  };
+  const secret = secondFlags(flags, 'new');
   const store = openStore(flags);
   const info = reference.includes('/') ? undefined : await store.show(reference);
-  const given = Object.keys(passphrase).length > 0;
-  const onToken = info?.token;
-  const quiet = onToken && (onToken.pinFile !== undefined || onToken.login === 'none');
-  if (!info || !(info.protection === 'none' || (info.protection === 'scrypt' && given) || quiet)) {
+  if (!info || !opensQuietly(info, secret)) {
     const advice = [`the new slot was not tested: have its owner run \`pqblk slot test\``];
     return { identities: [], advice, [Symbol.dispose]: () => {} };
   }
-  using secret = await passphraseOf(store, info.name, passphrase);
-  const identity = await store.unlock(info.name, secret);
+  using passphrase = await passphraseOf(store, info.name, secret);
+  const identity = await store.unlock(info.name, passphrase);
   return {
     identities: [identity],
     advice: [],
     [Symbol.dispose]: () => identity[Symbol.dispose](),
   };
+}
+
+/** Without asking anybody. */
+function opensQuietly({ protection, token }: KeyInfo, secret: PassphraseFlags): boolean {
+  if (token) {
+    const { pinFile = token.pinFile, pinFd } = secret;
+    return token.login === 'none' || (token.login === 'pin' && (pinFile ?? pinFd) !== undefined);
+  }
+  const { passphraseFile, passphraseFd, passphraseEnv } = secret;
+  const given = passphraseFile ?? passphraseFd ?? passphraseEnv;
+  return protection === 'none' || (protection === 'scrypt' && given !== undefined);
 }
 
 // ---- test ------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
-import { exitCode, MAIN, peer, pqblk, pqblkJson, scratch } from './helpers.js';
+import { KeyStore, openDisk } from '../../src/index.js';
+import { exitCode, MAIN, peer, pqblk, pqblkJson, program, scratch } from './helpers.js';
 import { running } from './serving.js';
 
 const dir = scratch();
@@ -97,6 +98,18 @@ describe('what is no file', () => {
       closeSync(writer);
     }
   });
+});
+
+it('a disk that is locked is told before anybody is asked for a passphrase', async () => {
+  const store = new KeyStore(at('keys'));
+  using identity = await store.unlock('alice');
+  await using held = await openDisk(disk, { format: 'sealed', identity });
+  expect(held.closed).toBe(false);
+  const { code, stderr } = program(
+    ...withStore(['slot', 'revoke', disk, 'bob', '--key', 'locked', '--approve', 'locked']),
+  );
+  expect(code, stderr).toBe(exitCode('locked'));
+  expect(stderr).toContain('hint: no `pqblk serve` of this user');
 });
 
 /** Whether the process has the file open. */

@@ -98,6 +98,20 @@ it('is scanned from its QR code', async (context) => {
   expect((await pqblk(...test)).stdout).toContain('scanned');
 });
 
+it('approves what another key asks for', async () => {
+  const kit = at('second.html');
+  await pqblkJson('slot', 'add', disk, '--recovery-kit', kit, '--label', 'second', ...own);
+  writeFileSync(at('second'), printed(kit));
+  writeFileSync(at('two.json'), '{"version": 1, "twoPersons": ["rotate-master-key"]}');
+  const rotate = ['rotate-master-key', disk, '--policy', at('two.json'), ...own];
+  expect((await pqblk(...rotate)).code).toBe(exitCode('policy'));
+  await pqblkJson(...rotate, '--approve-recovery-code', at('second'));
+  const code = ['--recovery-code', at('second'), '--approve-recovery-code', at('second')];
+  const alone = [...rotate.slice(0, 4), '--store', at('keys'), ...code];
+  const { code: refused, stderr } = await pqblk(...alone);
+  expect([refused, stderr]).toEqual([exitCode('policy'), expect.stringContaining('second person')]);
+});
+
 it('leaves no page where it leaves no slot, and overwrites none', async () => {
   const refused = await pqblk('slot', 'add', disk, '--recovery-kit', at('kit.html'), ...own);
   expect(refused.code).toBe(exitCode('exists'));

@@ -86,6 +86,23 @@ describe.runIf(haveNss())('NSS softokn', () => {
     await pqblkJson('check', disk, '--key', 'ml-kem-768', ...pin, ...store);
   });
 
+  it('approves with a PIN from a file, and is tested as a new key, with nobody to ask', async () => {
+    const disk = at('approved.sealed');
+    const rules = ['--policy', at('two.yaml'), '--key', 'spare', ...store];
+    writeFileSync(at('two.yaml'), 'version: 1\ntwoPersons: [rotate-master-key]\n');
+    await pqblkJson('create', disk, '16M', '--key', 'spare', '--log-size', '8M', ...store);
+    const add = ['slot', 'add', disk, 'ml-kem-768', '--new-pin-file', at('pin')];
+    expect(await pqblkJson(...add, ...rules)).toMatchObject({ advice: [] });
+    const rotate = ['rotate-master-key', disk, ...rules, '--approve', 'ml-kem-768'];
+    expect(program(...rotate).code).toBe(exitCode('passphrase_needed'));
+    const changed = await pqblkJson(...rotate, '--approve-pin-file', at('pin'));
+    expect(changed).toMatchObject({ changed: true });
+    writeFileSync(at('wrong-pin'), '99999999', { mode: 0o600 });
+    const wrong = await pqblk(...rotate, '--approve-pin-file', at('wrong-pin'));
+    expect(wrong.code).toBe(exitCode('wrong_pin'));
+    await pqblkJson(...rotate, '--approve-pin-file', at('pin')); // and so is not locked
+  });
+
   it('every key of a token is proved by `token test`; a PIN comes from a descriptor', async () => {
     const fd = openSync(at('pin'), 'r');
     try {
