@@ -87,14 +87,19 @@ export async function engine(bench, disk, load) {
 /** A front-end of `rings` rings, each with a thread that polls (`poll`) or sleeps (`call`). */
 export async function vhost(bench, program, socket, load) {
   const { rw, bs = 4096, depth = 32, rings = 1, wait = 'poll', size } = load;
-  const { seconds = bench.seconds } = load;
+  const { seconds = bench.seconds, ramp = bench.rampSeconds } = load;
   const output = await bench.run(
     program,
     [
       ...[socket, 'attach', rw, `rings=${rings}`, `wait=${wait}`, `depth=${depth}`, `bs=${bs}`],
-      ...[`size=${size}`, `ms=${Math.round(seconds * 1000)}`, 'json'],
+      ...[
+        `size=${size}`,
+        `ms=${Math.round(seconds * 1000)}`,
+        `ramp=${Math.round(ramp * 1000)}`,
+        'json',
+      ],
     ],
-    { timeoutMs: (seconds + 60) * 1000 },
+    { timeoutMs: (seconds + ramp + 60) * 1000 },
   );
   const {
     iops,

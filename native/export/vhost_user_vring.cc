@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cassert>
 #include <cerrno>
 #include <utility>
@@ -54,7 +55,7 @@ Error Vring::start(const GuestMemory& memory, const RingSetup& setup, std::share
     broken_ = std::move(broken);
     kick_ = kick;
     stopping_ = silent_ = failed_ = asked_ = false;
-    spin_ns_ = kSpinMaxNs;
+    watch_ = Watch();
     busy_ns_ = disk_.ring(queue_).now_ns();
     ring_->decline_kicks();
     poller_ = {[](image::Poller& p) { return static_cast<Vring*>(p.context)->turn(); }, this,
@@ -172,16 +173,29 @@ bool Vring::turn() {
   if (failed_) return false;
   if (taken == 0 && asked_) return false;
   const std::uint64_t now = disk_.ring(queue_).now_ns();
-  if (taken == 0) return now - busy_ns_ < spin_ns_ || go_idle(now);
-  if (asked_) woke(now);
+  if (taken == 0) return now - busy_ns_ < watch_.limit_ns() || go_idle(now);
+  asked_ ? woke(now) : watch_.found(now - busy_ns_);
   busy_ns_ = now;
   return true;
 }
 
 std::uint32_t Vring::take_some() {
   std::uint32_t taken = 0;
+  while (taken < kTakeAtOnce && !failed_) {
+    const std::uint32_t more = take_ahead();
+    taken += more;
+    if (more < kTakeAhead) break;
+  }
+  return taken;
+}
+
+// Takes a few before it starts the first: what the driver wrote into their headers has time to come
+// from its processor's cache.
+std::uint32_t Vring::take_ahead() {
+  std::array<BlkRequest*, kTakeAhead> ahead;
+  std::uint32_t taken = 0;
   // More than the ring holds can be in flight only when the driver breaks the rules; it then waits.
-  while (taken < kTakeAtOnce && free_ != nullptr) {
+  while (taken < ahead.size() && free_ != nullptr) {
     BlkRequest& blk = *free_;
     const Take result = ring_->take(blk.chain);
     if (result == Take::none) break;
@@ -191,9 +205,11 @@ std::uint32_t Vring::take_some() {
     }
     free_ = blk.next;
     ++in_flight_;
-    ++taken;
-    device_.start(queue_, blk);
+    if (!blk.chain.iov.empty()) __builtin_prefetch(blk.chain.iov.front().iov_base);
+    __builtin_prefetch(blk.chain.last_writable, 1);
+    ahead[taken++] = &blk;
   }
+  for (std::uint32_t i = 0; i < taken; ++i) device_.start(queue_, *ahead[i]);
   return taken;
 }
 
@@ -209,15 +225,10 @@ bool Vring::go_idle(std::uint64_t now) {
   return false;
 }
 
-// A sleep that longer looking would have saved makes the looking longer, a long one shorter.
 void Vring::woke(std::uint64_t now) {
   ring_->decline_kicks();
   asked_ = false;
-  if (now - asked_ns_ <= kSpinMaxNs) {
-    spin_ns_ = std::min(kSpinMaxNs, spin_ns_ + kSpinMaxNs / kSpinSteps);
-  } else {
-    spin_ns_ /= 2;
-  }
+  watch_.slept(now - asked_ns_);
 }
 
 void Vring::completed(BlkRequest& blk, std::uint32_t written) {
@@ -227,7 +238,11 @@ void Vring::completed(BlkRequest& blk, std::uint32_t written) {
   ring_->put(blk.chain, written);
   blk.next = std::exchange(free_, &blk);
   --in_flight_;
-  disk_.defer(queue_, flush_later_);
+  if (++unpublished_ >= kPublishAtOnce && !silent_) {
+    unpublished_ = 0;
+    ring_->publish();
+  }
+  if (!flush_later_.pending) disk_.defer(queue_, flush_later_);
   if (in_flight_ == 0 && drained_ != nullptr) {
     disk_.ring(queue_).post(*std::exchange(drained_, nullptr));
   }
@@ -235,7 +250,9 @@ void Vring::completed(BlkRequest& blk, std::uint32_t written) {
 
 void Vring::flush() {
   if (silent_) return;
-  if (ring_->publish()) tell(call_.get());
+  unpublished_ = 0;
+  ring_->publish();
+  if (ring_->wants_call()) tell(call_.get());
   if (ring_->trouble() != nullptr && !failed_) fail();
   // Whoever is answered asks for more soon.
   if (!asked_ && !stopping_) busy_ns_ = disk_.ring(queue_).now_ns();

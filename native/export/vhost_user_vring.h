@@ -6,6 +6,7 @@
 // of answers.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstdint>
 #include <functional>
@@ -22,9 +23,10 @@
 
 namespace pqblk::exports {
 
-inline constexpr std::uint64_t kSpinMaxNs = 100'000;  // looking at an idle ring before sleeping
-inline constexpr std::uint64_t kSpinSteps = 8;        // it grows by this fraction of the maximum
-inline constexpr std::uint32_t kTakeAtOnce = 128;     // requests of one turn of the thread
+inline constexpr std::uint32_t kTakeAtOnce = 128;  // requests of one turn of the thread
+inline constexpr std::uint32_t kTakeAhead = 8;     // taken before the first of them is started
+// Answers that the driver is shown in one go: it may see to them while the next ones are made.
+inline constexpr std::uint32_t kPublishAtOnce = 8;
 inline constexpr std::uint64_t kLookEveryNs =
     1'000'000;  // where the front-end has no kick descriptor
 
@@ -32,6 +34,39 @@ inline constexpr std::uint64_t kLookEveryNs =
 struct VringCounters {
   image::Counter requests, errors;  // answered; of those, with an error. The queue's thread
   std::atomic<bool> running{false};
+};
+
+// How long to look at an idle ring before sleeping. It pays when work comes meanwhile. When work
+// comes soon, but only ever after the looking has ended, then whoever brings it may well have been
+// waiting for this processor: looking stops, and is tried again after a while, and then a longer
+// one.
+class Watch {
+ public:
+  static constexpr std::uint64_t kMaxNs = 100'000, kMinNs = 10'000;
+  static constexpr std::uint32_t kPatienceMin = 4, kPatienceMax = 1024;
+
+  std::uint64_t limit_ns() const { return limit_ns_; }
+  // Work came while it looked.
+  void found(std::uint64_t after_ns) {
+    if (after_ns > kMinNs) patience_ = std::max(kPatienceMin, patience_ / 2);
+  }
+  // It looked in vain and slept; work came that long after it had fallen asleep.
+  void slept(std::uint64_t ns) {
+    if (ns > kMaxNs) {  // longer looking would not have saved this one
+      limit_ns_ = std::max(kMinNs, limit_ns_ / 2);
+    } else if (limit_ns_ == kMaxNs) {
+      limit_ns_ = kMinNs;
+      patience_ = std::min(kPatienceMax, patience_ * 2);
+      short_sleeps_ = 0;
+    } else if (++short_sleeps_ >= patience_) {
+      limit_ns_ = kMaxNs;
+    }
+  }
+
+ private:
+  std::uint64_t limit_ns_ = kMaxNs;
+  std::uint32_t patience_ = kPatienceMin;  // short sleeps until it is tried again
+  std::uint32_t short_sleeps_ = 0;
 };
 
 class Vring {
@@ -65,6 +100,7 @@ class Vring {
   void take_kicks() const;
   bool turn();
   std::uint32_t take_some();
+  std::uint32_t take_ahead();
   bool go_idle(std::uint64_t now);
   void woke(std::uint64_t now);
   void completed(BlkRequest& blk, std::uint32_t written);
@@ -83,13 +119,15 @@ class Vring {
   std::vector<std::unique_ptr<BlkRequest>> requests_;
   BlkRequest* free_ = nullptr;
   std::uint32_t in_flight_ = 0;
+  std::uint32_t unpublished_ = 0;  // answers
   int kick_ = -1;
   bool listening_ = false;
   bool stopping_ = false;
   bool silent_ = false;  // answers stay unpublished
   bool failed_ = false;
   bool asked_ = false;  // for kicks
-  std::uint64_t busy_ns_ = 0, asked_ns_ = 0, spin_ns_ = kSpinMaxNs;
+  std::uint64_t busy_ns_ = 0, asked_ns_ = 0;
+  Watch watch_;
   image::Poller poller_;
   image::Deferred flush_later_;
   ReadyNode* drained_ = nullptr;

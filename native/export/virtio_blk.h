@@ -51,10 +51,10 @@ struct BlkRequest {
   image::Request request;
   class VirtioBlk* device = nullptr;
   std::uint32_t queue = 0;
-  std::uint32_t reads = 0;  // data bytes that an answer without error has filled
-  std::array<std::uint8_t, kBlkRangesMax * kBlkRangeBytes> ranges{};
-  std::uint32_t range_count = 0, range_next = 0;
+  std::uint32_t reads = 0;                   // data bytes that an answer without error has filled
   image::Status answer = image::Status::ok;  // once `done` is called
+  std::uint32_t range_count = 0, range_next = 0;
+  std::array<std::uint8_t, kBlkRangesMax * kBlkRangeBytes> ranges{};
 };
 
 class VirtioBlk {

@@ -2,15 +2,6 @@
 
 namespace pqblk::exports {
 
-void Chain::reset() {
-  iov.clear();
-  id = slots = track = 0;
-  readable = 0;
-  readable_bytes = writable_bytes = 0;
-  last_writable = nullptr;
-  fault = nullptr;
-}
-
 std::uint64_t RingSetup::driver_bytes(std::uint64_t features, std::uint32_t size) {
   if ((features & kFeaturePacked) != 0) return 4;
   return 4 + std::uint64_t{2} * size + 2;  // flags, idx, ring, used_event
@@ -38,8 +29,7 @@ Result<std::unique_ptr<Virtqueue>> Virtqueue::open(const GuestMemory& memory, Ri
                                                 : open_split(memory, setup);
 }
 
-void Virtqueue::collect(Chain& chain, std::uint64_t guest, std::uint32_t length,
-                        bool writable) const {
+void Virtqueue::collect(Chain& chain, std::uint64_t guest, std::uint32_t length, bool writable) {
   if (length == 0) {
     chain.fault = "a buffer of no length";
     return;
@@ -52,7 +42,9 @@ void Virtqueue::collect(Chain& chain, std::uint64_t guest, std::uint32_t length,
     chain.fault = "too many buffers";
     return;
   }
-  if (!memory_.translate(guest, length, chain.iov)) {
+  if (std::uint8_t* host = at(guest, length)) [[likely]] {
+    chain.iov.push_back({host, length});
+  } else if (!memory_.translate(guest, length, chain.iov)) {
     chain.fault = "a buffer outside of the guest's memory";
     // The status byte is the very last; what came before is not it.
     if (writable) chain.last_writable = nullptr;

@@ -44,7 +44,14 @@ struct Chain {
   std::uint8_t* last_writable = nullptr;  // its last writable byte, where there is one
   const char* fault = nullptr;            // what is wrong with it
 
-  void reset();
+  void reset() {
+    iov.clear();
+    id = slots = track = 0;
+    readable = 0;
+    readable_bytes = writable_bytes = 0;
+    last_writable = nullptr;
+    fault = nullptr;
+  }
 };
 
 enum class Take : std::uint8_t { none, chain, broken };
@@ -77,8 +84,9 @@ class Virtqueue {
   virtual Take take(Chain& chain) = 0;
   // Gives a chain back, `written` bytes of it filled. The driver sees it after publish().
   virtual void put(const Chain& chain, std::uint32_t written) = 0;
-  // True: the driver wants to be told.
-  virtual bool publish() = 0;
+  virtual void publish() = 0;
+  // Whether the driver wants to be told of what was published since this was last asked.
+  virtual bool wants_call() = 0;
   // Asks the driver for kicks; true when there is something to take already.
   virtual bool ask_for_kicks() = 0;
   virtual void decline_kicks() = 0;
@@ -102,12 +110,19 @@ class Virtqueue {
     trouble_ = why;
     return Take::broken;
   }
-  void collect(Chain& chain, std::uint64_t guest, std::uint32_t length, bool writable) const;
+  void collect(Chain& chain, std::uint64_t guest, std::uint32_t length, bool writable);
+  // Guest memory in one piece; the table cannot change while the ring is there.
+  std::uint8_t* at(std::uint64_t guest, std::uint64_t length) {
+    if (std::uint8_t* host = window_.at(guest, length)) return host;
+    window_ = memory_.window_of(guest);
+    return window_.at(guest, length);
+  }
   void log_device(std::uint64_t offset, std::uint64_t length) const {
     if (log_ && setup_.device_log_address) log_->mark(*setup_.device_log_address + offset, length);
   }
 
   const GuestMemory& memory_;
+  GuestMemory::Window window_;  // the last one that was looked up
   RingSetup setup_;
   bool recovered_ = false;
   const char* trouble_ = nullptr;

@@ -122,11 +122,14 @@ const GuestMemory::Mapped* GuestMemory::find(std::uint64_t guest) const {
   return guest - candidate.slot.guest < candidate.slot.size ? &candidate : nullptr;
 }
 
-std::uint8_t* GuestMemory::at(std::uint64_t guest, std::uint64_t length) const {
+GuestMemory::Window GuestMemory::window_of(std::uint64_t guest) const {
   const Mapped* mapped = find(guest);
-  if (mapped == nullptr) return nullptr;
-  const std::uint64_t inside = guest - mapped->slot.guest;
-  return length <= mapped->slot.size - inside ? mapped->host() + inside : nullptr;
+  if (mapped == nullptr) return {};
+  return {mapped->slot.guest, mapped->slot.size, mapped->host()};
+}
+
+std::uint8_t* GuestMemory::at(std::uint64_t guest, std::uint64_t length) const {
+  return window_of(guest).at(guest, length);
 }
 
 std::uint8_t* GuestMemory::at_user(std::uint64_t user, std::uint64_t length) const {

@@ -73,6 +73,20 @@ struct MemorySlot {
 
 class GuestMemory {
  public:
+  // A region as it is mapped here: whoever looks up many addresses keeps the last one's, while the
+  // table does not change.
+  struct Window {
+    std::uint64_t guest = 0, size = 0;
+    std::uint8_t* host = nullptr;
+
+    // As GuestMemory::at(), within this region.
+    std::uint8_t* at(std::uint64_t address, std::uint64_t length) const {
+      const std::uint64_t inside = address - guest;
+      return inside < size && length <= size - inside ? host + inside : nullptr;
+    }
+  };
+  Window window_of(std::uint64_t guest) const;  // of no size where there is none
+
   // Maps it; the descriptor stays the caller's. Errors: invalid_argument (overlap, overflow, a file
   // that is too short), no_memory (too many slots, no address space).
   Error add(const MemorySlot& slot, int fd);

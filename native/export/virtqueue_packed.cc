@@ -4,6 +4,7 @@
 // whose first one is written last would leave half of itself behind when the process is killed.
 #include <algorithm>
 #include <deque>
+#include <utility>
 #include <vector>
 
 #include "export/virtqueue.h"
@@ -30,7 +31,8 @@ class PackedQueue final : public Virtqueue {
 
   Take take(Chain& chain) override;
   void put(const Chain& chain, std::uint32_t written) override;
-  bool publish() override;
+  void publish() override;
+  bool wants_call() override;
   bool ask_for_kicks() override;
   void decline_kicks() override;
   std::uint32_t base() const override { return word(next_) | (std::uint32_t{word(used_)} << 16); }
@@ -57,9 +59,9 @@ class PackedQueue final : public Virtqueue {
   }
   Take gather(std::uint16_t head_flags);
   Take walk(Chain& chain);
-  void walk_indirect(const Descriptor& table, Chain& chain) const;
+  void walk_indirect(const Descriptor& table, Chain& chain);
   bool write_back(const Given& given);
-  bool wants_call(std::uint32_t slots) const;
+  bool is_due(std::uint32_t slots) const;
 
   InflightPacked inflight_;
   std::deque<InflightPacked::Recovered> again_;
@@ -68,6 +70,7 @@ class PackedQueue final : public Virtqueue {
   std::vector<Given> given_;
   std::vector<Descriptor> gathered_;  // of the chain being taken
   std::uint32_t unsignalled_ = 0;     // slots used since the driver was last told
+  bool news_ = false;                 // something was published since wants_call()
 };
 
 PackedQueue::PackedQueue(const GuestMemory& memory, const RingSetup& setup)
@@ -158,10 +161,10 @@ Take PackedQueue::walk(Chain& chain) {
   return Take::chain;
 }
 
-void PackedQueue::walk_indirect(const Descriptor& table, Chain& chain) const {
+void PackedQueue::walk_indirect(const Descriptor& table, Chain& chain) {
   const std::uint32_t entries = table.length / kDescriptorBytes;
   const bool sane = entries != 0 && entries <= kSegmentsMax && table.length % kDescriptorBytes == 0;
-  const std::uint8_t* place_of = sane ? memory_.at(table.address, table.length) : nullptr;
+  const std::uint8_t* place_of = sane ? at(table.address, table.length) : nullptr;
   if (place_of == nullptr) {
     chain.fault = "an indirect table of a bad size or outside of the guest's memory";
     return;
@@ -196,8 +199,8 @@ bool PackedQueue::write_back(const Given& given) {
   return true;
 }
 
-bool PackedQueue::publish() {
-  if (given_.empty()) return false;
+void PackedQueue::publish() {
+  if (given_.empty()) return;
   std::uint32_t slots = 0;
   for (const Given& given : given_) {
     slots += given.slots;
@@ -208,14 +211,19 @@ bool PackedQueue::publish() {
     // The ring itself is written too; its guest address follows from where it is mapped.
     log_->mark(memory_.guest_of(setup_.descriptors), RingSetup::descriptor_bytes(size()));
   }
-  std::atomic_thread_fence(std::memory_order_seq_cst);
   unsignalled_ = std::min(unsignalled_ + slots, 2 * size());
-  if (!wants_call(unsignalled_)) return false;
-  unsignalled_ = 0;
-  return true;
+  news_ = true;
 }
 
-bool PackedQueue::wants_call(std::uint32_t slots) const {
+bool PackedQueue::wants_call() {
+  if (!std::exchange(news_, false)) return false;
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const bool wants = is_due(unsignalled_);
+  if (wants) unsignalled_ = 0;
+  return wants;
+}
+
+bool PackedQueue::is_due(std::uint32_t slots) const {
   const auto flags = load<std::uint16_t>(setup_.driver + kEventFlags, kAcquire);
   if (flags == kEventDisable) return false;
   if (flags != kEventDescriptor || !has(kFeatureEventIdx)) return true;

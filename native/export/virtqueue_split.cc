@@ -2,6 +2,7 @@
 //
 // Room export/: see virtqueue.h.
 #include <deque>
+#include <utility>
 
 #include "export/virtqueue.h"
 #include "export/virtqueue_access.h"
@@ -22,14 +23,15 @@ class SplitQueue final : public Virtqueue {
 
   Take take(Chain& chain) override;
   void put(const Chain& chain, std::uint32_t written) override;
-  bool publish() override;
+  void publish() override;
+  bool wants_call() override;
   bool ask_for_kicks() override;
   void decline_kicks() override;
   std::uint32_t base() const override { return next_; }
 
  private:
   Take walk(std::uint16_t head, Chain& chain);
-  void walk_indirect(const Descriptor& table, Chain& chain) const;
+  void walk_indirect(const Descriptor& table, Chain& chain);
   std::uint16_t available(std::memory_order order) const {
     return load<std::uint16_t>(setup_.driver + kIndex, order);
   }
@@ -103,10 +105,10 @@ Take SplitQueue::walk(std::uint16_t head, Chain& chain) {
   }
 }
 
-void SplitQueue::walk_indirect(const Descriptor& table, Chain& chain) const {
+void SplitQueue::walk_indirect(const Descriptor& table, Chain& chain) {
   const std::uint32_t entries = table.length / kDescriptorBytes;
   const bool sane = entries != 0 && entries <= kSegmentsMax && table.length % kDescriptorBytes == 0;
-  const std::uint8_t* place = sane ? memory_.at(table.address, table.length) : nullptr;
+  const std::uint8_t* place = sane ? at(table.address, table.length) : nullptr;
   if (place == nullptr) {
     chain.fault = "an indirect table of a bad size or outside of the guest's memory";
     return;
@@ -141,25 +143,26 @@ void SplitQueue::put(const Chain& chain, std::uint32_t written) {
   ++used_;
 }
 
-bool SplitQueue::publish() {
-  if (used_ == published_) return false;
+void SplitQueue::publish() {
+  if (used_ == published_) return;
   const auto batch = static_cast<std::uint16_t>(used_ - published_);
   store<std::uint16_t>(setup_.device + kIndex, used_, kRelease);
   published_ = used_;
   log_device(kIndex, 2);
   if (inflight_.present()) inflight_.given(used_, batch);
+}
 
+bool SplitQueue::wants_call() {
+  if (published_ == signalled_) return false;
   // The driver writes its wish and then looks at the index; here it is the other way round.
   std::atomic_thread_fence(std::memory_order_seq_cst);
+  const std::uint16_t before = std::exchange(signalled_, published_);
   if (!has(kFeatureEventIdx)) {
     return (load<std::uint16_t>(setup_.driver + kFlags) & kNoInterrupt) == 0;
   }
-  const std::uint16_t before = signalled_;
-  const bool first = !signalled_once_;
-  signalled_once_ = true;
-  signalled_ = used_;
+  const bool first = !std::exchange(signalled_once_, true);
   const auto event = load<std::uint16_t>(setup_.driver + kRing + std::size_t{2} * size());
-  return first || passed(event, used_, before);
+  return first || passed(event, published_, before);
 }
 
 bool SplitQueue::ask_for_kicks() {

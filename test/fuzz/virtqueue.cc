@@ -83,9 +83,11 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* input, std::size_t siz
     (*queue)->put(out.back(), i);
     out.pop_back();
     if ((input[6] & 1) != 0) (*queue)->publish();
+    if ((input[6] & 2) != 0) static_cast<void>((*queue)->wants_call());
   }
   for (const Chain& left : out) (*queue)->put(left, 1);
   (*queue)->publish();
+  static_cast<void>((*queue)->wants_call());
   static_cast<void>((*queue)->ask_for_kicks());
   (*queue)->decline_kicks();
   return 0;

@@ -2,12 +2,15 @@
 // Not run by the tests.
 //
 //   bench_vhost PATH raw|qcow2|sealed randread|randwrite|read|write [bs=4096] [depth=32] [queues=1]
-//               [rings=QUEUES] [size=1073741824] [ms=3000] [direct=0|1] [create=1] [fill=1]
-//               [packed=0|1] [indirect=0|1] [event_idx=1] [wait=poll|call] [stay=MS] [json=1]
+//               [rings=QUEUES] [size=1073741824] [ms=3000] [ramp=0] [direct=0|1] [create=1]
+//               [fill=1] [packed=0|1] [indirect=0|1] [event_idx=1] [wait=poll|call] [stay=MS]
+//               [json=1]
 //   bench_vhost SOCKET attach PATTERN ...        measures a server that runs: ours or another's
 //
 // `create` makes the image first (sealed: with keys of zeros), `fill` writes all of it once. A ring
 // is driven by a thread of its own, which looks for answers (poll) or sleeps until called (call).
+// What is answered in the first `ramp` milliseconds, before those of `ms`, does not count: pages of
+// memory and entries of the disk are touched for the first time, threads find their processors.
 // `stay` keeps the connection for so long after the load, without a request; `json` prints one
 // object.
 #include <algorithm>
@@ -37,6 +40,7 @@ struct RingResult {
   std::uint64_t ops = 0, errors = 0;
   double seconds = 0;
   image::LatencyHistogram latency;
+  void start_over() { ops = 0, latency = {}; }  // but for errors
 };
 
 // Keeps `depth` requests in flight until the time is up.
@@ -56,16 +60,23 @@ void drive(exports::test::FrontEnd& guest, std::uint32_t r, Options& o, RingResu
     started[slot] = now;
     guest.add(r, slot, type, block * (bytes / 512), bytes);
   };
-  const auto begin = Clock::now();
-  const auto end = begin + std::chrono::milliseconds(std::stoull(o["ms"]));
+  auto begin = Clock::now();
+  const auto counted = begin + std::chrono::milliseconds(std::stoull(o["ramp"]));
+  const auto end = counted + std::chrono::milliseconds(std::stoull(o["ms"]));
   for (std::uint32_t slot = 0; slot < depth; ++slot) submit(slot, begin);
   guest.kick(r);
   std::uint32_t out = depth;
+  bool counts = counted == begin;
   auto now = begin;
   while (out != 0) {
     auto answer = polls ? guest.poll(r) : guest.wait(r);
     if (!answer) continue;
     now = Clock::now();
+    if (!counts && now >= counted) {
+      counts = true;
+      begin = now;
+      result.start_over();
+    }
     for (; answer; answer = guest.poll(r)) {
       ++result.ops;
       if (answer->status != 0) ++result.errors;
@@ -136,6 +147,7 @@ int main(int argc, char** argv) {
                                    {"queues", "1"},
                                    {"size", "1073741824"},
                                    {"ms", "3000"},
+                                   {"ramp", "0"},
                                    {"direct", "0"},
                                    {"packed", "0"},
                                    {"indirect", "0"},

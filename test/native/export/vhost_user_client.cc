@@ -18,7 +18,8 @@ namespace pqblk::exports::test {
 namespace {
 
 constexpr int kReplyWaitMs = 60'000;
-constexpr std::uint32_t kSlotArea = 32;  // header at 0, status at 24
+// Header at 0, status at 24; a cache line, as a guest's request has it.
+constexpr std::uint32_t kSlotArea = 64;
 constexpr std::uint32_t kPage = 4096;
 constexpr std::uint32_t kConfigBytes = 60;  // of a block device
 
@@ -59,8 +60,6 @@ std::uint64_t GuestRam::allocate(std::uint64_t bytes, std::uint64_t align) {
   if (next_ > end()) std::abort();
   return at;
 }
-
-std::uint8_t* GuestRam::at(std::uint64_t guest) const { return data_ + (guest - kGuestBase); }
 
 std::vector<vu::MemoryRegion> GuestRam::regions() const {
   const std::uint64_t half = bytes_ / 2;
@@ -158,7 +157,7 @@ FrontEnd::FrontEnd(FrontEndOptions options)
   for (std::uint32_t r = 0; r < options.rings; ++r) {
     Ring ring;
     ring.driver = DriverRing::make(ram_, options.ring);
-    ring.area = ram_.allocate(std::uint64_t{kSlotArea} * options.depth, 16);
+    ring.area = ram_.allocate(std::uint64_t{kSlotArea} * options.depth, kSlotArea);
     ring.data = ram_.allocate(std::uint64_t{options.slot_bytes} * options.depth, kPage);
     ring.base = options.ring.packed ? 0x8000'8000 : 0;
     ring.kick = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
@@ -289,18 +288,21 @@ void FrontEnd::add(std::uint32_t r, std::uint32_t slot, std::uint32_t type, std:
   std::memcpy(header + 8, &sector, 8);
   *ram_.at(status_address(r, slot)) = 0xff;
   const bool reads = type == 0 || type == 8;
-  std::vector<Buffer> buffers{{header_address(r, slot), 16, false}};
+  std::array<Buffer, DriverRing::kTableMax> buffers;
+  if (pieces + 2 > buffers.size()) std::abort();
+  std::size_t count = 0;
+  buffers[count++] = {header_address(r, slot), 16, false};
   std::uint32_t done = 0;
   for (std::uint32_t p = 0; p < pieces && bytes != 0; ++p) {
     // Odd sizes, none of them empty.
     const std::uint32_t left = bytes - done;
     const std::uint32_t length = p + 1 == pieces || left < 2 ? left : left / 3 + 1;
-    buffers.push_back({data_address(r, slot) + done, length, reads});
+    buffers[count++] = {data_address(r, slot) + done, length, reads};
     done += length;
     if (done == bytes) break;
   }
-  buffers.push_back({status_address(r, slot), 1, true});
-  rings_[r].driver->add(buffers, slot);
+  buffers[count++] = {status_address(r, slot), 1, true};
+  rings_[r].driver->add(std::span(buffers.data(), count), slot);
 }
 
 void FrontEnd::kick(std::uint32_t r) {

@@ -9,8 +9,10 @@
 #include <array>
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -25,7 +27,7 @@ class GuestRam {
   explicit GuestRam(std::uint64_t bytes);
   ~GuestRam();
   std::uint64_t allocate(std::uint64_t bytes, std::uint64_t align);  // a guest address
-  std::uint8_t* at(std::uint64_t guest) const;
+  std::uint8_t* at(std::uint64_t guest) const { return data_ + (guest - kGuestBase); }
   std::uint64_t user(std::uint64_t guest) const { return guest - kGuestBase + kUserBase; }
   std::vector<vu::MemoryRegion> regions() const;
   int fd() const { return fd_.get(); }
@@ -58,7 +60,10 @@ class DriverRing {
   virtual ~DriverRing() = default;
 
   // Takes a token back from pop(). The device sees it after publish().
-  virtual void add(const std::vector<Buffer>& buffers, std::uint32_t token) = 0;
+  virtual void add(std::span<const Buffer> buffers, std::uint32_t token) = 0;
+  void add(std::initializer_list<Buffer> buffers, std::uint32_t token) {
+    add(std::span(buffers.begin(), buffers.size()), token);
+  }
   virtual bool publish() = 0;  // true: the device wants a kick
   struct Used {
     std::uint32_t token, written;
@@ -72,7 +77,7 @@ class DriverRing {
 
  protected:
   DriverRing(GuestRam& ram, RingOptions options);
-  std::uint64_t write_table(std::uint32_t id, const std::vector<Buffer>& buffers, bool packed);
+  std::uint64_t write_table(std::uint32_t id, std::span<const Buffer> buffers, bool packed);
   GuestRam& ram_;
   const RingOptions options_;
   std::vector<std::uint64_t> tables_;
@@ -166,7 +171,7 @@ class FrontEnd {
  private:
   struct Ring {
     std::unique_ptr<DriverRing> driver;
-    std::uint64_t area = 0;  // headers and statuses, 32 bytes a slot
+    std::uint64_t area = 0;  // headers and statuses
     std::uint64_t data = 0;
     std::uint32_t base = 0;
     UniqueFd kick, call, error;

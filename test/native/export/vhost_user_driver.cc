@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
+#include <utility>
 
 #include "export/vhost_user_client.h"
 
@@ -37,37 +38,40 @@ bool need_event(std::uint16_t event, std::uint16_t after, std::uint16_t before) 
 class SplitDriver final : public DriverRing {
  public:
   SplitDriver(GuestRam& ram, RingOptions options)
-      : DriverRing(ram, options), tokens_(options.size) {
+      : DriverRing(ram, options), next_of_(options.size), out_(options.size) {
     const std::uint32_t n = options.size;
     descriptors = ram.allocate(std::uint64_t{16} * n, 16);
     driver = ram.allocate(6 + std::uint64_t{2} * n, 2);
     device = ram.allocate(6 + std::uint64_t{8} * n, 4);
-    for (std::uint32_t i = 0; i < n; ++i) free_.push_back(static_cast<std::uint16_t>(n - 1 - i));
+    for (std::uint32_t i = 0; i < n; ++i) next_of_[i] = static_cast<std::uint16_t>(i + 1);
+    room_ = n;
   }
 
-  void add(const std::vector<Buffer>& buffers, std::uint32_t token) override {
+  using DriverRing::add;
+  void add(std::span<const Buffer> buffers, std::uint32_t token) override {
     const bool indirect = options_.indirect && buffers.size() > 1;
-    const std::size_t need = indirect ? 1 : buffers.size();
-    if (free_.size() < need) std::abort();
-    std::vector<std::uint16_t> taken;
-    for (std::size_t i = 0; i < need; ++i) {
-      taken.push_back(free_.back());
-      free_.pop_back();
-    }
-    const std::uint16_t head = taken[0];
+    const auto need = static_cast<std::uint32_t>(indirect ? 1 : buffers.size());
+    if (room_ < need) std::abort();
+    room_ -= need;
+    std::uint8_t* const table = ram_.at(descriptors);
+    const std::uint16_t head = free_;
+    std::uint16_t last = head;
     if (indirect) {
-      const std::uint64_t table = write_table(head, buffers, false);
-      put_descriptor(ram_.at(descriptors) + 16 * head, table,
+      put_descriptor(table + 16 * head, write_table(head, buffers, false),
                      static_cast<std::uint32_t>(16 * buffers.size()), kIndirect, 0);
+      free_ = next_of_[head];
     }
-    for (std::size_t i = 0; !indirect && i < need; ++i) {
-      const auto flags = static_cast<std::uint16_t>((buffers[i].writable ? kWrite : 0) |
-                                                    (i + 1 < need ? kNext : 0));
-      put_descriptor(ram_.at(descriptors) + 16 * taken[i], buffers[i].guest, buffers[i].length,
-                     flags, i + 1 < need ? taken[i + 1] : std::uint16_t{0});
+    for (std::uint32_t i = 0; !indirect && i < need; ++i) {
+      const Buffer& b = buffers[i];
+      const bool more = i + 1 < need;
+      const std::uint16_t next = next_of_[free_];
+      put_descriptor(table + 16 * free_, b.guest, b.length,
+                     static_cast<std::uint16_t>((b.writable ? kWrite : 0) | (more ? kNext : 0)),
+                     more ? next : std::uint16_t{0});
+      last = std::exchange(free_, next);
     }
-    tokens_[head] = {token, taken};
-    put<std::uint16_t>(ram_.at(driver) + 4 + 2 * (next_ % options_.size), head);
+    out_[head] = {token, need, last};
+    put<std::uint16_t>(ram_.at(driver) + 4 + 2 * (next_ & (options_.size - 1)), head);
     ++next_;
   }
 
@@ -84,17 +88,19 @@ class SplitDriver final : public DriverRing {
   std::optional<Used> pop() override {
     const auto index = get<std::uint16_t>(ram_.at(device) + 2, std::memory_order_acquire);
     if (index == seen_) return std::nullopt;
-    const std::uint8_t* entry = ram_.at(device) + 4 + std::size_t{8} * (seen_ % options_.size);
+    const std::uint8_t* entry =
+        ram_.at(device) + 4 + std::size_t{8} * (seen_ & (options_.size - 1));
     const auto id = get<std::uint32_t>(entry);
     const auto written = get<std::uint32_t>(entry + 4);
     ++seen_;
-    if (id >= options_.size || tokens_[id].second.empty()) {
+    if (id >= options_.size || out_[id].slots == 0) {
       ++complaints;
       return pop();
     }
-    for (const std::uint16_t d : tokens_[id].second) free_.push_back(d);
-    tokens_[id].second.clear();
-    return Used{tokens_[id].first, written};
+    // The chain is still linked as it was taken.
+    next_of_[out_[id].last] = std::exchange(free_, static_cast<std::uint16_t>(id));
+    room_ += std::exchange(out_[id].slots, 0);
+    return Used{out_[id].token, written};
   }
 
   bool ask_for_calls() override {
@@ -108,8 +114,14 @@ class SplitDriver final : public DriverRing {
   std::uint32_t base() const override { return get<std::uint16_t>(ram_.at(device) + 2); }
 
  private:
-  std::vector<std::uint16_t> free_;
-  std::vector<std::pair<std::uint32_t, std::vector<std::uint16_t>>> tokens_;
+  struct Out {
+    std::uint32_t token = 0, slots = 0;  // by head; no slots: not out
+    std::uint16_t last = 0;
+  };
+  std::vector<std::uint16_t> next_of_;  // of a chain, or of the free descriptors
+  std::vector<Out> out_;
+  std::uint16_t free_ = 0;
+  std::uint32_t room_ = 0;
   std::uint16_t next_ = 0, published_ = 0, seen_ = 0;
 };
 
@@ -123,7 +135,8 @@ class PackedDriver final : public DriverRing {
     room_ = options.size;
   }
 
-  void add(const std::vector<Buffer>& buffers, std::uint32_t token) override {
+  using DriverRing::add;
+  void add(std::span<const Buffer> buffers, std::uint32_t token) override {
     const bool indirect = options_.indirect && buffers.size() > 1;
     const auto need = static_cast<std::uint32_t>(indirect ? 1 : buffers.size());
     if (room_ < need || ids_.empty()) std::abort();
@@ -231,7 +244,7 @@ DriverRing::DriverRing(GuestRam& ram, RingOptions options) : ram_(ram), options_
   }
 }
 
-std::uint64_t DriverRing::write_table(std::uint32_t id, const std::vector<Buffer>& buffers,
+std::uint64_t DriverRing::write_table(std::uint32_t id, std::span<const Buffer> buffers,
                                       bool packed) {
   if (buffers.size() > kTableMax) std::abort();
   for (std::size_t i = 0; i < buffers.size(); ++i) {
