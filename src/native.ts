@@ -48,8 +48,9 @@ export interface NativeChannel {
 /** See KeyAreaChange in native/sealed/backend_api.h. */
 export interface NativeKeyAreaChange {
   keyArea?: Uint8Array;
-  expectedGeneration?: number;
-  level?: boolean;
+  copy?: number;
+  number?: number;
+  expected?: Uint8Array;
 }
 
 export interface NativeDisk {
@@ -106,13 +107,7 @@ export interface NativeAddon {
   createDisk(options: object, keys?: NativeKeys, token?: NativeToken): Promise<void>;
   diskInfo(options: { path: string; format?: DiskFormat }): Promise<Record<string, unknown>>;
   checkDisk(options: object, keys?: NativeKeys, token?: NativeToken): Promise<unknown>;
-  /** native/sealed/backend_api.h, KeyAreaChange. */
-  replaceKeyArea(options: {
-    path: string;
-    keyArea?: Uint8Array;
-    expectedGeneration?: number;
-    level?: boolean;
-  }): Promise<void>;
+  replaceKeyArea(options: { path: string } & NativeKeyAreaChange): Promise<void>;
   handKeys(options: { fd: number; uuid: Uint8Array }, keys: NativeKeys): Promise<void>;
   keyAgent(
     options: { path: string; uuid: Uint8Array; count?: number; timeoutMs?: number },

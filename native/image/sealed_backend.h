@@ -280,6 +280,7 @@ class SealedBackend final : public Backend {
 
   AsyncMutex allocation_;  // mapping of unmapped slots; entry clusters
   AsyncMutex session_lock_;
+  AsyncMutex key_area_lock_;               // from comparing what is there to having replaced it
   Gate writers_;                           // closed while a session ends
   std::atomic<std::uint32_t> session_{0};  // id; 0: none yet
   std::atomic<std::uint32_t> next_lane_{0};

@@ -98,7 +98,7 @@ Task<Error> place_regions(Creation& c) {
 
 // The log is written once in full: its blocks are then overwrites that need no allocation.
 Task<Error> fill_regions(Creation& c) {
-  for (int copy = 0; copy < 2; ++copy) {
+  for (std::uint32_t copy = 0; copy < 2; ++copy) {
     if (Error e =
             co_await write_key_area_copy(c.io, c.file, c.extension, copy, 1, c.options.key_area)) {
       co_return e;
@@ -306,11 +306,7 @@ Task<Result<PublicInfo>> read_public_info(io::Queue& io, const io::File& file) {
   info.sessions = count_sessions(table);
   auto area = co_await read_key_area(io, file, x);
   if (!area) co_return area.take_error();
-  info.key_area_generation = area->generation;
-  info.key_area_copy_damaged[0] = area->damaged[0];
-  info.key_area_copy_damaged[1] = area->damaged[1];
-  info.key_area_copies_differ = area->differ;
-  info.key_area = std::move(area->blob);
+  info.key_area = std::move(*area);
   co_return std::move(info);
 }
 
@@ -320,25 +316,18 @@ Task<Error> replace_key_area(io::Queue& io, const io::File& file, const KeyAreaC
   const Extension& x = found->extension;
   auto area = co_await read_key_area(io, file, x);
   if (!area) co_return area.take_error();
-  if (change.expected_generation != 0 && area->generation != change.expected_generation) {
-    co_return Error(Kind::locked, "the key area was replaced meanwhile: generation " +
-                                      std::to_string(area->generation) + ", expected " +
-                                      std::to_string(change.expected_generation));
+  if (!change.expected.empty() && change.expected != state_of(*area)) {
+    co_return Error(Kind::locked, "the key area was replaced meanwhile");
   }
-  if (!change.blob.empty()) {
-    if (area->generation == ~std::uint64_t{0}) {
-      co_return Error(Kind::corrupt, "the key area's generation cannot grow any more");
-    }
-    const int older = area->newest == 0 ? 1 : 0;
-    const std::uint64_t next = area->generation + 1;
-    if (Error e = co_await write_key_area_copy(io, file, x, older, next, change.blob)) co_return e;
-    if (Error e = co_await io.fdatasync(file)) co_return e;
-    area->newest = older;
-    area->generation = next;
-    area->blob = change.blob;
+  if (change.blob.empty()) co_return Error();
+  if (change.copy >= area->size() || change.number == 0) {
+    co_return Error(Kind::invalid_argument, "a key area has the copies 0 and 1, numbered from 1");
   }
-  if (change.level) co_return co_await level_key_area(io, file, x, *area);
-  co_return Error();
+  if (Error e =
+          co_await write_key_area_copy(io, file, x, change.copy, change.number, change.blob)) {
+    co_return e;
+  }
+  co_return co_await io.fdatasync(file);
 }
 
 }  // namespace pqblk::sealed

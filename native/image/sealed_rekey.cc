@@ -34,6 +34,7 @@ struct SealedBackend::OldVersions {
 Task<Error> SealedBackend::change_key_area(QueueContext& q, const KeyAreaChange& change) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
   if (log_->failed()) co_return log_->error();
+  AsyncMutex::Guard lock = co_await key_area_lock_.lock();
   Error e = co_await sealed::replace_key_area(q.io, file_, change);
   if (e.kind() == Kind::io_error) log_->fail(e);  // a sync of its own: see Log::sync
   co_return e;

@@ -165,8 +165,9 @@ void read_keys(Napi::Env env, const Napi::Value& value, sealed::VolumeKeys& out)
 
 void read_key_area_change(Napi::Env env, const Options& options, sealed::KeyAreaChange& out) {
   options.read("keyArea", out.blob);
-  options.read("expectedGeneration", out.expected_generation);
-  options.read("level", out.level);
+  options.read("copy", out.copy);
+  options.read("number", out.number);
+  options.read("expected", out.expected);
   if (!out.blob.empty() && out.blob.size() != sealed::kKeyAreaBytes) {
     throw_type_error(env, "keyArea: expected 65536 bytes");
   }

@@ -10,7 +10,7 @@
 
 namespace pqblk::node {
 
-// changeKeyArea({ keyArea?, expectedGeneration?, level? })
+// changeKeyArea({ keyArea?, copy?, number?, expected? })
 Napi::Value DiskHandle::change_key_area(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::shared_ptr<image::Disk> disk = disk_or_throw(env);

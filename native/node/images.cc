@@ -106,14 +106,16 @@ Napi::Value sealed_to_js(Napi::Env env, const sealed::PublicInfo& info) {
           std::string(kBackingPolicies[static_cast<std::size_t>(info.backing_policy)].first));
   if (!info.backing_name.empty()) out.Set("backingName", info.backing_name);
   if (!info.backing_format.empty()) out.Set("backingFormat", info.backing_format);
-  out.Set("keyAreaGeneration", number_to_js(env, info.key_area_generation));
-  const Napi::Array damaged = Napi::Array::New(env);
-  for (std::uint32_t i = 0; i < 2; ++i) {
-    damaged.Set(i, Napi::Boolean::New(env, info.key_area_copy_damaged[i]));
+  const Napi::Array copies = Napi::Array::New(env);
+  std::uint32_t i = 0;
+  for (const sealed::KeyAreaCopy& copy : info.key_area) {
+    const Napi::Object one = Napi::Object::New(env);
+    one.Set("number", Napi::BigInt::New(env, copy.number));
+    one.Set("blob", bytes_to_js(env, copy.blob));
+    copies.Set(i++, one);
   }
-  out.Set("keyAreaCopyDamaged", damaged);
-  out.Set("keyAreaCopiesDiffer", info.key_area_copies_differ);
-  out.Set("keyArea", bytes_to_js(env, info.key_area));
+  out.Set("keyAreaCopies", copies);
+  out.Set("keyAreaState", bytes_to_js(env, sealed::state_of(info.key_area)));
   return out;
 }
 

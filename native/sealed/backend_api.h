@@ -4,6 +4,7 @@
 // format, the log and the I/O.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -37,6 +38,17 @@ struct CreateOptions {
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress;  // false: stop
 };
 
+// One copy of the key area. What is in it, and which of two copies counts, is the key layer's
+// business: nothing that can be seen without a key vouches for either.
+struct KeyAreaCopy {
+  std::uint64_t number = 0;                 // as the key layer gave it
+  std::array<std::uint8_t, 32> checksum{};  // over the number and the blob
+  std::vector<std::uint8_t> blob;           // kKeyAreaBytes; empty: the copy is damaged
+};
+using KeyArea = std::array<KeyAreaCopy, 2>;
+// 64 bytes that are others once a copy has changed.
+std::vector<std::uint8_t> state_of(const KeyArea& area);
+
 // What anyone can read without keys.
 struct PublicInfo {
   std::uint32_t format_version = 0;
@@ -50,10 +62,7 @@ struct PublicInfo {
   BackingPolicy backing_policy = BackingPolicy::none;
   std::string backing_name, backing_format;
   Uuid backing_uuid{};
-  std::uint64_t key_area_generation = 0;
-  bool key_area_copy_damaged[2] = {false, false};
-  bool key_area_copies_differ = false;  // both are valid: a replacement was cut short
-  std::vector<std::uint8_t> key_area;   // the newest valid copy; empty when both are damaged
+  KeyArea key_area;
 };
 
 // What create_image would refuse, before anything is touched.
@@ -63,14 +72,14 @@ Task<Error> create_image(io::Queue& io, const io::File& file, const CreateOption
                          const VolumeKeys& keys);
 Task<Result<PublicInfo>> read_public_info(io::Queue& io, const io::File& file);
 
-// How the key area is to be replaced. First the older copy becomes `blob` of the next generation,
-// durably; then, with `level`, the other copy becomes the same. Without a blob the newest copy
-// stays what it is and only the levelling is done: what is left of a replacement that was cut
-// short.
+// One copy of the key area becomes `blob`, durably. Without a blob nothing is written: only asked
+// whether it could be.
 struct KeyAreaChange {
-  std::vector<std::uint8_t> blob;         // kKeyAreaBytes, or empty
-  std::uint64_t expected_generation = 0;  // of the newest copy now, else error locked; 0: any
-  bool level = false;
+  std::vector<std::uint8_t> blob;  // kKeyAreaBytes, or empty
+  std::uint32_t copy = 0;          // 0 or 1
+  std::uint64_t number = 0;        // at least 1
+  std::vector<std::uint8_t>
+      expected;  // state_of() what is there now, else error locked; empty: any
 };
 Task<Error> replace_key_area(io::Queue& io, const io::File& file, const KeyAreaChange& change);
 

@@ -1,4 +1,4 @@
-// The two copies of the key area: an opaque blob, replaced atomically.
+// The two copies of the key area: opaque blobs, each with a number and a checksum.
 //
 // Room sealed/. What the blob means is the key layer's business. docs/format.md, section 5.
 #pragma once
@@ -13,23 +13,11 @@
 
 namespace pqblk::sealed {
 
-struct KeyArea {
-  std::uint64_t generation = 0;  // of the newest valid copy; 0: none is valid
-  int newest = -1;               // 0 or 1
-  bool damaged[2] = {false, false};
-  bool differ =
-      false;  // both copies are valid and hold different blobs: a replacement was cut short
-  std::vector<std::uint8_t> blob;  // kKeyAreaBytes, of the newest valid copy
-};
-
 Task<Result<KeyArea>> read_key_area(io::Queue& io, const io::File& file,
                                     const Extension& extension);
-// The newest valid copy over the other one, same generation, and a flush. Harmless when repeated.
-Task<Error> level_key_area(io::Queue& io, const io::File& file, const Extension& extension,
-                           const KeyArea& area);
-// Writes `blob` as generation `generation` into copy 0 or 1. No flush.
+// Writes `blob` as number `number` into copy 0 or 1. No flush.
 Task<Error> write_key_area_copy(io::Queue& io, const io::File& file, const Extension& extension,
-                                int copy, std::uint64_t generation,
+                                std::uint32_t copy, std::uint64_t number,
                                 const std::vector<std::uint8_t>& blob);
 
 }  // namespace pqblk::sealed

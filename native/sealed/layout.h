@@ -181,7 +181,7 @@ struct SealedGeometry {
 // Section 5: key area.
 struct KeyAreaHeadRaw {
   std::uint8_t magic[8];
-  Be64 generation;
+  Be64 number;
   Be32 blob_length;
   std::uint8_t zero[12];
   std::uint8_t checksum[32];

@@ -8,7 +8,7 @@ import {
   describeKeyArea,
   formatUuid,
   keyAreaOf,
-  openKeyArea,
+  openCopies,
   readAuditLog,
   requireOpenable,
   verifyAuditLog,
@@ -64,16 +64,16 @@ async function verify(path: string, flags: Flags): Promise<Report> {
   const log = flags.audit ?? (await auditPath(volumeIn(place), policy));
   if (log === undefined) throw new PqblkError('usage', 'name the audit log with --audit');
   const text = await readAuditLog(log);
-  const { blob, volumeUuid } = await place.read();
-  const volume = formatUuid(volumeUuid);
+  const copies = await place.read();
+  const volume = formatUuid(copies.volumeUuid);
   if (flags.unauthenticated) {
-    const { audit, generation } = describeKeyArea(blob);
+    const { audit, generation } = describeKeyArea(copies.blob);
     return { log, ...verifyAuditLog(text, volume, audit, generation) };
   }
   const store = openStore(flags);
   using identity = await unlockKey(store, path, flags);
-  using opened = await openKeyArea(blob, identity, { expectedVolumeUuid: volumeUuid });
-  await store.pins.check(opened, flags);
+  const { pins } = store;
+  using opened = (await openCopies(copies, identity, { ...flags, pins })).opened;
   if (policy) requireOpenable(policy, opened.slot);
   return { log, ...verifyAuditLog(text, volume, opened.audit, opened.generation) };
 }

@@ -7,8 +7,8 @@ import {
   formatUuid,
   type Identity,
   type KeyStore,
+  openCopies,
   openKeyArea,
-  type Policy,
   type RestoredHeader,
   type RestoredSlots,
   readHeaderBackup,
@@ -104,14 +104,24 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
   using approvers = await approversOf(flags, async () => slots);
   const audit = await auditOf(async () => backup.volumeUuid, flags, policy);
   const approvedBy: string[] = [];
+  const { allowRollback, confirmVmk, force } = flags;
+  const pins = { pins: store.pins, allowRollback, confirmVmk };
   const approve = async ({ before, after, present }: RestoredSlots) => {
     // While the disk's own key area is whole it says who has a word; a backup knows who had.
-    const restricted = policy?.twoPersons.includes('header-restore') && present.length > 0;
-    const vouching = restricted ? present : backup.keyArea;
-    if (restricted) await requireActive(vouching, identity, policy);
-    else if (policy) requireOpenable(policy, await slotOf(vouching, identity));
+    const restricted = policy?.twoPersons.includes('header-restore') && present !== undefined;
+    const slotOf = async (one: Identity) => {
+      using opened = restricted
+        ? (await openCopies(present, one, {})).opened
+        : await openKeyArea(backup.keyArea, one);
+      return opened.slot;
+    };
+    const own = policy && (await slotOf(identity));
+    if (own) requireOpenable(policy, own);
+    if (own && restricted) requireApprover(own, policy);
     for (const approver of approvers.identities) {
-      const { fingerprint } = await requireActive(vouching, approver, policy);
+      const slot = await slotOf(approver);
+      requireApprover(slot, policy);
+      const { fingerprint } = slot;
       if (!Buffer.from(approver.fingerprint).equals(identity.fingerprint)) {
         approvedBy.push(fingerprint);
       }
@@ -121,8 +131,6 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
     const log = { audited: audit !== undefined, restartsAudit: audit?.restarts };
     requireAllowed(policy, { operation, before, after, approvedBy, ...log });
   };
-  const { allowRollback, confirmVmk, force } = flags;
-  const pins = { pins: store.pins, allowRollback, confirmVmk };
   return await restoreHeader(path, backup, {
     identity,
     ...pins,
@@ -131,22 +139,6 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
     audit,
     approvedBy,
   });
-}
-
-async function requireActive(
-  keyArea: Uint8Array,
-  identity: Identity,
-  policy: Policy | undefined,
-): Promise<SlotDescription> {
-  const slot = await slotOf(keyArea, identity);
-  requireApprover(slot, policy);
-  return slot;
-}
-
-/** The slot that this key opens. */
-async function slotOf(keyArea: Uint8Array, identity: Identity): Promise<SlotDescription> {
-  using opened = await openKeyArea(keyArea, identity);
-  return opened.slot;
 }
 
 /** The key that opens the backup's key area. */

@@ -84,6 +84,7 @@ function sealedFields(sealed: SealedInfo): Fields {
     ['log', formatSize(sealed.logBytes)],
     ['sessions', String(sealed.sessions)],
     ['key area', damaged === 0 ? area : `${area}, ${damaged} of 2 copies DAMAGED`],
+    ...sealed.keyAreaFindings.map((found): [string, string] => ['', `DAMAGE: ${found}`]),
     [
       'backing file',
       backingText(

@@ -106,9 +106,7 @@ async function lookAt(
     const { slots, generation } = sealed.keyArea;
     const findings: Finding[] = [];
     const add = (kind: FindingKind, message: string) => findings.push({ kind, message });
-    if (sealed.keyAreaCopyDamaged.includes(true))
-      add('damaged', 'a copy of the key area is damaged');
-    if (sealed.keyAreaCopiesDiffer) add('damaged', 'a change of keys was cut short');
+    for (const message of sealed.keyAreaFindings) add('damaged', message);
     for (const { rule, message } of policy ? violations(policy, slots) : []) {
       if (rule !== 'not-after') add('policy', message); // said below, with or without a policy
     }

@@ -11,7 +11,8 @@ import {
   type KeyInfo,
   kemByName,
   kemParameters,
-  openKeyArea,
+  keyAreaOf,
+  openCopies,
   type Recipient,
   readKeyArea,
   recoveryIdentity,
@@ -85,18 +86,16 @@ function addList(slot: Command, terminal: Terminal): void {
       const slots = sealed?.keyArea?.slots ?? [];
       if (flags.json) {
         const { uuid, keyAreaGeneration, keyAreaCopyDamaged, keyAreaCopiesDiffer } = sealed ?? {};
-        const copies = { keyAreaGeneration, keyAreaCopyDamaged, keyAreaCopiesDiffer };
+        const { keyAreaFindings } = sealed ?? {};
+        const copies = {
+          ...{ keyAreaGeneration, keyAreaCopyDamaged, keyAreaCopiesDiffer, keyAreaFindings },
+        };
         terminal.json({ path, uuid, ...copies, authenticated: false, slots });
         return;
       }
       showSlots(terminal, slots);
-      if (sealed?.keyAreaCopyDamaged.includes(true)) {
-        terminal.remark(
-          'warning: one copy of the key area is DAMAGED; `pqblk check --repair` mends it',
-        );
-      }
-      if (sealed?.keyAreaCopiesDiffer) {
-        terminal.remark('warning: a change of the slots was cut short; run it again');
+      for (const found of sealed?.keyAreaFindings ?? []) {
+        terminal.remark(`warning: DAMAGED: ${found}; \`pqblk check --repair\` mends it`);
       }
     });
 }
@@ -294,10 +293,10 @@ function addTest(slot: Command, terminal: Terminal): void {
     .action(async (path: string, flags: KeyUseFlags & { json?: boolean }) => {
       const store = openStore(flags);
       using identity = await unlockKey(store, path, flags);
-      using opened = await openKeyArea(await readKeyArea(path), identity);
-      await store.pins.check(opened, flags);
-      const { sealed } = await diskInfo(path, 'sealed');
-      const found = findSlot(sealed?.keyArea?.slots ?? [], String(opened.slotIndex));
+      const copies = await keyAreaOf(path).read();
+      const { pins } = store;
+      using opened = (await openCopies(copies, identity, { ...flags, pins })).opened;
+      const found = opened.slot;
       const policy = await policyOf(flags);
       if (policy) requireOpenable(policy, opened.slot);
       const vmkCheck = toHex(opened.vmkCheck);

@@ -1,7 +1,7 @@
 // Room disk/: the other end of control-server.ts: changes a disk that another process serves.
 import type { Socket } from 'node:net';
 import { PqblkError } from '../errors.js';
-import { type KeyAreaPlace, type Secret, unmovedCopy } from '../keys/index.js';
+import { type KeyAreaPlace, type Secret, toHex, unmovedCopy } from '../keys/index.js';
 import type { Progress } from '../native.js';
 import { findControl } from './control-place.js';
 import { errorFromMessage, type Frame, receive, send } from './control-protocol.js';
@@ -40,9 +40,10 @@ export class ControlClient implements RotationHost {
   }
 
   get keyArea(): KeyAreaPlace {
-    return keyAreaPlace(this.path, async ({ keyArea, expectedGeneration: generation, level }) => {
-      if (keyArea) await this.#call({ op: 'replace-key-area', generation }, keyArea);
-      else await this.#call({ op: level ? 'level-key-area' : 'probe-key-area', generation });
+    return keyAreaPlace(this.path, async ({ keyArea, copy, expected }) => {
+      const state = toHex(expected ?? new Uint8Array(0));
+      if (keyArea) await this.#call({ op: 'write-key-area', copy, state }, keyArea);
+      else await this.#call({ op: 'probe-key-area', state });
     });
   }
 

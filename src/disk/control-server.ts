@@ -145,12 +145,10 @@ class Connection {
       case 'resize':
         return await disk.resize(count(message, 'size'));
       case 'probe-key-area':
-        return await disk.keyArea.probe(count(message, 'generation'));
-      case 'replace-key-area':
+        return await disk.keyArea.probe(stateIn(message));
+      case 'write-key-area':
         requireBytes(binary, KEY_AREA_BYTES);
-        return await disk.keyArea.replaceOlder(binary, count(message, 'generation'));
-      case 'level-key-area':
-        return await disk.keyArea.level(count(message, 'generation'));
+        return await disk.keyArea.write(message.copy === 1 ? 1 : 0, binary, stateIn(message));
       case 'begin-epoch': {
         using key = Secret.copyOf(binary);
         const epoch = count(message, 'epoch');
@@ -195,6 +193,11 @@ function count(message: Frame['message'], name: string): number {
   const value = message[name];
   if (typeof value === 'number' && Number.isSafeInteger(value) && value >= 0) return value;
   throw new PqblkError('invalid_argument', `${name}: expected an integer from 0 on`);
+}
+
+function stateIn({ state }: Frame['message']): Uint8Array {
+  if (typeof state === 'string' && /^[0-9a-f]{128}$/.test(state)) return Buffer.from(state, 'hex');
+  throw new PqblkError('invalid_argument', 'state: expected 128 hex digits');
 }
 
 function requireBytes(binary: Uint8Array, expected: number): void {

@@ -14,11 +14,13 @@ import {
   type Identity,
   type KeyAreaCopies,
   KeyAreaEditor,
+  needsMending,
   openKeyArea,
   type PinOptions,
   type Pins,
   readInput,
   type SlotDescription,
+  sisterOf,
   toHex,
 } from '../keys/index.js';
 import { calling, native } from '../native.js';
@@ -155,8 +157,8 @@ export interface RestoredSlots {
   /** Undefined when both copies on the disk are damaged. */
   readonly before: readonly SlotDescription[] | undefined;
   readonly after: readonly SlotDescription[];
-  /** The key area on the disk; empty when both copies are damaged. */
-  readonly present: Uint8Array;
+  /** The key area on the disk, when it can be read. */
+  readonly present: KeyAreaCopies | undefined;
 }
 
 export interface RestoredHeader extends Omit<RestoredSlots, 'present'> {
@@ -202,12 +204,12 @@ async function restoreUnderPin(
   const copies = await presentCopies(path);
   const before = copies && describeKeyArea(copies.blob).slots;
   if (copies && !options.force) requireNoKeyLost(path, copies.blob, editor.epochs.all);
-  await options.approve?.({ before, after, present: copies?.blob ?? new Uint8Array(0) });
+  await options.approve?.({ before, after, present: copies });
   requireLogged(editor, audit);
   const line = await audit?.prepare({
     operation: 'header-restore',
     volumeUuid: expectedVolumeUuid,
-    generation: editor.observed.generation + 1,
+    generation: audit ? editor.nextGeneration : editor.observed.generation,
     known: editor.audit,
     unlockedBy: toHex(identity.fingerprint),
     approvedBy,
@@ -244,9 +246,11 @@ async function writeBack(
   );
   const place = keyAreaOf(path);
   const present = await place.read();
-  const changes = !equalConstantTime(present.blob, blob);
-  if (changes) await place.replaceOlder(blob, present.generation);
-  await place.level((await place.read()).generation);
+  const changes = present.copies.some((copy) => !equalConstantTime(copy.blob, blob));
+  const last = present.order[0] ?? 0; // the newest one goes when its successor is durable
+  for (const index of changes || needsMending(present) ? [sisterOf(last), last] : []) {
+    await place.write(index, blob, (await place.read()).state);
+  }
   return { ...restored, keyArea: changes };
 }
 

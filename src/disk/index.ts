@@ -95,3 +95,4 @@ export type {
   RequestKind,
 } from './types.js';
 export { latencyBucketSeconds } from './types.js';
+export { openCopies } from './unlock.js';

@@ -1,5 +1,5 @@
 // Room disk/: what a disk's file says of itself without a key, and checking it.
-import { describeKeyArea, formatUuid, type KeyAreaDescription } from '../keys/index.js';
+import { describeKeyArea, formatUuid, type KeyAreaDescription, mendCopies } from '../keys/index.js';
 import {
   calling,
   type LongWork,
@@ -8,9 +8,9 @@ import {
   type NativeToken,
   native,
 } from '../native.js';
-import { keyAreaOf } from './key-area-file.js';
+import { copiesIn, keyAreaOf, type RawKeyArea } from './key-area-file.js';
 import type { DiskFormat, KeyOptions } from './types.js';
-import { aboutDataKeys, unlock } from './unlock.js';
+import { aboutDataKeys, type UnlockedVolume, unlock } from './unlock.js';
 
 export interface Qcow2Info {
   readonly version: number;
@@ -36,11 +36,14 @@ export interface SealedInfo {
   readonly backingPolicy: 'none' | 'sealed' | 'unauthenticated';
   readonly backingName?: string;
   readonly backingFormat?: string;
+  /** 0 when both copies are damaged. */
   readonly keyAreaGeneration: number;
   /** Of copy A and B. */
   readonly keyAreaCopyDamaged: readonly [boolean, boolean];
-  /** Both are intact and not the same: a change of keys was cut short, and wants to be run again. */
+  /** Both are whole and not the same: a change of keys was cut short, and wants to be run again. */
   readonly keyAreaCopiesDiffer: boolean;
+  /** What is wrong with the copies, for people; `pqblk check --repair` mends it. */
+  readonly keyAreaFindings: readonly string[];
   /** Slots and epochs; undefined when both copies are damaged. Not authenticated without a key. */
   readonly keyArea: KeyAreaDescription | undefined;
 }
@@ -59,10 +62,13 @@ export interface DiskInfo {
   readonly sealed?: SealedInfo;
 }
 
-interface RawSealed extends Omit<SealedInfo, 'uuid' | 'keyArea'> {
-  uuid: Uint8Array;
-  keyArea: Uint8Array;
-}
+type FromCopies =
+  | 'keyAreaGeneration'
+  | 'keyAreaCopyDamaged'
+  | 'keyAreaCopiesDiffer'
+  | 'keyAreaFindings'
+  | 'keyArea';
+type RawSealed = Omit<SealedInfo, 'uuid' | FromCopies> & RawKeyArea;
 
 /**
  * Describes a file. Without `format` its first bytes decide: good enough to describe it, never to
@@ -72,8 +78,21 @@ export async function diskInfo(path: string, format?: DiskFormat): Promise<DiskI
   const raw = await calling(() => native().diskInfo(format ? { path, format } : { path }));
   const { sealed, ...info } = raw as unknown as Omit<DiskInfo, 'sealed'> & { sealed?: RawSealed };
   if (sealed === undefined) return info;
-  const keyArea = sealed.keyArea.length > 0 ? describeKeyArea(sealed.keyArea) : undefined;
-  return { ...info, sealed: { ...sealed, uuid: formatUuid(sealed.uuid), keyArea } };
+  const { keyAreaCopies, keyAreaState, ...rest } = sealed;
+  const copies = copiesIn(sealed);
+  const keyArea = copies.blob.length > 0 ? describeKeyArea(copies.blob) : undefined;
+  return {
+    ...info,
+    sealed: {
+      ...rest,
+      uuid: formatUuid(sealed.uuid),
+      keyAreaGeneration: keyArea?.generation ?? 0,
+      keyAreaCopyDamaged: copies.damaged,
+      keyAreaCopiesDiffer: copies.differ,
+      keyAreaFindings: copies.findings,
+      keyArea,
+    },
+  };
 }
 
 export interface EngineInfo {
@@ -129,7 +148,7 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
       volume.lendKeys((keys) => check({ uuid: volume.uuid }, token, keys)),
     )) as CheckResult;
     await volume.record();
-    return await withKeyArea(path, result, repair);
+    return await withKeyArea(path, result, volume, repair);
   } catch (error) {
     throw aboutDataKeys(error);
   } finally {
@@ -138,22 +157,21 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
 }
 
 // A damaged copy of the key area goes unnoticed until the other one fails as well; one that is left
-// of a change that was cut short may open to keys that were revoked. Precondition: a key opened the
-// newest one.
-async function withKeyArea(path: string, result: CheckResult, repair: boolean) {
-  const place = keyAreaOf(path);
-  const { damaged, differ, generation } = await place.read();
-  const copy = damaged.indexOf(true);
-  if (copy < 0 && !differ) return result;
-  const found = differ
-    ? 'a change of the key area was cut short: its copies differ'
-    : `copy ${copy + 1} of the key area is damaged`;
-  if (repair) await place.level(generation);
+// of a change that was cut short may open to keys that were revoked.
+async function withKeyArea(
+  path: string,
+  result: CheckResult,
+  { keyArea: { copies, index, findings } }: UnlockedVolume,
+  repair: boolean,
+): Promise<CheckResult> {
+  if (findings.length === 0) return result;
+  if (repair) await mendCopies(keyAreaOf(path), copies, index);
+  const mended = `; written anew from copy ${index + 1}`;
   return {
     ...result,
     clean: result.clean && repair,
     corruptions: result.corruptions + (repair ? 0 : 1),
     corruptionsFixed: result.corruptionsFixed + (repair ? 1 : 0),
-    messages: [...result.messages, repair ? `${found}; written anew from the other` : found],
+    messages: [...result.messages, ...findings.map((found) => (repair ? found + mended : found))],
   };
 }

@@ -1,20 +1,29 @@
-// Room disk/: where the key area of a disk lies, and who may write it.
+// Room disk/: the key area where it lies: in a file, or in the hands of whoever has it open.
 //
-// Of a disk that nobody has open each call takes the lock for itself, so that a second process never
-// writes a disk that is served; of one that is open its owner writes. The generation that the caller read tells whether somebody was quicker in between.
+// Of a file that nobody has open the addon replaces it, holding the disk's lock, so that a second process never
+// writes a disk that is served; of one that is open its owner writes. The state that the caller read tells whether somebody was quicker in between.
 import { PqblkError } from '../errors.js';
-import type { KeyAreaCopies, KeyAreaPlace } from '../keys/index.js';
+import {
+  type CopyIndex,
+  generationIn,
+  type KeyAreaCopies,
+  type KeyAreaCopy,
+  type KeyAreaPlace,
+  orderCopies,
+} from '../keys/index.js';
 import { calling, type NativeKeyAreaChange, native } from '../native.js';
 
-interface RawCopies {
+/** What the addon says of the key area of a sealed disk. */
+export interface RawKeyArea {
   readonly uuid: Uint8Array;
-  readonly keyArea: Uint8Array;
-  readonly keyAreaGeneration: number;
-  readonly keyAreaCopyDamaged: readonly [boolean, boolean];
-  readonly keyAreaCopiesDiffer: boolean;
+  readonly keyAreaCopies: readonly [KeyAreaCopy, KeyAreaCopy];
+  readonly keyAreaState: Uint8Array;
 }
 
 type Change = (change: NativeKeyAreaChange) => Promise<void>;
+
+export const copiesIn = ({ uuid, keyAreaCopies, keyAreaState }: RawKeyArea): KeyAreaCopies =>
+  orderCopies(Uint8Array.from(uuid), keyAreaCopies, keyAreaState);
 
 /** The key area of the sealed disk at `path`. `locked` names the process that has it open. */
 export function keyAreaOf(path: string): KeyAreaPlace {
@@ -26,28 +35,19 @@ export function keyAreaPlace(path: string, change: Change): KeyAreaPlace {
   return {
     async read(): Promise<KeyAreaCopies> {
       const info = await calling(() => native().diskInfo({ path, format: 'sealed' }));
-      const raw = info.sealed as RawCopies;
-      return {
-        volumeUuid: Uint8Array.from(raw.uuid),
-        blob: raw.keyArea,
-        generation: raw.keyAreaGeneration,
-        damaged: raw.keyAreaCopyDamaged,
-        differ: raw.keyAreaCopiesDiffer,
-      };
+      return copiesIn(info.sealed as RawKeyArea);
     },
-    async probe(expectedGeneration) {
-      await calling(() => change({ expectedGeneration }));
+    async probe(expected) {
+      await calling(() => change({ expected }));
     },
-    async replaceOlder(keyArea, expectedGeneration) {
-      await calling(() => change({ keyArea, expectedGeneration }));
-    },
-    async level(expectedGeneration) {
-      await calling(() => change({ expectedGeneration, level: true }));
+    async write(copy: CopyIndex, keyArea, expected) {
+      const number = Number(generationIn(keyArea));
+      await calling(() => change({ keyArea, copy, number, expected }));
     },
   };
 }
 
-/** The newest intact copy of a sealed disk's key area, 64 KiB. Kind `key_area_damaged`. */
+/** The newest whole copy of a sealed disk's key area, 64 KiB. Kind `key_area_damaged`. */
 export async function readKeyArea(path: string): Promise<Uint8Array> {
   const { blob } = await keyAreaOf(path).read();
   if (blob.length > 0) return blob;

@@ -11,10 +11,10 @@ import {
   changeKeyArea,
   type KeyAreaEditor,
   type KeyAreaPlace,
-  openKeyArea,
   type Secret,
 } from '../keys/index.js';
 import type { LongWork } from '../native.js';
+import { openCopies } from './unlock.js';
 
 export interface RekeyOptions extends LongWork {
   /** Only count what is of another epoch. */
@@ -202,10 +202,9 @@ function requireStill(plan: Plan, editor: KeyAreaEditor, aborted: boolean): void
 async function beginEpoch(
   host: RotationHost,
   epoch: number,
-  { identity }: RotateDataKeyOptions,
+  { identity, ...accepted }: RotateDataKeyOptions,
 ): Promise<void> {
-  const { blob, volumeUuid } = await host.keyArea.read();
-  using keys = await openKeyArea(blob, identity, { expectedVolumeUuid: volumeUuid });
+  using keys = (await openCopies(await host.keyArea.read(), identity, accepted)).opened;
   const key = keys.dataKeys.get(epoch);
   if (!key) throw new PqblkError('locked', 'the key area was replaced meanwhile');
   await host.beginEpoch(epoch, key);

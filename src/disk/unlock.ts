@@ -3,13 +3,31 @@
 // The engine reads the key area and hands it up unopened; the room keys/ opens it; the pins of this
 // host are asked before anything is used. Copies of secrets live here for the length of one call.
 import { PqblkError } from '../errors.js';
-import { openKeyArea, unmovedCopy, type VolumeKeys } from '../keys/index.js';
-import { calling, type NativeKeys, native } from '../native.js';
+import {
+  type Chosen,
+  type CopyIndex,
+  findingsOf,
+  type Identity,
+  type KeyAreaCopies,
+  type OpenedKeyArea,
+  openKeyArea,
+  openNewest,
+  unmovedCopy,
+  type VolumeKeys,
+} from '../keys/index.js';
+import type { NativeKeys } from '../native.js';
+import { keyAreaOf } from './key-area-file.js';
 import type { KeyOptions } from './types.js';
 
 /** The keys of one volume. Dispose of it as soon as the engine has them. */
 export interface UnlockedVolume {
   readonly uuid: Uint8Array;
+  /** The copies as they were, that which opened, and what is wrong with them. */
+  readonly keyArea: {
+    readonly copies: KeyAreaCopies;
+    readonly index: CopyIndex;
+    readonly findings: readonly string[];
+  };
   /** Calls `fn` with copies that are wiped when it returns. */
   lendKeys<T>(fn: (lent: NativeKeys) => T): T;
   /** Lets this host remember what it saw; after the open succeeded. */
@@ -48,6 +66,20 @@ export function aboutDataKeys(error: unknown): unknown {
   return new PqblkError('data_key_missing', message, { path, operation, hint, cause });
 }
 
+/** Opens the copy that counts, as `identity` and the pin see it. Kinds as `openNewest`. */
+export async function openCopies(
+  copies: KeyAreaCopies,
+  identity: Identity,
+  { pins, allowRollback, confirmVmk }: KeyOptions,
+): Promise<Chosen<OpenedKeyArea>> {
+  const expectedVolumeUuid = copies.volumeUuid;
+  return await openNewest(copies, {
+    ...{ pins, allowRollback, confirmVmk },
+    open: (blob) => openKeyArea(blob, identity, { expectedVolumeUuid }),
+    observe: (opened) => opened,
+  });
+}
+
 /** Kinds `no_key` (no identity), `key_area_damaged`, and those of openKeyArea and Pins.check. */
 export async function unlock(path: string, options: KeyOptions): Promise<UnlockedVolume> {
   const { identity, pins } = options;
@@ -57,24 +89,18 @@ export async function unlock(path: string, options: KeyOptions): Promise<Unlocke
       hint: 'name a key of the key store',
     });
   }
-  const info = await calling(() => native().diskInfo({ path, format: 'sealed' }));
-  const sealed = info.sealed as { uuid: Uint8Array; keyArea: Uint8Array };
-  if (sealed.keyArea.length === 0) {
-    throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', {
-      path,
-      hint: 'restore them from a header backup',
-    });
-  }
-  const keys = await openKeyArea(sealed.keyArea, identity, { expectedVolumeUuid: sealed.uuid });
+  const copies = await keyAreaOf(path).read();
+  const chosen = await openCopies(copies, identity, options);
+  const { opened: keys, index, refused } = chosen;
   try {
-    await pins?.check(keys, options);
     options.onSlot?.(keys.slot);
   } catch (error) {
     keys[Symbol.dispose]();
     throw error;
   }
   return {
-    uuid: Uint8Array.from(sealed.uuid),
+    uuid: copies.volumeUuid,
+    keyArea: { copies, index, findings: findingsOf(copies, { refused }) },
     lendKeys: (fn) => lendKeys(keys, fn),
     record: async () => {
       await pins?.record(keys, options);

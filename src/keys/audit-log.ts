@@ -116,7 +116,8 @@ export function verifyAuditLog(
         findings.push(`line ${index + 1} does not follow the line before it`);
       }
       if (record.volume !== volume) findings.push(`line ${index + 1} is of another volume`);
-      if (record.generation < last && record.restoredFrom === undefined)
+      const back = record.generation < last && !follows(last, record.generation);
+      if (back && record.restoredFrom === undefined)
         findings.push(`line ${index + 1} goes back in generation`);
       if (index >= counted && !isAttempt(record, generation)) {
         findings.push(
@@ -167,6 +168,7 @@ function contradictions(
   const makers = new Map<number, number>();
   return records.flatMap(({ line, generation, result }, at) => {
     if (standings[at] !== 'counted' || result !== 'begun') return [];
+    if (generation === 1 && makers.has(Number.MAX_SAFE_INTEGER)) makers.clear();
     const other = makers.get(generation);
     makers.set(generation, line);
     return other === undefined
@@ -179,9 +181,13 @@ function contradictions(
 const beginsAnew = (record: AuditRecord | undefined) =>
   record?.line === 1 && (record.formerLines ?? 0) > 0;
 
+/** Under a new master key the highest generation is followed by the first. */
+const follows = (generation: number, next: number) =>
+  next === generation + 1 || (generation === Number.MAX_SAFE_INTEGER && next === 1);
+
 /** A change that did not come about, or its failure after the key area had it. */
 function isAttempt(record: AuditRecord, generation: number): boolean {
-  if (record.generation === generation + 1) return true;
+  if (follows(generation, record.generation)) return true;
   return record.generation === generation && record.result.startsWith('failed');
 }
 
@@ -363,7 +369,8 @@ export class AuditLog implements AuditTrail {
     );
     const beyond = lines.slice(counted).map(parseRecord);
     // A restored key area is older than its log; any other writer follows it closely.
-    const close = beyond.every((record) => record && isAttempt(record, generation - 1));
+    const before = generation > 1 ? generation - 1 : Number.MAX_SAFE_INTEGER;
+    const close = beyond.every((record) => record && isAttempt(record, before));
     if (other === undefined && whole && linked && (close || operation === 'header-restore')) {
       return beyond.length;
     }

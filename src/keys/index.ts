@@ -34,12 +34,24 @@ export {
   type ChangeKeyAreaOptions,
   type ChangeStep,
   changeKeyArea,
-  type KeyAreaCopies,
-  type KeyAreaPlace,
   type KeyAreaState,
   requireApprover,
 } from './key-area-change.js';
-export { KEY_AREA_BYTES, SLOTS_MAX } from './key-area-codec.js';
+export { generationIn, KEY_AREA_BYTES, SLOTS_MAX } from './key-area-codec.js';
+export {
+  type Chosen,
+  type CopyIndex,
+  findingsOf,
+  type KeyAreaCopies,
+  type KeyAreaCopy,
+  type KeyAreaPlace,
+  mendCopies,
+  needsMending,
+  openNewest,
+  orderCopies,
+  type Refusal,
+  sisterOf,
+} from './key-area-copies.js';
 export {
   type AuditHead,
   describeKeyArea,

@@ -8,38 +8,22 @@
 import { PqblkError } from '../errors.js';
 import { equalConstantTime, formatUuid, toHex } from './bytes.js';
 import { openKeyArea } from './key-area.js';
+import {
+  type CopyIndex,
+  type KeyAreaCopies,
+  type KeyAreaPlace,
+  mendCopies,
+  needsMending,
+  openNewest,
+  requireReadable,
+  requireUncontested,
+  sisterOf,
+} from './key-area-copies.js';
 import type { AuditHead, SlotDescription } from './key-area-describe.js';
 import { KeyAreaEditor, type SealedKeyArea } from './key-area-editor.js';
 import type { Observed, PinOptions, Pins } from './pins.js';
 import { type KeyOperation, type Policy, requireAllowed, requireOpenable } from './policy.js';
 import type { Identity } from './provider.js';
-
-/** Both copies of a key area. */
-export interface KeyAreaCopies {
-  readonly volumeUuid: Uint8Array;
-  /** The newest intact copy, 64 KiB; empty when both are damaged. */
-  readonly blob: Uint8Array;
-  /** Counts replacements; the blob has a generation of its own. */
-  readonly generation: number;
-  /** Of copy A and B. */
-  readonly damaged: readonly [boolean, boolean];
-  /** Both are intact and not the same: a replacement was cut short. */
-  readonly differ: boolean;
-}
-
-/** Where a key area lies and who may replace it. */
-export interface KeyAreaPlace {
-  read(): Promise<KeyAreaCopies>;
-  /** Throws what replacing it now would throw, and changes nothing. */
-  probe(expectedGeneration: number): Promise<void>;
-  /**
-   * Makes the older copy `blob`, durably, and leaves the newest one alone. Kind `locked` when somebody
-   * else has the disk, or replaced its key area since `expectedGeneration` was read.
-   */
-  replaceOlder(blob: Uint8Array, expectedGeneration: number): Promise<void>;
-  /** Makes the other copy like the newest one, durably. Harmless when they are alike. */
-  level(expectedGeneration: number): Promise<void>;
-}
 
 /** The steps of a change, in order; `onStep` hears of each when it is done. */
 export const CHANGE_STEPS = [
@@ -167,17 +151,24 @@ async function changeFrom(
 ): Promise<ChangedKeyArea> {
   const { place, identity, pins, edit, dryRun = false } = options;
   const step = async (name: ChangeStep) => await options.onStep?.(name);
-  requireReadable(copies);
   const expectedVolumeUuid = copies.volumeUuid;
-  using editor = await KeyAreaEditor.open(copies.blob, identity, { expectedVolumeUuid });
-  await pins?.check(editor.observed, options);
+  const { allowRollback, confirmVmk } = options;
+  const chosen = await openNewest(copies, {
+    ...{ pins, allowRollback, confirmVmk },
+    open: (blob) => KeyAreaEditor.open(blob, identity, { expectedVolumeUuid }),
+    observe: ({ observed }) => observed,
+  });
+  using editor = chosen.opened;
+  requireUncontested(chosen);
+  const { index } = chosen;
+  const { blob } = copies.copies[index];
   const own = editor.slots.find((slot) => slot.index === editor.ownIndex);
   if (options.policy && own) requireOpenable(options.policy, own);
-  const approvedBy = await approve(editor, copies.blob, options);
+  const approvedBy = await approve(editor, blob, options);
   await step('opened');
 
   const before = stateOf(editor.observed, editor.slots);
-  await edit(editor, copies.blob);
+  await edit(editor, blob);
   if (editor.changed || options.partOfMore) {
     requirePermitted(editor, before.slots, approvedBy, options);
   }
@@ -187,7 +178,7 @@ async function changeFrom(
   const subject: AuditSubject = {
     operation: options.operation,
     volumeUuid: copies.volumeUuid,
-    generation: editor.observed.generation + 1,
+    generation: editor.changed ? editor.nextGeneration : editor.observed.generation + 1,
     known: editor.audit,
     unlockedBy: toHex(identity.fingerprint),
     approvedBy,
@@ -197,11 +188,14 @@ async function changeFrom(
   };
   if (!editor.changed) {
     if (options.partOfMore) await options.audit?.rehearse(subject);
-    const completed = isCutShort(copies);
-    if (!dryRun) await completeEarlier(copies, editor.observed, options);
+    const completed = needsMending(copies);
+    if (!dryRun) {
+      if (completed) await mendCopies(place, copies, index);
+      await pins?.record(editor.observed, options);
+    }
     return { ...result, changed: false, completed, after: before };
   }
-  await place.probe(copies.generation);
+  await place.probe(copies.state);
   if (dryRun) {
     await options.audit?.rehearse(subject);
     return { ...result, changed: true, completed: false, after: plannedState(editor) };
@@ -213,12 +207,12 @@ async function changeFrom(
     await step('composed');
     await line?.append();
     await step('logged');
-    await write(sealed, copies, editor, options).catch(async (error: unknown) => {
+    await write(sealed, { copies, index }, editor, options).catch(async (error: unknown) => {
       await line?.failed(error);
       throw error;
     });
     const after = stateOf(sealed.observed, editor.slots);
-    return { ...result, changed: true, completed: isCutShort(copies), after };
+    return { ...result, changed: true, completed: needsMending(copies), after };
   } finally {
     await line?.close();
   }
@@ -226,7 +220,7 @@ async function changeFrom(
 
 async function write(
   sealed: SealedKeyArea,
-  copies: KeyAreaCopies,
+  { copies, index }: { copies: KeyAreaCopies; index: CopyIndex },
   editor: KeyAreaEditor,
   options: ChangeKeyAreaOptions,
 ): Promise<void> {
@@ -234,12 +228,17 @@ async function write(
   const step = async (name: ChangeStep) => await options.onStep?.(name);
   await pins?.announce(editor.observed, sealed.observed);
   await step('announced');
-  await place.replaceOlder(sealed.blob, copies.generation);
+  const first = sisterOf(index);
+  await place.write(first, sealed.blob, copies.state);
   await step('one-copy');
-  await place.level(copies.generation + 1);
+  const half = await place.read();
+  if (!equalConstantTime(half.copies[first].blob, sealed.blob)) {
+    throw new PqblkError('locked', 'the key area was replaced meanwhile');
+  }
+  await place.write(index, sealed.blob, half.state);
   await step('both-copies');
   const written = await place.read();
-  if (!equalConstantTime(written.blob, sealed.blob) || isCutShort(written)) {
+  if (!equalConstantTime(written.blob, sealed.blob) || needsMending(written)) {
     throw new PqblkError('io_error', 'the key area that was read back is not what was written', {
       operation: 'verify key area',
       hint: 'the storage may be failing: keep a header backup, then look at it with `pqblk check`',
@@ -248,25 +247,6 @@ async function write(
   await step('verified');
   await pins?.record(sealed.observed, options);
   await step('pinned');
-}
-
-/** An earlier change reached one copy only, or a copy is damaged: the newest one counts. */
-const isCutShort = ({ damaged, differ }: KeyAreaCopies) => damaged[0] || damaged[1] || differ;
-
-async function completeEarlier(
-  copies: KeyAreaCopies,
-  seen: Observed,
-  options: ChangeKeyAreaOptions,
-): Promise<void> {
-  if (isCutShort(copies)) await options.place.level(copies.generation);
-  await options.pins?.record(seen, options);
-}
-
-function requireReadable({ blob }: KeyAreaCopies): void {
-  if (blob.length > 0) return;
-  throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', {
-    hint: 'restore them from a header backup',
-  });
 }
 
 /** Second keys prove themselves by opening the same master key through slots of their own. */
@@ -370,9 +350,9 @@ function stateOf(seen: Observed, slots: readonly SlotDescription[]): KeyAreaStat
 }
 
 function plannedState(editor: KeyAreaEditor): KeyAreaState {
-  const { generation, vmkCheck } = editor.observed;
+  const { vmkCheck } = editor.observed;
   return {
-    generation: generation + 1,
+    generation: editor.nextGeneration,
     vmkCheck: editor.rotatesMasterKey ? undefined : toHex(vmkCheck),
     slots: editor.slots,
   };

@@ -138,6 +138,10 @@ export function parseKeyArea(bytes: Uint8Array): KeyArea {
   return { head, slots };
 }
 
+/** The generation that a blob of the right size says it has. */
+export const generationIn = (blob: Uint8Array) =>
+  viewOf(blob).getBigUint64(OFFSET.generation, true);
+
 function parseVersions(view: DataView): [version: number, slotCount: number] {
   const version = view.getUint16(OFFSET.version, true);
   const minimum = view.getUint16(OFFSET.minimumReader, true);

@@ -120,6 +120,11 @@ export class KeyAreaEditor {
     return this.#touched;
   }
 
+  /** Of the key area that `seal` makes. Kind `out_of_range`. */
+  get nextGeneration(): number {
+    return successorOf(this.#head, this.#rotates);
+  }
+
   get rotatesMasterKey(): boolean {
     return this.#rotates;
   }
@@ -270,7 +275,8 @@ export class KeyAreaEditor {
       slots[index] = await sealSlot(vmk, volumeUuid, slots[index] as Slot, provider);
     }
     const head: HeadFields = {
-      ...nextGeneration(this.#head),
+      ...this.#head,
+      generation: this.nextGeneration,
       auditLength: BigInt(audit.lines),
       auditHead: fromHex(audit.hash),
     };
@@ -344,11 +350,14 @@ export async function addSlot(
   return (await editor.seal()).blob;
 }
 
-function nextGeneration(head: Head): HeadFields {
-  if (head.generation >= Number.MAX_SAFE_INTEGER) {
-    throw new PqblkError('out_of_range', 'the key area was replaced too often');
-  }
-  return { ...head, generation: head.generation + 1 };
+/** Numbers do not end: under a new master key they begin anew, since its predecessor's mean nothing. */
+function successorOf({ generation }: Head, rotates: boolean): number {
+  if (generation < Number.MAX_SAFE_INTEGER) return generation + 1;
+  if (rotates) return 1;
+  throw new PqblkError('out_of_range', 'the generation of the key area cannot grow any more', {
+    operation: 'change key area',
+    hint: '`pqblk rotate-master-key` begins to count anew',
+  });
 }
 
 const noSuchSlot = (index: number) => new PqblkError('slot_not_found', `there is no slot ${index}`);

@@ -68,11 +68,13 @@ export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions)
         `expected ${pin.vmkCheck}, found ${check}`,
       {
         operation: 'check pin',
-        hint: `if it was rotated elsewhere, compare with whoever did it, then confirm ${check}`,
+        hint: isOlder(seen, expected)
+          ? 'it is older than what this host has seen as well: somebody put an old copy back'
+          : `if it was rotated elsewhere, compare with whoever did it: --confirm-vmk ${check}`,
       },
     );
   }
-  const older = seen.generation < expected.generation || seen.currentEpoch < expected.epoch;
+  const older = isOlder(seen, expected);
   if (older && options.allowRollback !== true) {
     throw new PqblkError(
       'rollback',
@@ -90,6 +92,9 @@ export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions)
   const same = seen.generation === pin.generation && seen.currentEpoch === pin.epoch;
   return same && !isAnnounced ? 'same' : 'newer';
 }
+
+const isOlder = (seen: Observed, { generation, epoch }: PinnedState) =>
+  seen.generation < generation || seen.currentEpoch < epoch;
 
 function confirms(check: string, given: string | undefined): boolean {
   const digits = given?.toLowerCase() ?? '';

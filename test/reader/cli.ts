@@ -78,7 +78,7 @@ function summarize(image: SealedImage, openEvery: number, sha3: boolean) {
     closedCleanly: image.closedCleanly,
     blocks: image.blocks.length,
     sessions: [...image.sessions.sessions.keys()],
-    keyAreaGeneration: image.keyArea.generation,
+    keyAreaGeneration: Number(image.keyArea.generations[0]),
     states,
     damaged,
     refcounts: verifyRefcounts(image),

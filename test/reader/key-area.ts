@@ -15,8 +15,11 @@ const SLOT_DECRYPT_ONLY = 2;
 const SLOT_REVOKED = 3;
 
 export interface KeyArea {
-  readonly generation: number;
+  /** The generations that the whole copies say they have, in the order in which they are tried. */
+  readonly generations: readonly bigint[];
+  /** The first of them, which counts unless it does not open. */
   readonly blob: Uint8Array;
+  readonly others: readonly Uint8Array[];
   /** Which of the copies A and B are valid. */
   readonly valid: readonly boolean[];
 }
@@ -26,26 +29,54 @@ export interface VolumeKeys {
   readonly dataKeys: ReadonlyMap<number, Uint8Array>;
 }
 
-/** The valid copy with the higher generation; A when they are equal. */
+/** Whole copies in the order in which they are tried: the higher generation of the blob first, A before B. */
 export function chooseKeyArea(copies: readonly Uint8Array[]): KeyArea {
   const parsed = copies.map(parseCopy);
   const valid = parsed.map((copy) => copy !== undefined);
-  const [a, b] = parsed;
-  const best = a && b ? (b.generation > a.generation ? b : a) : (a ?? b);
-  if (!best) return fail('key-area', 'no copy of the key area is valid');
-  return { ...best, valid };
+  const whole = parsed.filter((copy) => copy !== undefined);
+  const [a, b] = whole;
+  if (
+    a &&
+    b &&
+    (b.generation === a.generation ? b.number > a.number : b.generation > a.generation)
+  ) {
+    whole.reverse();
+  }
+  const [first, ...others] = whole;
+  if (!first) return fail('key-area', 'no copy of the key area is valid');
+  const generations = whole.map(({ generation }) => generation);
+  return { generations, blob: first.blob, others: others.map(({ blob }) => blob), valid };
 }
 
-function parseCopy(bytes: Uint8Array): { generation: number; blob: Uint8Array } | undefined {
+/** Opens the first copy whose MAC holds for this key; see openBlob. */
+export function openKeyArea(area: KeyArea, uuid: Uint8Array, secretKey: Uint8Array): VolumeKeys {
+  for (const blob of [area.blob, ...area.others].slice(0, -1)) {
+    try {
+      return openBlob(blob, uuid, secretKey);
+    } catch {} // the last one says what is wrong
+  }
+  return openBlob(area.others.at(-1) ?? area.blob, uuid, secretKey);
+}
+
+interface Copy {
+  readonly number: bigint;
+  readonly generation: bigint;
+  readonly blob: Uint8Array;
+}
+
+function parseCopy(bytes: Uint8Array): Copy | undefined {
   const head = new Fields(bytes.subarray(0, 64), 'key-area');
   const blob = bytes.slice(PAGE, PAGE + BLOB_BYTES);
   if (head.text(0, 8) !== 'PQBLKKEY' || head.u32(16) !== BLOB_BYTES) return undefined;
   if (!same(sha3_256(join(bytes.subarray(0, 32), blob)), head.slice(32, 32))) return undefined;
   head.zero(20, 12, 'reserved bytes of the key area head');
-  const generation = head.u64(8);
-  ensure(generation >= 1, 'key-area', 'generation 0');
-  return { generation, blob };
+  const number = bigEndian(head.slice(8, 8));
+  ensure(number >= 1n, 'key-area', 'number 0');
+  return { number, generation: bigEndian(blob.slice(16, 24).reverse()), blob };
 }
+
+const bigEndian = (bytes: Uint8Array) =>
+  bytes.reduce((value, byte) => value * 256n + BigInt(byte), 0n);
 
 // ---- the blob ---------------------------------------------------------------------------------------
 

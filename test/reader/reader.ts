@@ -22,7 +22,7 @@ import {
 import { ImageFile } from './file.js';
 import { LogFold } from './fold.js';
 import { checkHeaderMac, type Header, parseHeader, SECTOR_BYTES } from './header.js';
-import { chooseKeyArea, type KeyArea, openBlob, type VolumeKeys } from './key-area.js';
+import { chooseKeyArea, type KeyArea, openKeyArea, type VolumeKeys } from './key-area.js';
 import {
   type LogBlock,
   type LogContext,
@@ -78,7 +78,7 @@ export function openWithPrivateKey(
 ): SealedImage {
   return withFile(path, (file) => {
     const unlock = (header: Header, area: KeyArea) =>
-      openBlob(area.blob, header.uuid, mlkemSecretKey);
+      openKeyArea(area, header.uuid, mlkemSecretKey);
     return new SealedImage(file, unlock, options);
   });
 }

@@ -65,10 +65,11 @@ class SealedDisk {
     REQUIRE(found);
     return std::move(*found);
   }
-  // A key area full of `mark`, in place of the one that is there.
+  // The other copy of the key area full of `mark`.
   sealed::KeyAreaChange next_area(std::uint8_t mark) {
-    return {std::vector<std::uint8_t>(sealed::kKeyAreaBytes, mark),
-            info().sealed->key_area_generation, true};
+    const sealed::KeyArea area = info().sealed->key_area;
+    return {std::vector<std::uint8_t>(sealed::kKeyAreaBytes, mark), 1, area[1].number + 1,
+            sealed::state_of(area)};
   }
   const std::string& path() const { return file_.path(); }
 
@@ -192,7 +193,7 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   CHECK(verified->sectors == 0);
   CHECK_FALSE(disk->finish_epoch());
   sealed::KeyAreaChange stale = sealed.next_area(3);
-  --stale.expected_generation;
+  stale.expected[40] ^= 1;
   CHECK(disk->change_key_area(stale).kind() == Kind::locked);  // somebody else's is not lost
   CHECK_FALSE(disk->change_key_area(sealed.next_area(3)));
   stop = true;
@@ -200,7 +201,9 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   for (Guest& guest : guests) CHECK(guest.all_right(*disk));
   REQUIRE_FALSE(disk->close());
   CHECK(sealed.info().sealed->sessions == 1);
-  CHECK(sealed.info().sealed->key_area == std::vector<std::uint8_t>(sealed::kKeyAreaBytes, 3));
+  const sealed::KeyArea area = sealed.info().sealed->key_area;
+  CHECK(area[0].blob == std::vector<std::uint8_t>(sealed::kKeyAreaBytes, 1));
+  CHECK(area[1].blob == std::vector<std::uint8_t>(sealed::kKeyAreaBytes, 3));
 
   // With the new key alone everything is there, and nothing is wrong with the image.
   disk = sealed.open(keys_of({2}, 2));

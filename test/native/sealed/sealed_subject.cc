@@ -31,7 +31,7 @@ crypto::SecretKey key_of(std::uint8_t fill) {
 // What the key layer would keep in the key area: the epochs whose keys a volume has.
 struct Epochs {
   std::uint8_t current = 1, next = 0;  // next: a rotation is under way
-  std::uint64_t generation = 0;        // of the key area that says so
+  KeyArea area;                        // that says so
 
   std::vector<std::uint8_t> blob() const {
     std::vector<std::uint8_t> bytes(kKeyAreaBytes, 0x5a);
@@ -49,11 +49,15 @@ struct Epochs {
   }
 };
 
+std::uint32_t newest_of(const KeyArea& area) { return area[1].number > area[0].number ? 1 : 0; }
+
 Task<Result<Epochs>> epochs_of(io::Queue& io, const io::File& file) {
   auto info = co_await read_public_info(io, file);
   if (!info) co_return info.take_error();
-  if (info->key_area.empty()) co_return Error(Kind::io_error, "no copy of the key area was read");
-  co_return Epochs{info->key_area[0], info->key_area[1], info->key_area_generation};
+  KeyArea& area = info->key_area;
+  const auto& blob = area[newest_of(area)].blob;
+  if (blob.empty()) co_return Error(Kind::io_error, "no copy of the key area was read");
+  co_return Epochs{blob[0], blob[1], std::move(area)};
 }
 
 // The next step of a rotation: begin one, or finish it when nothing of the old epoch is left.
@@ -62,15 +66,25 @@ Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
   auto epochs = co_await epochs_of(q.io, backend.file());
   if (!epochs) co_return epochs.take_error();
   const auto replace = [&](Epochs with) -> Task<Error> {
+    const std::uint32_t newest = newest_of(epochs->area);
     KeyAreaChange change;
     change.blob = with.blob();
-    change.expected_generation = epochs->generation;
-    change.level = true;
+    change.expected = state_of(epochs->area);
+    change.number = epochs->area[newest].number + 1;
+    change.copy = 1 - newest;
     Error e = co_await backend.change_key_area(q, change);
-    co_return e.kind() == Kind::locked ? Error() : std::move(e);  // another one was faster
+    if (e) co_return e.kind() == Kind::locked ? Error() : std::move(e);  // another one was faster
+    auto half = co_await epochs_of(q.io, backend.file());
+    if (!half) co_return half.take_error();
+    if (half->area[1 - newest].blob != change.blob) co_return Error();  // as above
+    change.expected = state_of(half->area);
+    change.copy = newest;
+    e = co_await backend.change_key_area(q, change);
+    co_return e.kind() == Kind::locked ? Error() : std::move(e);
   };
   if (epochs->next == 0) {
-    co_return co_await replace({epochs->current, static_cast<std::uint8_t>(epochs->current + 1)});
+    co_return co_await replace(
+        {epochs->current, static_cast<std::uint8_t>(epochs->current + 1), {}});
   }
   if (backend.epoch() != epochs->next) {
     co_return co_await backend.begin_epoch(q, test_data_key(epochs->next));
@@ -80,7 +94,7 @@ Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
   if (*left != 0) co_return Error();
   Error e = co_await backend.finish_epoch(q, epochs->next);
   if (e) co_return e.kind() == Kind::canceled ? Error() : std::move(e);  // as above
-  co_return co_await replace({epochs->next, 0});
+  co_return co_await replace({epochs->next, 0, {}});
 }
 
 }  // namespace
