@@ -152,7 +152,7 @@ async function requireFree(path: string): Promise<void> {
   try {
     using served = await ControlClient.open(path);
     const place = served?.keyArea ?? keyAreaOf(path);
-    await place.probe((await place.read()).generation);
+    await place.probe((await place.read()).state);
   } catch (error) {
     throw inPath(await explainLocked(error, path), path);
   }
