@@ -31,6 +31,7 @@ struct GuestBuffers {
   GuestBuffers part(std::uint64_t offset, std::uint64_t length) const;
   // Where this part lies; null when it lies in pieces.
   std::uint8_t* contiguous(std::uint64_t offset, std::uint64_t length) const;
+  std::vector<iovec> pieces() const;     // all of it, none empty
   void copy_in(const void* from) const;  // fills all of it
   void copy_out(void* to) const;         // reads all of it
   void zero() const;

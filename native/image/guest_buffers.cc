@@ -43,6 +43,15 @@ std::uint8_t* GuestBuffers::contiguous(std::uint64_t offset, std::uint64_t lengt
   return nullptr;
 }
 
+std::vector<iovec> GuestBuffers::pieces() const {
+  std::vector<iovec> out;
+  out.reserve(iov.size());
+  for_each_piece(*this, [&](std::uint8_t* base, std::size_t length) {
+    out.push_back({base, length});
+  });
+  return out;
+}
+
 void GuestBuffers::copy_in(const void* from) const {
   auto* source = static_cast<const std::uint8_t*>(from);
   for_each_piece(*this, [&](std::uint8_t* base, std::size_t length) {

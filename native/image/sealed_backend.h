@@ -158,12 +158,16 @@ class SealedBackend final : public Backend {
   Task<Error> resolve(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
   Task<Error> resolve_run(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
   Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
+                              GuestBuffers to);
+  Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
                               std::uint8_t* buffer);
   bool open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded, std::uint8_t* plain);
   std::uint32_t open_sectors(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
-                             std::uint8_t* loaded, const GuestBuffers& data);
+                             GuestBuffers loaded, GuestBuffers data);
+  enum class Place : std::uint8_t { guests, own };  // the memory that ciphertext is loaded into
+  bool takes_ciphertext(const GuestBuffers& data, std::uint32_t count) const;
   Task<Error> try_read(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,
-                       const GuestBuffers& data, bool& stale);
+                       const GuestBuffers& data, Place& place, bool& stale);
   Task<Error> fill_unwritten(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
                              const GuestBuffers& data);
   Task<Error> mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale);

@@ -20,6 +20,8 @@ bool same_version(const Version& a, const Version& b) {
          static_cast<bool>(a.cipher) == static_cast<bool>(b.cipher);
 }
 
+constexpr std::size_t sectors(std::uint64_t n) { return n * kSectorSize; }
+
 Error corrupt_mapping(Slot slot) {
   return Error(Kind::corrupt, "the L2 entry of slot " + std::to_string(slot.value) +
                                   " contradicts the specification");
@@ -136,9 +138,10 @@ Task<Error> SealedBackend::resolve(io::Queue& io, Sector first, std::uint32_t co
   co_return Error();
 }
 
-// Fetches what is not in memory into buffer[i * 4096]; neighbours on the host go in one read.
+// Fetches what is not in memory into the i-th sector of `to`; neighbours on the host go in one
+// read.
 Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
-                                           std::uint8_t* buffer) {
+                                           GuestBuffers to) {
   struct Run {
     std::uint32_t from, to;
   };
@@ -158,15 +161,22 @@ Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count,
   if (runs.empty()) co_return Error();
   if (runs.size() == 1) {
     const Run run = runs[0];
-    co_return co_await q.io.read(file_, r[run.from].host, buffer + run.from * kSectorSize,
-                                 (run.to - run.from) * kSectorSize);
+    std::vector<iovec> pieces = to.part(sectors(run.from), sectors(run.to - run.from)).pieces();
+    co_return co_await q.io.readv(file_, r[run.from].host, pieces);
   }
   OpGroup group(q.io);
   for (const Run& run : runs) {
-    group.add(io::OpType::read, file_, r[run.from].host, buffer + run.from * kSectorSize,
-              (run.to - run.from) * kSectorSize);
+    group.add(io::OpType::read, file_, r[run.from].host,
+              to.part(sectors(run.from), sectors(run.to - run.from)).pieces());
   }
   co_return co_await group.run();
+}
+
+Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
+                                           std::uint8_t* buffer) {
+  const iovec all{buffer, sectors(count)};
+  const GuestBuffers to{{&all, 1}, 0, all.iov_len};
+  co_return co_await load_ciphertext(q, count, r, to);
 }
 
 // Plaintext of a data sector. `loaded` holds its ciphertext unless that is in memory elsewhere;
@@ -197,25 +207,38 @@ Task<Error> SealedBackend::mismatch(io::Queue& io, Sector s, const Resolved& r, 
       .at("read", s.value << kSectorShift);
 }
 
-// Decrypts and hands out sector by sector: what was just decrypted is still in the nearest cache.
-// The guest sees no byte before its tag holds. Returns the place of the first sector whose tag does
-// not, or `count`.
+// Decrypts and hands out sector by sector: what was just decrypted is still in the nearest cache,
+// and so is the guest's memory when its ciphertext was there. No byte of plaintext is in the
+// guest's memory before its tag holds. Returns the place of the first sector whose tag does not, or
+// `count`.
 std::uint32_t SealedBackend::open_sectors(QueueContext& q, Sector first, std::uint32_t count,
-                                          const Resolved* r, std::uint8_t* loaded,
-                                          const GuestBuffers& data) {
-  const QueueContext::Buffer near = count > 1 ? q.buffer(kSectorSize) : QueueContext::Buffer();
-  GuestBuffers rest = data;
+                                          const Resolved* r, GuestBuffers loaded,
+                                          GuestBuffers data) {
+  const QueueContext::Buffer near = q.buffer(kSectorSize);
   for (std::uint32_t i = 0; i < count; ++i) {
-    const std::uint64_t length = std::min<std::uint64_t>(kSectorSize, rest.size);
+    const std::uint64_t length = std::min<std::uint64_t>(kSectorSize, data.size);
     if (r[i].version.entry.state() == State::data) {
-      std::uint8_t* const from = loaded + std::size_t{i} * kSectorSize;
-      std::uint8_t* const plain = count > 1 ? near.data() : from;
-      if (!open_sector({first.value + i}, r[i], from, plain)) return i;
-      rest.part(0, length).copy_in(plain);
+      const std::uint8_t* from = loaded.contiguous(0, kSectorSize);
+      if (!open_sector({first.value + i}, r[i], from, near.data())) return i;
+      data.part(0, length).copy_in(near.data());
     }
-    rest = rest.part(length, rest.size - length);
+    data = data.part(length, data.size - length);
+    loaded = loaded.part(kSectorSize, loaded.size - kSectorSize);
   }
   return count;
+}
+
+// Whether ciphertext can be loaded where the plaintext goes: large reads then pass through no other
+// memory than a sector's. Whoever shares the guest's memory may change it meanwhile, see read_one;
+// and guests may name a page twice in one request, for what they do not want. So a tag that does
+// not hold there says nothing yet.
+bool SealedBackend::takes_ciphertext(const GuestBuffers& data, std::uint32_t count) const {
+  if (count == 1 || data.size != sectors(count)) return false;
+  for (const iovec& piece : data.pieces()) {
+    const auto address = reinterpret_cast<std::uintptr_t>(piece.iov_base);
+    if (address % file_.memory_align != 0 || piece.iov_len % kSectorSize != 0) return false;
+  }
+  return true;
 }
 
 // Sectors without data: zeros, or what the backing image has.
@@ -248,15 +271,27 @@ Task<Error> SealedBackend::fill_unwritten(QueueContext& q, Sector first, std::ui
 }
 
 Task<Error> SealedBackend::try_read(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,
-                                    const GuestBuffers& data, bool& stale) {
+                                    const GuestBuffers& data, Place& place, bool& stale) {
   stale = false;
   if (count != 1 || !resolve_one_now(first, r[0])) {
     if (Error e = co_await resolve(q.io, first, count, r)) co_return e;
   }
-  // Ciphertext is loaded into private memory, and so is plaintext before its tag holds.
-  QueueContext::Buffer buffer = q.buffer(std::size_t{count} * kSectorSize);
-  if (Error e = co_await load_ciphertext(q, count, r, buffer.data())) co_return e;
-  const std::uint32_t opened = open_sectors(q, first, count, r, buffer.data(), data);
+  QueueContext::Buffer own;
+  iovec all{};
+  GuestBuffers loaded = data;
+  const bool guests = place == Place::guests && takes_ciphertext(data, count);
+  if (!guests) {
+    own = q.buffer(sectors(count));
+    all = {own.data(), sectors(count)};
+    loaded = {{&all, 1}, 0, all.iov_len};
+  }
+  if (Error e = co_await load_ciphertext(q, count, r, loaded)) co_return e;
+  const std::uint32_t opened = open_sectors(q, first, count, r, loaded, data);
+  if (opened < count && guests) {
+    place = Place::own;
+    stale = true;
+    co_return Error();
+  }
   if (opened < count) {
     co_return co_await mismatch(q.io, {first.value + opened}, r[opened], stale);
   }
@@ -307,10 +342,12 @@ Task<Error> SealedBackend::read_one(QueueContext& q, Sector s, GuestBuffers data
     std::uint8_t* at = file_.direct ? nullptr : data.contiguous(0, kSectorSize);
     const bool guests = at != nullptr;
     if (!guests) at = (own = q.buffer(kSectorSize)).data();
-    if (Error e = co_await q.io.read(file_, home.host, at, kSectorSize)) co_return e;
+    if (Error e = co_await q.io.read(file_, home.host, at, kSectorSize)) {
+      data.zero();
+      co_return e;
+    }
     if (guests) own = q.buffer(kSectorSize);
     if (open_home(s, home, at, own.data(), data)) co_return Error();
-    if (guests) data.zero();  // a read that fails hands out nothing
   }
   co_return co_await read_resolved(q, s, data);
 }
@@ -326,12 +363,17 @@ Task<Error> SealedBackend::read_resolved(QueueContext& q, Sector first, GuestBuf
   std::vector<Resolved> many;
   if (count > 1) many.resize(count);
   Resolved* r = count > 1 ? many.data() : &one;
+  Place place = Place::guests;
   for (int attempt = 0; attempt < kReadAttemptsMax; ++attempt) {
     bool stale = false;
-    if (Error e = co_await try_read(q, first, count, r, data, stale)) co_return e;
+    if (Error e = co_await try_read(q, first, count, r, data, place, stale)) {
+      data.zero();  // a read that fails hands out nothing
+      co_return e;
+    }
     if (!stale) co_return Error();
     co_await yield();
   }
+  data.zero();
   co_return Error(Kind::io_error, "a sector changed faster than it could be read")
       .at("read", first.value << kSectorShift);
 }

@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 
+#include "base/aligned.h"
 #include "image/qcow2_backend.h"
 #include "sealed/key_area.h"
 #include "sealed/sealed_lab.h"
@@ -310,6 +312,63 @@ TEST_CASE("a changed ciphertext fails its sector and no other") {
     const std::uint64_t sector = byte % kData;
     flip(image, cipher_at(image, sector) + byte, byte % 8);
     CHECK(examine(image, only({sector})) == "ok");
+  }
+}
+
+TEST_CASE("a large read hands out all or nothing, wherever its memory lies") {
+  constexpr std::uint64_t kCount = 8;
+  // One piece, sectors apart, pieces that no sector fits, and a page that the guest names twice.
+  struct Shape {
+    const char* name;
+    std::vector<std::pair<std::size_t, std::size_t>> pieces;  // place in memory, length
+  };
+  const std::vector<Shape> shapes = {
+      {"whole", {{0, 8 * kSectorSize}}},
+      {"sectors",
+       {{0, 3 * kSectorSize}, {4 * kSectorSize, kSectorSize}, {5 * kSectorSize, 4 * kSectorSize}}},
+      {"odd", {{0, 5000}, {8192, 8 * kSectorSize - 5000}}},
+      {"unaligned", {{1, 8 * kSectorSize}}},
+      {"twice", {{0, 2 * kSectorSize}, {0, 2 * kSectorSize}, {2 * kSectorSize, 4 * kSectorSize}}},
+  };
+  const std::uint64_t first = kOlder;
+  for (const bool tampered : {false, true}) {
+    sim::Device image = exhibit().image;
+    if (tampered) flip(image, cipher_at(image, first + 5) + 7);
+    Lab lab(kShape, image);
+    must(lab.open(true));
+    std::vector<std::uint8_t> truth(kCount * kSectorSize);
+    for (std::uint64_t i = 0; i < kCount; ++i) {
+      if (tampered && i == 5) continue;
+      const iovec one{truth.data() + i * kSectorSize, kSectorSize};
+      const image::GuestBuffers data{{&one, 1}, 0, kSectorSize};
+      must(lab.run(lab.backend().read(lab.queue(), {(first + i) << kSectorShift}, data),
+                   Error(Kind::canceled, "hang")));
+    }
+    for (const Shape& shape : shapes) {
+      CAPTURE(shape.name);
+      AlignedBuffer memory(16 * kSectorSize);
+      std::memset(memory.data(), 0xEE, memory.size());
+      std::vector<iovec> iov;
+      for (const auto& [at, length] : shape.pieces) iov.push_back({memory.data() + at, length});
+      const image::GuestBuffers data{iov, 0, kCount * kSectorSize};
+      const Error e = lab.run(lab.backend().read(lab.queue(), {first << kSectorShift}, data),
+                              Error(Kind::canceled, "hang"));
+      CHECK(e.kind() == (tampered ? Kind::integrity : Kind::ok));
+      // A page that is named twice holds what came last.
+      std::vector<std::uint8_t> expected(memory.size(), 0xEE);
+      std::size_t done = 0;
+      for (const auto& [at, length] : shape.pieces) {
+        const auto from = truth.begin() + static_cast<std::ptrdiff_t>(done);
+        const auto to = expected.begin() + static_cast<std::ptrdiff_t>(at);
+        if (tampered)
+          std::fill_n(to, length, std::uint8_t{0});
+        else
+          std::copy_n(from, length, to);
+        done += length;
+      }
+      CHECK(std::equal(expected.begin(), expected.end(), memory.data()));
+    }
+    must(lab.close());
   }
 }
 
