@@ -155,7 +155,7 @@ export const ERROR_TABLE = {
   pin_locked: {
     code: 'PQBLK_PIN_LOCKED',
     exitCode: 41,
-    means: 'the PIN is locked, or the next wrong one would lock it',
+    means: 'the PIN is locked, or has expired',
   },
   token_crashed: { code: 'PQBLK_TOKEN_CRASHED', exitCode: 42, means: "the token's module crashed" },
   token_timeout: {

@@ -1,4 +1,5 @@
 // Room cli/: the policy file: finding it, reading it, and asking it when a disk is opened.
+import { isAbsolute } from 'node:path';
 import { Option } from 'commander';
 import { PqblkError } from '../errors.js';
 import {
@@ -26,6 +27,10 @@ export function policyOption(): Option {
 export async function policyOf(flags: PolicyFlags): Promise<Policy | undefined> {
   const path = flags.policy ?? process.env.PQBLK_POLICY;
   if (!path) return undefined;
+  if (flags.policy === undefined && !isAbsolute(path)) {
+    // It would be another policy, or none, in each working directory.
+    throw new PqblkError('usage', '$PQBLK_POLICY: expected an absolute path', { path });
+  }
   const text = await readInputText(path, { operation: 'read policy', bytesMax: POLICY_BYTES_MAX });
   return parsePolicy(await parseText(text, path), path);
 }
@@ -39,6 +44,15 @@ async function parseText(text: string, path: string): Promise<unknown> {
     const [message] = (error as Error).message.split('\n');
     throw new PqblkError('invalid_argument', `policy: ${message}`, { path });
   }
+}
+
+/** What a policy forgets, for whoever changes keys under it. */
+export function warnOfGaps({ twoPersons }: Policy): void {
+  if (twoPersons.length === 0 || twoPersons.includes('slot-add')) return;
+  process.stderr.write(
+    'pqblk: warning: the policy demands two persons, but not for slot-add: whoever adds a key of his own ' +
+      'alone can approve with it\n',
+  );
 }
 
 /** For KeyOptions.onSlot: warns of a slot that is past its date, or refuses as the policy says. */

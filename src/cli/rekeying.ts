@@ -36,7 +36,7 @@ import {
   type StoreFlags,
   secondFlags,
 } from './options.js';
-import { isPast, policyOf } from './policy.js';
+import { isPast, policyOf, warnOfGaps } from './policy.js';
 import type { Terminal } from './terminal.js';
 
 export interface ApproveFlags extends StoreFlags, SecondFlags<'approve'> {
@@ -124,6 +124,7 @@ export interface Keyring extends Disposable {
 export async function keyringOf(flags: RekeyFlags, slots?: Slots): Promise<Keyring> {
   const store = openStore(flags);
   const policy = await policyOf(flags);
+  if (policy) warnOfGaps(policy);
   const trust = await trustOf(store, flags);
   const approvers = await approversOf(flags, slots);
   return {

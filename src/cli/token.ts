@@ -234,12 +234,14 @@ async function testKey(reference: string, flags: TestFlags): Promise<Tested> {
 interface InitFlags extends Flags {
   soPinFile?: string;
   soPinFd?: number;
+  lastTry?: boolean;
 }
 
 function addInit(token: Command, terminal: Terminal): void {
   const command = token
     .command('init')
     .description('Give a token its first user PIN, as its security officer. Erases nothing.')
+    .option('--last-try', "try the security officer's PIN though a wrong one locks it")
     .addOption(jsonOption());
   addPinOptions(addTokenOptions(command), '', 'new user PIN');
   addPinOptions(command, 'so-', 'PIN of the security officer')
@@ -253,7 +255,7 @@ function addInit(token: Command, terminal: Terminal): void {
       const info = await module.find(uri);
       using soPin = await soPinFor(flags, place.profile.freshSoPin);
       using pin = await readPin(flags, uri.pinFile, `New PIN of token "${info.label}"`, true);
-      await module.initPin(info, soPin, pin);
+      await module.initPin(info, soPin, pin, { lastTry: flags.lastTry });
       if (flags.json) terminal.json({ initialized: info.label });
       else terminal.line(`the token "${info.label}" has a user PIN now`);
     });

@@ -30,7 +30,7 @@ export interface Peer {
 /** What the names of control sockets of the disk's file begin with; both ends derive it. */
 async function prefixOf(path: string): Promise<{ prefix: string; owner: number }> {
   const found = await stat(path, { bigint: true }).catch((error: unknown) => {
-    throw fromSystem(error, { path, operation: 'look for the control socket' });
+    throw fromSystem(error, { path, operation: 'look at the disk' });
   });
   // A device may have any number of nodes.
   const file = found.isBlockDevice() ? `device-${found.rdev}` : `${found.dev}-${found.ino}`;

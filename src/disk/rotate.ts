@@ -178,6 +178,7 @@ async function prepare(
         return;
       }
       if (options.fromEpoch !== undefined && options.fromEpoch !== current) {
+        requirePast(options.fromEpoch, current);
         plan = { fromEpoch: current, toEpoch: current, resumed: false };
         return;
       }
@@ -186,6 +187,18 @@ async function prepare(
     { partOfMore: true, remarks: () => remarksOf(plan as Plan, 'begun') },
   );
   return { plan: plan as unknown as Plan, changed };
+}
+
+/** An epoch that the disk never had is no work that is done. */
+function requirePast(fromEpoch: number, current: number): void {
+  if (fromEpoch >= 1 && fromEpoch < current) return;
+  throw new PqblkError(
+    'invalid_argument',
+    `the disk is of epoch ${current}, and never was of ${fromEpoch}`,
+    {
+      operation: 'rotate data key',
+    },
+  );
 }
 
 /** Everything is of `toEpoch` now: a key area that means something else must not lose that key. */

@@ -3,11 +3,12 @@
 import { spawn, spawnSync } from 'node:child_process';
 import { createHash } from 'node:crypto';
 import { once } from 'node:events';
-import { closeSync, openSync, readFileSync, writeFileSync } from 'node:fs';
+import { closeSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { beforeAll, describe, expect, it } from 'vitest';
+import type { ErrorKind } from '../../src/errors.js';
 import { KeyStore, openDisk } from '../../src/index.js';
 import { exitCode, MAIN, peer, pqblk, pqblkJson, program, scratch } from './helpers.js';
 import { running } from './serving.js';
@@ -110,6 +111,73 @@ it('a disk that is locked is told before anybody is asked for a passphrase', asy
   );
   expect(code, stderr).toBe(exitCode('locked'));
   expect(stderr).toContain('hint: no `pqblk serve` of this user');
+});
+
+describe('each mistake has its own exit code, and the disk is what it was', () => {
+  const file = (name: string, text: string) => {
+    writeFileSync(at(name), text);
+    return at(name);
+  };
+  const add = ['slot', 'add', disk, 'bob', '--key', 'alice'];
+  const policy = (name: string, text: string) => ['--policy', file(name, text)];
+  const none = at('none.so');
+  const MISTAKES: readonly [what: string, kind: ErrorKind, argv: () => string[]][] = [
+    ['a wrong key', 'no_slot', () => ['slot', 'add', disk, 'alice', '--key', 'bob']],
+    ['an expired key', 'key_expired', () => [...add, ...policy('a', OLD)]],
+    ['a key that is not there', 'no_key', () => ['slot', 'add', disk, 'bob', '--key', 'nobody']],
+    ['a key of two names', 'ambiguous', () => ['slot', 'add', disk, 'bob', '--key', twins()]],
+    ['a slot that is not there', 'slot_not_found', () => [...revoke, 'nobody', '--key', 'alice']],
+    ['a slot that there is', 'slot_exists', () => [...add.with(3, 'alice'), '--label', 'x']],
+    ['a malformed URI', 'bad_uri', () => ['key', 'import', 'x', '--module', none, '--token', 'x:']],
+    ['a malformed profile', 'bad_profile', () => ['token', 'profile', file('p', '{}')]],
+    ['no module', 'not_found', () => ['token', 'list', '--module', none, '--profile', 'nss']],
+    [
+      'a rule of the policy',
+      'policy',
+      () => [...add, ...policy('b', 'version: 1\nkems: [X-Wing]')],
+    ],
+    [
+      'a policy that is none',
+      'invalid_argument',
+      () => [...add, ...policy('c', 'version: 1\nx: 1')],
+    ],
+    ['a later policy', 'newer_version', () => [...add, ...policy('d', 'version: 2')]],
+    ['an audit log nowhere', 'audit_log', () => [...add, '--audit', at('no/log')]],
+    ['the same, for hours', 'audit_log', () => [...rotate, '--audit', at('no/log')]],
+    ['an audit log of others', 'audit_broken', () => [...add, '--audit', file('log', '{}\n')]],
+    ['an epoch never had', 'invalid_argument', () => [...rotate, '--from-epoch', '7']],
+    ['no rotation to abort', 'not_found', () => [...rotate, '--abort']],
+    ['the last slot', 'policy', () => [...revoke, 'alice', '--key', 'alice']],
+    ['a backup that is none', 'corrupt', () => ['header', 'restore', disk, file('h', 'x')]],
+    ['no disk', 'not_found', () => ['slot', 'add', none, 'bob', '--key', 'alice']],
+  ];
+  const OLD = 'version: 1\nmaximumKeyAgeDays: 0\nexpiredSlots: refuse';
+  const revoke = ['slot', 'revoke', disk];
+  const rotate = ['rotate-data-key', disk, '--key', 'alice'];
+
+  /** The fingerprint of a key that the store has twice. */
+  function twins(): string {
+    const text = readFileSync(at('keys/alice.key'), 'utf8');
+    writeFileSync(at('keys/twin.key'), text.replace('"alice"', '"twin"'), { mode: 0o600 });
+    return String((JSON.parse(text) as { fingerprint: string }).fingerprint);
+  }
+
+  it.each(MISTAKES)('%s: %s', async (_, kind, argv) => {
+    const before = hashOf(disk);
+    const words = argv();
+    const plain = words[0] === 'token';
+    const { code, stdout, stderr } = await (plain ? pqblk(...words) : run(...words));
+    rmSync(at('keys/twin.key'), { force: true });
+    expect([stderr, code]).toEqual([expect.stringMatching(/^pqblk: .{10}/m), exitCode(kind)]);
+    expect(stdout).toBe('');
+    expect(hashOf(disk)).toBe(before);
+  });
+
+  it('an inventory with a disk that cannot be read', async () => {
+    const { code, stdout } = await pqblk('report', disk, at('none.sealed'));
+    expect(code).toBe(exitCode('io_error'));
+    expect(stdout).toMatch(/none.sealed +unreadable +/);
+  });
 });
 
 /** Whether the process has the file open. */

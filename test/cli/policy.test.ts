@@ -22,7 +22,7 @@ import {
   rotateDataKey,
 } from '../../src/index.js';
 import { KeyStore, takeLock } from '../../src/keys/index.js';
-import { exitCode, pqblk, pqblkJson, scratch } from './helpers.js';
+import { exitCode, pqblk, pqblkJson, program, scratch } from './helpers.js';
 
 const dir = scratch();
 const at = (name: string) => join(dir, name);
@@ -149,6 +149,28 @@ describe('a policy', () => {
     expect((await run('rewrap', path, 'carol', '--to', 'alice', ...adds)).code).toBe(refused);
     expect((await run('rewrap', path, 'bob', '--rotate-master-key', ...adds)).code).toBe(refused);
     expect((await run('rewrap', path, 'bob', ...adds)).code).toBe(0);
+  });
+
+  it('is missed where one person could become two', async () => {
+    const path = await disk('--key', 'alice');
+    const under = (twoPersons: string) => {
+      const rules = ['--policy', policy(`twoPersons: [${twoPersons}]`), '--dry-run'];
+      return program(...withStore(['slot', 'add', path, 'bob', '--key', 'alice', ...rules]));
+    };
+    expect(under('slot-revoke').stderr).toContain('not for slot-add');
+    expect(under('').stderr).not.toContain('warning');
+    const whole = under('slot-add, slot-revoke');
+    expect([whole.code, whole.stderr]).toEqual([refused, expect.not.stringContaining('warning')]);
+  });
+
+  it('is named by the environment with an absolute path, or not at all', async () => {
+    const path = await disk('--key', 'alice');
+    process.env.PQBLK_POLICY = 'policy.yaml';
+    try {
+      expect((await run('check', path, '--key', 'alice')).code).toBe(exitCode('usage'));
+    } finally {
+      delete process.env.PQBLK_POLICY;
+    }
   });
 
   it('excuses the key that is wrong already, and none that takes its place', async () => {

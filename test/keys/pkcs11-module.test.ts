@@ -220,6 +220,23 @@ describe('PINs', () => {
   });
 });
 
+test('the security officer has a last try as well', async () => {
+  const fresh = new TestToken();
+  const init = async (soPin: string, lastTry?: boolean) => {
+    using module = await TokenModule.load(fresh.place());
+    const info = await module.find(fresh.uri);
+    await module.initPin(info, secretOf(soPin), secretOf(PIN), { lastTry });
+  };
+  fresh.misbehave('so-locked');
+  expect((await errorOf(() => init('so'))).kind).toBe('pin_locked');
+  expect((await errorOf(() => init('so', true))).kind).toBe('pin_locked');
+  fresh.misbehave('so-final-try');
+  const kept = await errorOf(() => init('so'));
+  expect(kept).toMatchObject({ kind: 'policy', hint: expect.stringContaining('init --last-try') });
+  expect((await errorOf(() => init('wrong', true))).kind).toBe('wrong_pin');
+  await init('so', true);
+});
+
 test('a file that is no module, one that is no library, and none at all', async () => {
   const place = token.place();
   const { sharedObjects } = process.report.getReport() as { sharedObjects: string[] };

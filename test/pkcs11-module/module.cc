@@ -184,6 +184,8 @@ Rv get_token_info(SlotId, TokenInfo* info) {
   if (state.tries_left < 3) info->flags |= 0x10000;
   if (state.tries_left == 1) info->flags |= 0x20000;
   if (state.tries_left == 0) info->flags |= 0x40000;
+  if (mode_is("so-final-try")) info->flags |= 0x200000;
+  if (mode_is("so-locked")) info->flags |= 0x400000;
   if (mode_is("pinpad")) info->flags |= 0x100;
   if (mode_is("no-login")) info->flags &= ~Ulong{4};
   return kOk;

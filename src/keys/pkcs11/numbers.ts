@@ -36,6 +36,8 @@ export const TokenFlag = {
   userPinCountLow: 0x10000,
   userPinFinalTry: 0x20000,
   userPinLocked: 0x40000,
+  soPinFinalTry: 0x200000,
+  soPinLocked: 0x400000,
 } as const;
 
 interface Meaning {

@@ -15,6 +15,7 @@ import {
 } from '../ml-kem.js';
 import { randomBytes, Secret } from '../secret.js';
 import { Attribute, GENERIC_SECRET, ObjectClass, TokenFlag } from './numbers.js';
+import { requireTries, SECURITY_OFFICER, USER } from './pin-tries.js';
 import { TokenProcess } from './process.js';
 import type { Field, Profile, ProfileKem } from './profile.js';
 import { formatTokenUri, type TokenUri } from './uri.js';
@@ -190,7 +191,7 @@ export class TokenModule {
   ): Promise<void> {
     await this.#open(token, options.readWrite ?? false);
     if (token.login === 'none') return;
-    this.#requireTries(token, options.lastTry ?? false);
+    requireTries(token, USER, { module: this.#place.module, ...options });
     if (token.login === 'pin' && !pin) {
       throw new PqblkError('passphrase_needed', `the token "${token.label}" asks for a PIN`, {
         hint: 'give it with --pin-file, --pin-fd, pin-source of the URI, or at the prompt',
@@ -199,13 +200,22 @@ export class TokenModule {
     await this.#login(false, token.login === 'pin' ? pin : undefined);
   }
 
-  /** As the security officer, gives a token its first user PIN. Kind `exists` when it has one. */
-  async initPin(token: TokenInfo, soPin: Secret, pin: Secret): Promise<void> {
+  /**
+   * As the security officer, gives a token its first user PIN. Kind `exists` when it has one; those of
+   * logIn, with the same care for the last try.
+   */
+  async initPin(
+    token: TokenInfo,
+    soPin: Secret,
+    pin: Secret,
+    options: { lastTry?: boolean | undefined } = {},
+  ): Promise<void> {
     if (token.flags & TokenFlag.userPinInitialized) {
       throw new PqblkError('exists', `the token "${token.label}" has a user PIN already`, {
         path: this.#place.module,
       });
     }
+    requireTries(token, SECURITY_OFFICER, { module: this.#place.module, ...options });
     await this.#open(token, true);
     await this.#login(true, soPin);
     await this.#process.request(new MessageWriter(Operation.initPin).bytes(pin), () => {});
@@ -392,23 +402,6 @@ export class TokenModule {
     const message = new MessageWriter(Operation.login).u8(securityOfficer).u8(pin !== undefined);
     message.bytes(pin ?? new Uint8Array());
     return this.#process.request(message, () => {});
-  }
-
-  #requireTries(token: TokenInfo, lastTry: boolean): void {
-    const path = this.#place.module;
-    if (token.flags & TokenFlag.userPinLocked) {
-      throw new PqblkError('pin_locked', `the PIN of token "${token.label}" is locked`, {
-        path,
-        hint: 'the security officer of the token can set a new one',
-      });
-    }
-    if (token.flags & TokenFlag.userPinFinalTry && !lastTry) {
-      throw new PqblkError(
-        'policy',
-        `one more wrong PIN locks the token "${token.label}"; it was not tried`,
-        { path, hint: 'when you are sure of the PIN: `pqblk token test --last-try`' },
-      );
-    }
   }
 
   async #find(criteria: readonly AttributeValue[]): Promise<bigint[]> {
