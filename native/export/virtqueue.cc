@@ -40,6 +40,10 @@ void Virtqueue::collect(Chain& chain, std::uint64_t guest, std::uint32_t length,
   }
   if (chain.iov.size() >= kSegmentsMax) {
     chain.fault = "too many buffers";
+    std::vector<iovec> last;  // this may be the one that ends in the status byte
+    const bool there = memory_.translate(guest + (length - 1), 1, last);
+    if (writable)
+      chain.last_writable = there ? static_cast<std::uint8_t*>(last[0].iov_base) : nullptr;
     return;
   }
   if (std::uint8_t* host = at(guest, length)) [[likely]] {

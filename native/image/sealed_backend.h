@@ -222,6 +222,7 @@ class SealedBackend final : public Backend {
 
   // sealed_checkpoint.cc
   struct HomeWork;
+  bool may_free_clusters() const;
   Task<void> checkpoint_loop();
   Task<void> reserve_loop();
   Task<Error> write_home(QueueContext& q);
@@ -297,6 +298,7 @@ class SealedBackend final : public Backend {
   std::array<Lane, kLanes> lanes_;
 
   AsyncMutex checkpoint_lock_;
+  std::atomic<std::uint32_t> checkpoints_running_{0};  // and waiting for the lock
   Watermark checkpoint_asked_, checkpoint_ended_;
   Watermark reserve_asked_, reserve_ended_;
   std::atomic<bool> closing_{false};

@@ -247,7 +247,18 @@ Task<Error> SealedBackend::release_clusters(QueueContext& q, HomeWork& work) {
   co_return co_await meta_->allocator().free(q.io, unmapped);
 }
 
+// A checkpoint that runs gives clusters back when the overlay knows of them no more.
+bool SealedBackend::may_free_clusters() const {
+  return overlay_.has_slots() || checkpoints_running_.load(std::memory_order_acquire) != 0;
+}
+
 Task<Error> SealedBackend::checkpoint(QueueContext& q) {
+  struct Running {
+    explicit Running(std::atomic<std::uint32_t>& n) : count(n) { count.fetch_add(1); }
+    ~Running() { count.fetch_sub(1); }
+    std::atomic<std::uint32_t>& count;
+  };
+  const Running running(checkpoints_running_);
   AsyncMutex::Guard lock = co_await checkpoint_lock_.lock();
   if (log_->failed()) co_return log_->error();
   if (!log_->active() || overlay_.empty()) co_return Error();

@@ -392,8 +392,6 @@ Task<Error> SealedBackend::write_piece(QueueContext& q, const WriteSource& sourc
   co_return Error();
 }
 
-// A full file system may get space back from a checkpoint: clusters that were discarded or
-// relocated are free only after it (I3). Nothing of the piece that failed was logged.
 Task<Error> SealedBackend::write_once(QueueContext& q, const WriteSource& source,
                                       std::uint32_t count) {
   if (Error e = co_await enter_writer(q, count)) co_return e;
@@ -408,8 +406,12 @@ Task<Error> SealedBackend::write_any(QueueContext& q, Sector first, GuestBuffers
   const WriteSource source{first, data, nullptr};
   const auto count = static_cast<std::uint32_t>(div_ceil<std::uint64_t>(data.size, kSectorSize));
   Error e = co_await write_once(q, source, count);
-  if (e.kind() == Kind::no_space && !(e = co_await checkpoint(q))) {
-    e = co_await write_once(q, source, count);
+  // A full file system may get space back from a checkpoint: clusters that were discarded or
+  // relocated are free only after it (I3). Nothing of the piece that failed was logged. Where no
+  // mapping has changed, every write would pay for one in vain.
+  if (e.kind() == Kind::no_space && may_free_clusters()) {
+    e = co_await checkpoint(q);
+    if (!e) e = co_await write_once(q, source, count);
   }
   if (e) co_return e;
   if (must_flush_after(fua)) co_return co_await log_->flush(q.io);

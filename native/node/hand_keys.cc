@@ -1,9 +1,12 @@
 #include "node/hand_keys.h"
 
+#include <dirent.h>
+#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <memory>
 #include <utility>
 
@@ -15,6 +18,21 @@
 namespace pqblk::node {
 namespace {
 
+// Is the reading end of this pipe open in this very process? Then it is the runtime's own, which
+// takes the bytes for something else, or nobody's.
+bool reads_itself(int fd, const struct stat& pipe) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> open(::opendir("/proc/self/fd"), &::closedir);
+  if (!open) return false;
+  while (const dirent* entry = ::readdir(open.get())) {
+    const int other = std::atoi(entry->d_name);
+    struct stat status {};
+    if (other == fd || ::fstat(other, &status) != 0) continue;
+    if (status.st_dev != pipe.st_dev || status.st_ino != pipe.st_ino) continue;
+    if ((::fcntl(other, F_GETFL) & O_ACCMODE) != O_WRONLY) return true;
+  }
+  return false;
+}
+
 // Where the clear bytes of keys may go.
 Error check_target(int fd) {
   struct stat status {};
@@ -25,6 +43,11 @@ Error check_target(int fd) {
   if (::isatty(fd) == 1) return refuse("keys are never written to a terminal");
   if (S_ISREG(status.st_mode) && (status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
     return refuse("others have access to this file; expected mode 0600");
+  }
+  // Descriptors without a type are the runtime's: events, rings.
+  if ((status.st_mode & S_IFMT) == 0) return refuse("this descriptor takes no keys");
+  if (S_ISFIFO(status.st_mode) && reads_itself(fd, status)) {
+    return refuse("both ends of this pipe are in this process: nobody else reads it");
   }
   return {};
 }

@@ -80,7 +80,12 @@ class Overlay {
   std::uint64_t sectors(bool frozen) const {
     return counts_[generation_index(frozen)].load(std::memory_order_acquire);
   }
-  bool empty() const { return !has_sectors() && slot_count_[0] + slot_count_[1] == 0; }
+  bool has_slots() const {
+    return slot_count_[0].load(std::memory_order_acquire) +
+               slot_count_[1].load(std::memory_order_acquire) !=
+           0;
+  }
+  bool empty() const { return !has_sectors() && !has_slots(); }
 
   // ---- checkpoint ----
   // Current becomes frozen. Precondition: frozen is empty; the log's lock is held.

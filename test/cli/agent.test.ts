@@ -191,6 +191,18 @@ describe('unlock', () => {
     expect(stdout.toString('latin1')).not.toContain('PQBLKBND');
   });
 
+  it('refuses a pipe that nobody else reads, and what Node has open for itself', () => {
+    const both = '$^F = 10; pipe(R, W); exec @ARGV, fileno(W)';
+    const words = [process.execPath, MAIN, 'unlock', disk, ...store, '--fd'];
+    const refused = spawnSync('perl', ['-e', both, ...words], { encoding: 'utf8' });
+    expect(refused.status).toBe(exitCode('permission'));
+    expect(refused.stderr).toContain('both ends of this pipe are in this process');
+    for (const fd of ['5', '7', '12', '16']) {
+      const { status, signal } = unlock(['ignore', 'pipe', 'pipe'], '--fd', fd);
+      expect([signal, status === 0]).toEqual([null, false]);
+    }
+  });
+
   it('names what it lacks', async () => {
     expect((await pqblk('unlock', disk, ...store)).code).toBe(exitCode('usage'));
     expect((await pqblk('unlock', at('none'), '--fd', '1', ...store)).code).toBe(

@@ -474,6 +474,36 @@ TEST_CASE("memory comes and goes by slots while the ring runs") {
   CHECK(read_into_it() == 1);
 }
 
+// A buffer that lies over many adjacent slots is as many pieces.
+TEST_CASE("a request of too many pieces is answered with an error in its own status byte") {
+  const Place place(Format::raw, kDiskBytes);
+  Served served(place, 1);
+  FrontEnd guest({});
+  REQUIRE(guest.connect(place.socket()) == "");
+  constexpr std::uint64_t kSlots = 200, kSlot = 4096, kAt = std::uint64_t{1} << 40U;
+  auto memory = make_sealed_memory("more", kSlots * kSlot);
+  REQUIRE(memory);
+  for (std::uint64_t i = 0; i < kSlots; ++i) {
+    const vu::SingleRegion region{0, {kAt + i * kSlot, kSlot, 2 * kAt + i * kSlot, i * kSlot}};
+    REQUIRE(guest.connection().ask(vu::Type::add_mem_reg, region, {memory->get()}) == 0);
+  }
+  for (const std::uint32_t type : {kOut, kIn}) {
+    guest.add(0, 1, type, 0, kBlock);  // only its header and status are used
+    guest.kick(0);
+    REQUIRE(guest.wait(0));
+    std::vector<Buffer> buffers{{guest.header_address(0, 1), 16, false}};
+    for (int i = 0; i < 6; ++i) buffers.push_back({kAt, kSlots * kSlot, type == kIn});
+    buffers.push_back({guest.status_address(0, 1), 1, true});
+    *guest.ram().at(guest.status_address(0, 1)) = 0;  // as the request before left it
+    guest.ring(0).add(buffers, 1);
+    guest.kick(0);
+    const auto answer = guest.wait(0);
+    REQUIRE(answer);
+    CHECK(answer->status == 1);
+  }
+  CHECK(guest.run(0, kIn, 0, kBlock) == 0);
+}
+
 TEST_CASE("one front-end at a time; the next one is served when it has gone, even amid requests") {
   const Place place(Format::raw, kDiskBytes);
   Served served(place, 1);
