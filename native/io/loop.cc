@@ -2,6 +2,7 @@
 
 #include "io/loop.h"
 
+#include <fcntl.h>
 #include <sys/eventfd.h>
 #include <time.h>
 #include <unistd.h>
@@ -10,6 +11,7 @@
 #include <cassert>
 #include <cerrno>
 #include <semaphore>
+#include <string>
 
 namespace pqblk::io {
 
@@ -25,6 +27,7 @@ Loop::Loop(const QueueOptions& options)
 
 Loop::~Loop() {
   assert(!running_);
+  while (!own_files_.empty()) close_own(own_files_.back().id);
   if (event_fd_ >= 0) ::close(event_fd_);
 }
 
@@ -93,11 +96,17 @@ void Loop::register_buffers(std::span<const iovec> buffers) {
 }
 
 void Loop::register_file(const File& file) {
-  on_own_thread([&] { on_register_file(file); });
+  on_own_thread([&] {
+    open_own(file);
+    on_register_file(file);
+  });
 }
 
 void Loop::unregister_file(const File& file) {
-  on_own_thread([&] { on_unregister_file(file); });
+  on_own_thread([&] {
+    close_own(file.id);
+    on_unregister_file(file);
+  });
 }
 
 // ---- on the queue's thread ----
@@ -166,8 +175,38 @@ bool Loop::run_ready() {
 bool Loop::run_direct() {
   NodeList<Op> batch = direct_.take();
   const bool any = !batch.empty();
-  while (Op* op = batch.pop()) settle(*op, perform(*op));
+  while (Op* op = batch.pop()) settle(*op, perform(*op, own_fd(*op->file)));
   return any;
+}
+
+// A file in memory is opened once more for the calls of this thread: the kernel counts who uses an
+// open file at the moment, and threads that share one pass that count from processor to processor
+// with every call. Nor is the time of access worth a look at the clock. Where that is refused the
+// shared one does as well. Locks stay with the file that was opened first.
+void Loop::open_own(const File& file) {
+  if (!file.in_memory || file.id == 0 || file.fd < 0 || own_fd(file) != file.fd) return;
+  const int flags = ::fcntl(file.fd, F_GETFL);
+  if (flags < 0) return;
+  const std::string path = "/proc/self/fd/" + std::to_string(file.fd);
+  const int wanted = (flags & (O_ACCMODE | O_DIRECT | O_SYNC)) | O_CLOEXEC;
+  int fd = ::open(path.c_str(), wanted | O_NOATIME);
+  if (fd < 0) fd = ::open(path.c_str(), wanted);
+  if (fd >= 0) own_files_.push_back({file.id, fd});
+}
+
+void Loop::close_own(std::uint64_t id) {
+  const auto at = std::find_if(own_files_.begin(), own_files_.end(),
+                               [id](const OwnFile& own) { return own.id == id; });
+  if (at == own_files_.end()) return;
+  ::close(at->fd);
+  own_files_.erase(at);
+}
+
+int Loop::own_fd(const File& file) const {
+  for (const OwnFile& own : own_files_) {
+    if (own.id == file.id) return own.fd;
+  }
+  return file.fd;
 }
 
 void Loop::run() {
@@ -211,6 +250,7 @@ bool Loop::try_finish() {
   std::lock_guard guard(control_);
   if (!inbox_.empty()) return false;
   detach();
+  while (!own_files_.empty()) close_own(own_files_.back().id);
   running_ = false;
   return true;
 }

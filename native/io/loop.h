@@ -145,6 +145,9 @@ class Loop : public Queue {
     }
   }
   bool run_direct();
+  void open_own(const File& file);
+  void close_own(std::uint64_t id);
+  int own_fd(const File& file) const;
   bool turn();
   bool run_ready();
   void fire_timers();
@@ -173,6 +176,11 @@ class Loop : public Queue {
   NodeList<ReadyNode> ready_;
   NodeList<Op> waiting_;  // beyond the depth
   NodeList<Op> direct_;
+  struct OwnFile {
+    std::uint64_t id;  // File::id
+    int fd;
+  };
+  std::vector<OwnFile> own_files_;
   std::vector<Timer> timers_;
   std::uint64_t timer_order_ = 0;
   std::uint64_t spin_ns_ = 0;        // adaptive, 0..spin_max_ns_

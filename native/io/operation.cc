@@ -138,8 +138,7 @@ int fallocate_flags(const Op& op) {
   return 0;
 }
 
-int perform(const Op& op) {
-  const int fd = op.file != nullptr ? op.file->fd : -1;
+int perform(const Op& op, int fd) {
   const auto at = static_cast<off_t>(op.offset + op.done);
   const auto count = static_cast<int>(transfer_count(op));
   ssize_t r = 0;

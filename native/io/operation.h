@@ -45,8 +45,10 @@ inline bool best_called_directly(const Op& op) {
          (op.type == OpType::read || op.type == OpType::write || op.type == OpType::fdatasync);
 }
 
-// One blocking attempt; the raw result as io_uring would report it.
-int perform(const Op& op);
+// One blocking attempt on `fd`, a descriptor of the operation's file (-1: it has none); the raw
+// result as io_uring would report it.
+int perform(const Op& op, int fd);
+inline int perform(const Op& op) { return perform(op, op.file != nullptr ? op.file->fd : -1); }
 
 // Tells the submitter: calls `completed` or resumes the coroutine. The Op may be gone afterwards.
 inline void complete(Op& op) {

@@ -15,7 +15,9 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <thread>
 
@@ -431,6 +433,53 @@ TEST_CASE("a misaligned direct transfer is refused as invalid_argument") {
     CHECK(e.kind() == Kind::invalid_argument);
     CHECK(e.offset() == 100);
   }
+}
+
+TEST_CASE("a queue has a file in memory open for itself, until it is told otherwise or ends") {
+  const std::string path = "/dev/shm/pqblk-own-" + std::to_string(::getpid());
+  Result<File> file = storage::open_file(path, {.create = true, .overwrite = true});
+  if (!file || !file->in_memory) {
+    std::printf("SKIP: /dev/shm is no file system in memory\n");
+    return;
+  }
+  const auto times_open = [&path] {
+    std::size_t n = 0;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc/self/fd")) {
+      std::error_code gone;
+      if (std::filesystem::read_symlink(entry.path(), gone) == path) ++n;
+    }
+    return n;
+  };
+  auto stage = make_real_stage({});
+  Queue& queue = stage->queue();
+  CHECK(times_open() == 1);
+  queue.register_file(*file);
+  queue.register_file(*file);
+  CHECK(times_open() == 2);
+  // Whatever becomes of the number that was handed over, data goes to the file.
+  const int kept = ::dup(file->fd), elsewhere = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  REQUIRE(::dup2(elsewhere, file->fd) == file->fd);
+  ::close(elsewhere);
+  const Bytes out = pattern(7, 4096);
+  Bytes in(out.size());
+  const Error e = stage->run([&]() -> Task<Error> {
+    if (Error x = co_await queue.write(*file, 4096, out.data(), out.size())) co_return x;
+    co_return co_await queue.read(*file, 4096, in.data(), in.size());
+  });
+  CHECK_MESSAGE(e.ok(), e.to_string());
+  CHECK(in == out);
+  REQUIRE(::dup2(kept, file->fd) == file->fd);
+  ::close(kept);
+  CHECK(stage->peek(*file, 4096, out.size()) == out);
+
+  queue.unregister_file(*file);
+  CHECK(times_open() == 1);
+  queue.register_file(*file);
+  CHECK(times_open() == 2);
+  stage.reset();
+  CHECK(times_open() == 1);
+  storage::close_file(*file);
+  ::unlink(path.c_str());
 }
 
 TEST_CASE("absurd depths are refused") {
