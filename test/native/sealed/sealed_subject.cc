@@ -76,7 +76,9 @@ Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
     if (e) co_return e.kind() == Kind::locked ? Error() : std::move(e);  // another one was faster
     auto half = co_await epochs_of(q.io, backend.file());
     if (!half) co_return half.take_error();
-    if (half->area[1 - newest].blob != change.blob) co_return Error();  // as above
+    const bool mine = half->area[1 - newest].blob == change.blob &&
+                      half->area[newest].checksum == epochs->area[newest].checksum;
+    if (!mine) co_return Error();  // as above
     change.expected = state_of(half->area);
     change.copy = newest;
     e = co_await backend.change_key_area(q, change);
