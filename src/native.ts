@@ -135,6 +135,7 @@ export interface NativeAddon {
   notifyServiceManager(state: string): boolean;
   noNewPrivileges(): boolean;
   noCoreDumps(): boolean;
+  noCoreFiles(): boolean;
   /** Why it was not possible, or undefined. */
   refuseSystemCalls(): string | undefined;
 }

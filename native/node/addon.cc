@@ -47,6 +47,7 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
               Napi::Function::New(env, notify_service_manager, "notifyServiceManager"));
   exports.Set("noNewPrivileges", Napi::Function::New(env, no_new_privileges, "noNewPrivileges"));
   exports.Set("noCoreDumps", Napi::Function::New(env, no_core_dumps, "noCoreDumps"));
+  exports.Set("noCoreFiles", Napi::Function::New(env, no_core_files, "noCoreFiles"));
   exports.Set("refuseSystemCalls",
               Napi::Function::New(env, refuse_system_calls, "refuseSystemCalls"));
   exports.Set("inSystemDirectory",

@@ -60,6 +60,15 @@ Napi::Value no_core_dumps(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), ok);
 }
 
+Napi::Value no_core_files(const Napi::CallbackInfo& info) {
+  // One byte, and not none: only this limit holds where dumps go to a program (core(5)).
+  const rlimit one{1, 1};
+  const bool ok = ::setrlimit(RLIMIT_CORE, &one) == 0;
+  rlimit now{};
+  const bool less = ::getrlimit(RLIMIT_CORE, &now) == 0 && now.rlim_max <= one.rlim_max;
+  return Napi::Boolean::New(info.Env(), ok || less);
+}
+
 Napi::Value refuse_system_calls(const Napi::CallbackInfo& info) {
   const Error error = refuse_calls();
   if (!error) return info.Env().Undefined();

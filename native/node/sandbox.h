@@ -1,4 +1,4 @@
-// What a process that serves gives up once it runs: rights it will never need, and traces of
+// What a process that serves, or handles keys, gives up: rights it will never need, and traces of
 // itself.
 //
 // Room node/. All of it holds for the whole process, for good.
@@ -13,6 +13,8 @@ namespace pqblk::node {
 Napi::Value no_new_privileges(const Napi::CallbackInfo& info);
 // noCoreDumps(): boolean. No core file, and nobody but root looks into this process or traces it.
 Napi::Value no_core_dumps(const Napi::CallbackInfo& info);
+// noCoreFiles(): boolean. No core file, and none for a program that collects them; all else stays.
+Napi::Value no_core_files(const Napi::CallbackInfo& info);
 // refuseSystemCalls(): undefined, or why it was not possible. From here on, in every thread, the
 // system calls of the table in sandbox.cc fail with EPERM: starting programs, looking into other
 // processes, mounting, modules, other identities and namespaces. Implies noNewPrivileges().

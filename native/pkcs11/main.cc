@@ -5,6 +5,7 @@
 // it. No arguments, no files, no messages on stdout or stderr (both belong to the module and go to
 // /dev/null). It ends with its parent, cannot gain privileges, and leaves no core dump.
 
+#include <pthread.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <unistd.h>
@@ -37,6 +38,10 @@ bool confine() {
   return ::prctl(PR_SET_PDEATHSIG, SIGKILL) == 0 && ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
          ::setrlimit(RLIMIT_CORE, &none) == 0 && (kDumpable || ::prctl(PR_SET_DUMPABLE, 0) == 0);
 }
+
+// A module may fork. What it leaves behind would hold our socket and outlive us: it dies with the
+// thread that made it, also after an exec, and so do its own children.
+void end_with_parent() { ::prctl(PR_SET_PDEATHSIG, SIGKILL); }
 
 bool read_all(std::span<std::uint8_t> into) {
   while (!into.empty()) {
@@ -82,7 +87,9 @@ int serve(Server& server, std::span<std::uint8_t> in, std::span<std::uint8_t> ou
 }  // namespace
 
 int main() {
-  if (!confine()) return kNotStartedByPqblk;
+  if (!confine() || ::pthread_atfork(nullptr, nullptr, end_with_parent) != 0) {
+    return kNotStartedByPqblk;
+  }
   std::signal(SIGPIPE, SIG_IGN);
   // A terminal's Ctrl-C goes to every process in front: pqblk decides when this one ends.
   std::signal(SIGINT, SIG_IGN);

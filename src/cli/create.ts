@@ -7,7 +7,14 @@ import { type CreateDiskOptions, createDisk, type DiskFormat, diskInfo } from '.
 import { showInfo } from './info.js';
 import { addMakeOptions, type MakeFlags, makeOptions } from './making.js';
 import { FORMATS } from './opening.js';
-import { examples, jsonOption, parseCount, sizeArgument, storeOption } from './options.js';
+import {
+  examples,
+  forbidCoreFiles,
+  jsonOption,
+  parseCount,
+  sizeArgument,
+  storeOption,
+} from './options.js';
 import { policyOption } from './policy.js';
 import type { Terminal } from './terminal.js';
 
@@ -28,7 +35,7 @@ export function addCreate(program: Command, terminal: Terminal): void {
     .command('create <path> <size>')
     .description('Make a new, empty disk, sealed unless another format is asked for.')
     .addOption(new Option('--format <format>', 'what to make').choices(FORMATS).default('sealed'));
-  addMakeOptions(command)
+  addMakeOptions(forbidCoreFiles(command))
     .option('--backing <file>', 'what lies below, read where nothing was written yet')
     .addOption(
       new Option('--backing-format <format>', 'format of that file').choices(['raw', 'qcow2']),

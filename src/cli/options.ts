@@ -4,6 +4,7 @@
 // these options and never given in them: a command line is public.
 import { type Command, InvalidArgumentError, Option } from 'commander';
 import { fromSystem, PqblkError } from '../errors.js';
+import { noCoreFiles } from '../index.js';
 import {
   KeyStore,
   type PassphraseSource,
@@ -96,9 +97,22 @@ export function addPassphraseOptions(command: Command, prefix = '', what = 'pass
     );
 }
 
+/**
+ * For each command that handles keys: before there are any, no core file will hold them, with the pages of
+ * V8 that they passed through. `--no-sandbox` of `serve` is for debuggers.
+ */
+export function forbidCoreFiles(command: Command): Command {
+  return command.hook('preAction', (_, action) => {
+    if (action.opts<{ sandbox?: boolean }>().sandbox === false || noCoreFiles()) return;
+    throw new PqblkError('permission', 'core dumps of this process cannot be forbidden', {
+      hint: 'ulimit -c 0',
+    });
+  });
+}
+
 /** Adds --pin-file and --pin-fd. There is no --pin and no --pin-env: both would be public. */
 export function addPinOptions(command: Command, prefix = '', what = "PIN of a token's key") {
-  return command
+  return forbidCoreFiles(command)
     .addOption(
       new Option(`--${prefix}pin-file <path>`, `read the ${what} from a file`).conflicts(
         attribute(`${prefix}pinFd`),

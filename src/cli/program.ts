@@ -30,6 +30,7 @@ const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   rewrap: async () => (await import('./rewrap.js')).addRewrap,
   'rotate-master-key': async () => (await import('./rotate.js')).addRotate,
   'rotate-data-key': async () => (await import('./rotate-data-key.js')).addRotateDataKey,
+  pin: async () => (await import('./pin.js')).addPin,
   audit: async () => (await import('./audit.js')).addAudit,
   header: async () => (await import('./header.js')).addHeader,
   fleet: async () => (await import('./fleet.js')).addFleet,

@@ -12,6 +12,7 @@ import {
   noNewPrivileges,
   notifyServiceManager,
   openDisk,
+  type Pins,
   type RateLimits,
   refuseSystemCalls,
   serveControl,
@@ -19,6 +20,7 @@ import {
 import type { ServedDisk, ServerNumbers } from './metrics.js';
 import { serveMetrics } from './metrics-server.js';
 import { type EngineFlags, formatOf, type OpenFlags, unlocking } from './opening.js';
+import { openStore } from './options.js';
 import type { Terminal } from './terminal.js';
 
 const LOOK_MS = 500; // whether all connections that cannot be made again have ended
@@ -227,7 +229,7 @@ async function start(
     one.disk.setLimits({ iopsMax, iopsBurst, bpsMax, bpsBurst });
     one.servers.push(...(await startVhostUser(onReport, one.disk, plan)));
     one.servers.push(...(await startNbd(onReport, one.disk, plan)));
-    if (!one.disk.facts.readOnly) await startControl(onReport, one);
+    if (!one.disk.facts.readOnly) await startControl(onReport, one, openStore(plan).pins);
     served.push(one);
   } catch (error) {
     await end([one], undefined).catch(() => {}); // a disk that failed may fail to close as well
@@ -236,9 +238,13 @@ async function start(
 }
 
 /** Guests need their disk more than anybody needs to change its keys. */
-async function startControl(onReport: (text: string) => void, one: Served): Promise<void> {
+async function startControl(
+  onReport: (text: string) => void,
+  one: Served,
+  pins: Pins,
+): Promise<void> {
   try {
-    one.control = await serveControl(one.disk);
+    one.control = await serveControl(one.disk, { pins });
   } catch (error) {
     const why = fromSystem(error).toLine();
     onReport(`warning: nobody can change size and keys while the disk is served: ${why}`);

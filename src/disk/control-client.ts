@@ -1,7 +1,14 @@
 // Room disk/: the other end of control-server.ts: changes a disk that another process serves.
 import type { Socket } from 'node:net';
 import { PqblkError } from '../errors.js';
-import { type KeyAreaPlace, type Secret, toHex, unmovedCopy } from '../keys/index.js';
+import {
+  type KeyAreaPlace,
+  type PinFollower,
+  type Secret,
+  toHex,
+  toState,
+  unmovedCopy,
+} from '../keys/index.js';
 import type { Progress } from '../native.js';
 import { findControl } from './control-place.js';
 import { errorFromMessage, type Frame, receive, send } from './control-protocol.js';
@@ -40,12 +47,23 @@ export class ControlClient implements RotationHost {
   }
 
   get keyArea(): KeyAreaPlace {
-    return keyAreaPlace(this.path, async ({ keyArea, copy, expected }) => {
+    const place = keyAreaPlace(this.path, async ({ keyArea, copy, expected }) => {
       const state = toHex(expected ?? new Uint8Array(0));
       if (keyArea) await this.#call({ op: 'write-key-area', copy, state }, keyArea);
       else await this.#call({ op: 'probe-key-area', state });
     });
+    return { ...place, follower: this.#follower };
   }
+
+  readonly #follower: PinFollower = {
+    announce: async (seen, next, pins) => {
+      const states = { seen: toState(seen), next: toState(next) };
+      await this.#call({ op: 'announce-pin', pins: await pins?.identity(), ...states });
+    },
+    record: async (seen) => {
+      await this.#call({ op: 'record-pin', seen: toState(seen) });
+    },
+  };
 
   async beginEpoch(epoch: number, key: Secret): Promise<void> {
     const answer = key.use((bytes) => {

@@ -8,7 +8,7 @@
 import type { Socket } from 'node:net';
 import { setTimeout } from 'node:timers/promises';
 import { PqblkError } from '../errors.js';
-import { describeKeyArea, KEY_AREA_BYTES, Secret } from '../keys/index.js';
+import { describeKeyArea, fromState, KEY_AREA_BYTES, type Pins, Secret } from '../keys/index.js';
 import { listenForControl } from './control-place.js';
 import { errorToMessage, type Frame, receive, send } from './control-protocol.js';
 import type { Disk } from './disk.js';
@@ -23,14 +23,19 @@ export interface ControlServer {
   close(): Promise<void>;
 }
 
-/** Listens for changes of an open disk. Kinds `permission`, `io_error`, `no_memory`. */
-export async function serveControl(disk: Disk): Promise<ControlServer> {
+/**
+ * Listens for changes of an open disk; `pins` are those that it was opened under, and follow what is
+ * changed here: the same process opens it again. Kinds `permission`, `io_error`, `no_memory`. */
+export async function serveControl(
+  disk: Disk,
+  { pins }: { readonly pins?: Pins | undefined } = {},
+): Promise<ControlServer> {
   const rotation: Rotation = {};
   const connections = new Set<Socket>();
   const onClient = (socket: Socket) => {
     connections.add(socket);
     socket.once('close', () => connections.delete(socket));
-    new Connection(disk, rotation, socket);
+    new Connection(disk, pins, rotation, socket);
   };
   const { path } = disk.facts;
   const { server, name } = await listenForControl(path, CLIENTS_MAX, { onClient, onForeign });
@@ -60,6 +65,9 @@ interface Rotation {
 
 class Connection {
   readonly #disk: Disk;
+  readonly #pins: Pins | undefined;
+  /** Gives the pin free that this connection has announced something in. */
+  #release: (() => Promise<void>) | undefined;
   readonly #rotation: Rotation;
   readonly #socket: Socket;
   readonly #ended = new AbortController();
@@ -71,8 +79,9 @@ class Connection {
   /** Requests that are being performed; they outlive the connection. */
   #busy = 0;
 
-  constructor(disk: Disk, rotation: Rotation, socket: Socket) {
+  constructor(disk: Disk, pins: Pins | undefined, rotation: Rotation, socket: Socket) {
     this.#disk = disk;
+    this.#pins = pins;
     this.#rotation = rotation;
     this.#socket = socket;
     receive(
@@ -105,7 +114,33 @@ class Connection {
   }
 
   #leave(): void {
-    if (this.#ended.signal.aborted && this.#busy === 0) this.#left.abort();
+    if (!this.#ended.signal.aborted || this.#busy > 0) return;
+    this.#left.abort();
+    void this.#releasePin();
+  }
+
+  /** What is announced stays so: the change may have reached the disk. */
+  async #releasePin(): Promise<void> {
+    const release = this.#release;
+    this.#release = undefined;
+    await release?.();
+  }
+
+  async #announcePin({ pins: theirs, seen, next }: Frame['message']): Promise<void> {
+    const [pins, uuid] = [this.#pins, this.#disk.volumeUuid];
+    if (!pins || !uuid || theirs === (await pins.identity())) return;
+    await this.#releasePin();
+    this.#release = await pins.hold(uuid);
+    await pins.check(fromState(uuid, seen)); // what is built upon is what is known here
+    await pins.announce(fromState(uuid, seen), fromState(uuid, next));
+  }
+
+  /** Only who has announced something has something to record. */
+  async #recordPin({ seen }: Frame['message']): Promise<void> {
+    const [pins, uuid] = [this.#pins, this.#disk.volumeUuid];
+    if (!pins || !uuid || !this.#release) return;
+    await pins.record(fromState(uuid, seen));
+    await this.#releasePin();
   }
 
   async #drive(): Promise<void> {
@@ -149,6 +184,10 @@ class Connection {
       case 'write-key-area':
         requireBytes(binary, KEY_AREA_BYTES);
         return await disk.keyArea.write(message.copy === 1 ? 1 : 0, binary, stateIn(message));
+      case 'announce-pin':
+        return await this.#announcePin(message);
+      case 'record-pin':
+        return await this.#recordPin(message);
       case 'begin-epoch': {
         using key = Secret.copyOf(binary);
         const epoch = count(message, 'epoch');

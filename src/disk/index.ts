@@ -52,6 +52,7 @@ export {
 export { keyAreaOf, readKeyArea } from './key-area-file.js';
 export {
   noCoreDumps,
+  noCoreFiles,
   noNewPrivileges,
   notifyServiceManager,
   refuseSystemCalls,

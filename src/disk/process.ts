@@ -19,6 +19,11 @@ export function noCoreDumps(): boolean {
   return native().noCoreDumps();
 }
 
+/** No core file from here on, and none for a program that collects them; whoever may trace still may. */
+export function noCoreFiles(): boolean {
+  return native().noCoreFiles();
+}
+
 /**
  * From here on, in every thread, system calls that serving never needs fail with EPERM: starting
  * programs, looking into other processes, mounting, other identities, and the like. Returns why it

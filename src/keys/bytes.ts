@@ -2,8 +2,9 @@
 import { timingSafeEqual } from 'node:crypto';
 import { PqblkError } from '../errors.js';
 
+/** In memory of its own, which V8 does not move: the parts may be secret, and the caller wipes it then. */
 export function concat(...parts: Uint8Array[]): Uint8Array {
-  const out = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  const out = new Uint8Array(new ArrayBuffer(parts.reduce((sum, part) => sum + part.length, 0)));
   let at = 0;
   for (const part of parts) {
     out.set(part, at);

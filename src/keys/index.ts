@@ -49,6 +49,7 @@ export {
   needsMending,
   openNewest,
   orderCopies,
+  type PinFollower,
   type Refusal,
   sisterOf,
 } from './key-area-copies.js';
@@ -77,7 +78,17 @@ export {
   type PassphraseSource,
   readPassphrase,
 } from './passphrase.js';
-export type { Observed, Pin, PinnedState, PinOptions, Pins, PinVerdict } from './pins.js';
+export {
+  fromState,
+  type Observed,
+  type Pin,
+  type PinnedState,
+  type PinOptions,
+  Pins,
+  type PinVerdict,
+  toState,
+  type VolumePin,
+} from './pins.js';
 export { kemsOf, loadProfile, PROFILES, type Profile, parseProfile } from './pkcs11/profile.js';
 export { openTokenKey, proveKey, TokenProvider, uriOf } from './pkcs11/provider.js';
 export {

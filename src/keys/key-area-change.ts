@@ -226,6 +226,7 @@ async function write(
 ): Promise<void> {
   const { place, pins } = options;
   const step = async (name: ChangeStep) => await options.onStep?.(name);
+  await place.follower?.announce(editor.observed, sealed.observed, pins);
   await pins?.announce(editor.observed, sealed.observed);
   await step('announced');
   const first = sisterOf(index);
@@ -245,6 +246,7 @@ async function write(
     });
   }
   await step('verified');
+  await place.follower?.record(sealed.observed);
   await pins?.record(sealed.observed, options);
   await step('pinned');
 }

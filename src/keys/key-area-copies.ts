@@ -48,6 +48,18 @@ export interface KeyAreaPlace {
    * since the state `expected` was read.
    */
   write(index: CopyIndex, blob: Uint8Array, expected: Uint8Array): Promise<void>;
+  /**
+   * The pins of who serves the disk, unless they are `pins`: he opens the disk again as it will be. To be
+   * told as one's own are: announce before the first copy is written, record after both.
+   */
+  readonly follower?: PinFollower | undefined;
+}
+
+/** Somebody else on this host who remembers the volume. */
+export interface PinFollower {
+  /** Kinds as Pins.hold; nobody else changes his pin until `record`, or until the connection ends. */
+  announce(seen: Observed, next: Observed, pins: Pins | undefined): Promise<void>;
+  record(seen: Observed): Promise<void>;
 }
 
 /** What is on the disk, put in order. */

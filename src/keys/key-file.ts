@@ -234,8 +234,9 @@ function privateDocument({ privatePart: part }: KeyFile) {
  * Reads a document and checks every field, the FIPS 203 check of the public half included. Kinds
  * `bad_key`, and `newer_version` for a document of a later format.
  */
-export function parseKeyFile(text: string, path?: string): KeyFile {
-  const read = new DocumentReader(parseJson(text), path);
+export function parseKeyFile(document: Secret, path?: string): KeyFile {
+  using taken = takePrivate(document);
+  const read = new DocumentReader(parseJson(taken.text), path);
   if (read.value('format') !== FORMAT) read.fail('not a pqblk key');
   const version = read.value('version');
   if (version !== VERSION && version !== TOKEN_VERSION) {
@@ -252,17 +253,21 @@ export function parseKeyFile(text: string, path?: string): KeyFile {
   checkEncapsulationKey(kem.id, encapsulationKey);
   const inner = read.value('private');
   const privatePart =
-    inner === null ? undefined : parsePrivate(new DocumentReader(inner, path), kem);
+    inner === null ? undefined : parsePrivate(new DocumentReader(inner, path), kem, taken.key);
   if ((privatePart?.protection === 'token') !== (version === TOKEN_VERSION)) read.fail('version');
   return { name, kem: kem.id, created, encapsulationKey, fingerprint, privatePart };
 }
 
-function parsePrivate(read: DocumentReader, kem: KemParameters): PrivatePart {
+function parsePrivate(
+  read: DocumentReader,
+  kem: KemParameters,
+  key: Secret | undefined,
+): PrivatePart {
   const protection = read.text('protection', /^(scrypt|none|token)$/);
   if (protection === 'token') return parseTokenPart(read);
   if (protection === 'none') {
-    const bytes = read.bytes('decapsulationKey', kem.decapsulationKeyBytes);
-    return { protection, decapsulationKey: new Secret(bytes) };
+    if (key?.length !== kem.decapsulationKeyBytes) return read.fail('decapsulationKey');
+    return { protection, decapsulationKey: key.use((bytes) => Secret.copyOf(bytes)) };
   }
   const cost = { N: read.integer('N'), r: read.integer('r'), p: read.integer('p') };
   const limits = SCRYPT_LIMITS;
@@ -294,6 +299,67 @@ function parseTokenPart(read: DocumentReader): TokenPart {
     directory: optionalPath('directory'),
     pinFile: optionalPath('pinFile'),
   };
+}
+
+const PRIVATE_FIELD = Buffer.from('"decapsulationKey"');
+
+interface Taken extends Disposable {
+  /** The document; a private key without passphrase is not in it. */
+  readonly text: string;
+  readonly key: Secret | undefined;
+}
+
+/** Takes a private key out of a document before that becomes text, which could not be wiped. */
+function takePrivate(document: Secret): Taken {
+  return document.use((bytes) => {
+    using copy = Secret.copyOf(bytes);
+    return copy.use((own) => {
+      const [from, to] = fieldIn(own);
+      const key = from < to ? decodeBase64(own.subarray(from, to)) : undefined;
+      own.fill(0x20, from, to);
+      const text = new TextDecoder().decode(own);
+      return { text, key, [Symbol.dispose]: () => key?.wipe() };
+    });
+  });
+}
+
+/** Where the text of the private key is: between the quotes behind the name of its field. */
+function fieldIn(bytes: Uint8Array): [from: number, to: number] {
+  const quote = 0x22;
+  const name = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.length).indexOf(PRIVATE_FIELD);
+  const from = name < 0 ? 0 : bytes.indexOf(quote, name + PRIVATE_FIELD.length) + 1;
+  const to = from === 0 ? 0 : bytes.indexOf(quote, from);
+  return to < from ? [0, 0] : [from, to];
+}
+
+const NO_DIGIT = 64;
+/** Values of the digits of base64, by their byte. */
+const BASE64 = new Uint8Array(256).fill(NO_DIGIT);
+ascii('ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/').forEach(
+  (digit, value) => {
+    BASE64[digit] = value;
+  },
+);
+
+/** Undefined where it is none. Node's own decoder leaves copies in pools. */
+function decodeBase64(digits: Uint8Array): Secret | undefined {
+  let length = digits.length;
+  while (length > digits.length - 2 && digits[length - 1] === 0x3d) length -= 1;
+  using bytes = Secret.zeros(Math.floor((length * 3) / 4));
+  const whole = bytes.use((into) => {
+    let [bits, pending, at] = [0, 0, 0];
+    for (let digit = 0; digit < length; digit += 1) {
+      const value = BASE64[digits[digit] ?? 0] ?? NO_DIGIT;
+      if (value === NO_DIGIT) return false;
+      pending = ((pending << 6) | value) & 0x3fff;
+      bits += 6;
+      if (bits < 8) continue;
+      bits -= 8;
+      into[at++] = pending >> bits;
+    }
+    return digits.length % 4 === 0;
+  });
+  return whole ? bytes.use((all) => Secret.copyOf(all)) : undefined;
 }
 
 /** Undefined where the text is no JSON, so that its complaint cannot quote a secret. */
@@ -369,6 +435,11 @@ export function armour(key: KeyFile): string {
   ].join('\n');
 }
 
+/** Wipes what a document holds of a private key. */
+export function wipeKeyFile({ privatePart }: Pick<KeyFile, 'privatePart'>): void {
+  if (privatePart?.protection === 'none') privatePart.decapsulationKey.wipe();
+}
+
 /** The reverse. The lines above the blank one are for people: only the document counts. */
 export function parseArmour(text: string): KeyFile {
   if (text.length > 2 * KEY_FILE_BYTES_MAX) {
@@ -382,7 +453,8 @@ export function parseArmour(text: string): KeyFile {
       hint: 'expected the text between -----BEGIN PQBLK … KEY----- and -----END …-----',
     });
   }
-  const key = parseKeyFile(Buffer.from(body, 'base64').toString('utf8'));
+  using document = new Secret(Buffer.from(body, 'base64'));
+  const key = parseKeyFile(document);
   if ((found[1] === ARMOUR.private) !== (key.privatePart !== undefined)) {
     throw new PqblkError('bad_key', 'the title of the exported key does not fit its content');
   }

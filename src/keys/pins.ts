@@ -8,9 +8,10 @@
 // confirmed by its fingerprint, because whoever once knew an old VMK can forge any generation under
 // it. A volume seen for the first time is trusted and pinned. Copies of a disk share their UUID and
 // so their pin.
+import { readdir, stat } from 'node:fs/promises';
 import { join } from 'node:path';
-import { PqblkError } from '../errors.js';
-import { formatUuid, toHex } from './bytes.js';
+import { fromSystem, PqblkError } from '../errors.js';
+import { formatUuid, fromHex, parseUuid, toHex } from './bytes.js';
 import { takeLock } from './lock-file.js';
 import { ensurePrivateDirectory, readPrivateFile, writePrivateFile } from './private-file.js';
 
@@ -32,6 +33,11 @@ export interface PinnedState {
 export interface Pin extends PinnedState {
   /** What this host was about to write when it was last heard of: as good as what it has seen. */
   readonly announced?: PinnedState | undefined;
+}
+
+/** A pin, and whose it is. */
+export interface VolumePin extends PinnedState {
+  readonly volumeUuid: string;
 }
 
 export interface PinOptions {
@@ -93,12 +99,35 @@ export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions)
   return same && !isAnnounced ? 'same' : 'newer';
 }
 
+const isNewerThan = (seen: Observed, { generation, epoch }: PinnedState) =>
+  seen.generation > generation || seen.currentEpoch > epoch;
+
 const isOlder = (seen: Observed, { generation, epoch }: PinnedState) =>
   seen.generation < generation || seen.currentEpoch < epoch;
 
 function confirms(check: string, given: string | undefined): boolean {
   const digits = given?.toLowerCase() ?? '';
   return digits.length >= CONFIRM_DIGITS_MIN && check.startsWith(digits);
+}
+
+/** What one process tells another of a key area. */
+export const toState = (seen: Observed): PinnedState => stateOf(seen);
+
+/** The reverse, of what came from elsewhere. Kind `invalid_argument`. */
+export function fromState(volumeUuid: Uint8Array, value: unknown): Observed {
+  const { generation, epoch, vmkCheck } = stateIn(value, (what) => {
+    return new PqblkError('invalid_argument', `not the state of a key area: ${what}`);
+  });
+  return { volumeUuid, generation, currentEpoch: epoch, vmkCheck: fromHex(vmkCheck) };
+}
+
+function stateIn(value: unknown, damaged: (what: string) => PqblkError): PinnedState {
+  const natural = (candidate: unknown): candidate is number =>
+    Number.isSafeInteger(candidate) && (candidate as number) >= 1;
+  const { generation, epoch, vmkCheck } = (value ?? {}) as Record<string, unknown>;
+  if (!natural(generation) || !natural(epoch)) throw damaged('generation or epoch');
+  if (typeof vmkCheck !== 'string' || !/^[0-9a-f]{64}$/.test(vmkCheck)) throw damaged('vmkCheck');
+  return { generation, epoch, vmkCheck };
 }
 
 /** The pins of one key store, in its directory `pins`. */
@@ -109,6 +138,12 @@ export class Pins {
 
   constructor(directory: string) {
     this.#directory = directory;
+  }
+
+  /** The same for all objects that mean the same directory; undefined while there is none. */
+  async identity(): Promise<string | undefined> {
+    const found = await stat(this.#directory).catch(() => undefined);
+    return found && `${found.dev}-${found.ino}`;
   }
 
   #path(volumeUuid: Uint8Array): string {
@@ -126,6 +161,44 @@ export class Pins {
       throw error;
     }
     return parsePin(text, path, formatUuid(volumeUuid));
+  }
+
+  /** Every volume that this host remembers. Kind `bad_key` when a file of them is damaged. */
+  async list(): Promise<VolumePin[]> {
+    const files = await readdir(this.#directory).catch((error: unknown) => {
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return [];
+      throw fromSystem(error, { path: this.#directory, operation: 'list pins' });
+    });
+    const found: VolumePin[] = [];
+    for (const file of files.sort()) {
+      const volumeUuid = /^([0-9a-f-]{36})\.json$/.exec(file)?.[1];
+      const pin = volumeUuid && (await this.get(parseUuid(volumeUuid)));
+      if (volumeUuid && pin) found.push({ volumeUuid, ...pin });
+    }
+    return found;
+  }
+
+  /**
+   * Believes somebody else's pin, whatever master key this host remembers: who calls it knows where the pin
+   * is from. False: it is so already, or newer. Kind `rollback`: under another master key, and older.
+   */
+  async adopt(
+    { volumeUuid, ...state }: VolumePin,
+    { allowRollback }: PinOptions,
+  ): Promise<boolean> {
+    const seen = fromState(parseUuid(volumeUuid), state);
+    const release = await this.#hold(seen.volumeUuid);
+    try {
+      const pin = await this.get(seen.volumeUuid);
+      const sameKey = pin?.vmkCheck === state.vmkCheck;
+      const older = pin !== undefined && isOlder(seen, pin);
+      if (sameKey && (!allowRollback || !older) && !isNewerThan(seen, pin)) return false;
+      judge(pin, seen, { allowRollback, confirmVmk: state.vmkCheck });
+      await this.#write(seen.volumeUuid, stateOf(seen));
+      return true;
+    } finally {
+      await release?.();
+    }
   }
 
   /** See `judge`. Call it after the key area opened and before its keys are used. */
@@ -215,19 +288,10 @@ function parsePin(text: string, path: string, volumeUuid: string): Pin {
   } catch {
     throw damaged('not JSON');
   }
-  const natural = (candidate: unknown): candidate is number =>
-    Number.isSafeInteger(candidate) && (candidate as number) >= 1;
   if (value?.format !== PIN_FORMAT || value.version !== PIN_VERSION)
     throw damaged('unknown format');
   if (value.volumeUuid !== volumeUuid) throw damaged('of another volume');
-  const state = (from: Record<string, unknown>): PinnedState => {
-    const { generation, epoch, vmkCheck } = from;
-    if (!natural(generation) || !natural(epoch)) throw damaged('generation or epoch');
-    if (typeof vmkCheck !== 'string' || !/^[0-9a-f]{64}$/.test(vmkCheck)) throw damaged('vmkCheck');
-    return { generation, epoch, vmkCheck };
-  };
   const { announced } = value;
-  if (announced === undefined) return state(value);
-  if (typeof announced !== 'object' || announced === null) throw damaged('announced');
-  return { ...state(value), announced: state(announced as Record<string, unknown>) };
+  if (announced === undefined) return stateIn(value, damaged);
+  return { ...stateIn(value, damaged), announced: stateIn(announced, damaged) };
 }

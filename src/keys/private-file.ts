@@ -8,7 +8,7 @@ import { type FileHandle, link, lstat, mkdir, open, rename, unlink } from 'node:
 import { basename, dirname, join } from 'node:path';
 import { fromSystem, PqblkError } from '../errors.js';
 import { toHex } from './bytes.js';
-import { randomBytes } from './secret.js';
+import { randomBytes, Secret } from './secret.js';
 
 const OTHERS = 0o077;
 const DIRECTORY_MODE = 0o700;
@@ -65,8 +65,14 @@ async function lstatOrNothing(path: string): Promise<Stats | undefined> {
   }
 }
 
-/** The text of a private file of at most `bytesMax` bytes. Symbolic links are not followed. */
+/** The text of a private file without secrets; otherwise as readSecretFile. */
 export async function readPrivateFile(path: string, bytesMax: number): Promise<string> {
+  using content = await readSecretFile(path, bytesMax);
+  return content.use((bytes) => new TextDecoder().decode(bytes));
+}
+
+/** The content of a private file of at most `bytesMax` bytes. Symbolic links are not followed. */
+export async function readSecretFile(path: string, bytesMax: number): Promise<Secret> {
   const flags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK;
   let file: FileHandle | undefined;
   try {
@@ -82,12 +88,25 @@ export async function readPrivateFile(path: string, bytesMax: number): Promise<s
         operation: 'read',
       });
     }
-    return await file.readFile('utf8');
+    return await readAll(file, stats.size);
   } catch (error) {
     throw fromSystem(error, { path, operation: 'read' });
   } finally {
     await file?.close();
   }
+}
+
+/** Into memory that is not moved, and nowhere else. Whoever made the file longer meanwhile is not heard. */
+async function readAll(file: FileHandle, size: number): Promise<Secret> {
+  const bytes = new Uint8Array(new ArrayBuffer(size));
+  let length = 0;
+  while (length < size) {
+    const { bytesRead } = await file.read(bytes, length, size - length);
+    if (bytesRead === 0) break;
+    length += bytesRead;
+  }
+  using whole = new Secret(bytes);
+  return whole.use((all) => Secret.copyOf(all.subarray(0, length)));
 }
 
 /**

@@ -4,7 +4,7 @@
 // number of their line, so that a misread line is named. A KEM pair is made from the bytes, and its
 // public half gets a slot like any other. What is drawn here is never stored: only the paper has it.
 import { PqblkError } from '../errors.js';
-import { ascii, concat, toHex } from './bytes.js';
+import { ascii, concat, equalConstantTime, toHex } from './bytes.js';
 import { sha3_256, shake256 } from './hash.js';
 import type { SlotDescription } from './key-area-describe.js';
 import { liboqs, softwareIdentity } from './liboqs.js';
@@ -53,7 +53,7 @@ export function encodeRecoveryCode(secret: Secret): string[] {
  * was misread. The caller wipes the result.
  */
 export function parseRecoveryCode(typed: Secret): Secret {
-  const symbols = typed.use((bytes) => symbolsOf(new TextDecoder().decode(bytes)));
+  using symbols = symbolsOf(typed);
   const wanted = LINES * LINE_SYMBOLS;
   if (symbols.length !== wanted) {
     throw new PqblkError(
@@ -62,35 +62,94 @@ export function parseRecoveryCode(typed: Secret): Secret {
     );
   }
   const secret = Secret.zeros(SECRET_BYTES);
-  for (let line = 0; line < LINES; line += 1) {
-    let bits = 0n;
-    for (const symbol of symbols.slice(line * LINE_SYMBOLS, (line + 1) * LINE_SYMBOLS)) {
-      bits = (bits << 5n) | BigInt(symbol);
-    }
-    const bytes = new Uint8Array(DATA_BYTES + CHECK_BYTES);
-    for (let at = bytes.length - 1; at >= 0; at -= 1, bits >>= 8n) bytes[at] = Number(bits & 255n);
-    const data = bytes.subarray(0, DATA_BYTES);
-    const check = toHex(bytes.subarray(DATA_BYTES));
-    if (toHex(checkOf(line, data)) !== check) {
-      secret.wipe();
-      throw new PqblkError('bad_key', `line ${line + 1} of the recovery code was misread`);
-    }
-    secret.use((all) => all.set(data, line * DATA_BYTES));
-    bytes.fill(0);
+  using line = Secret.zeros(DATA_BYTES + CHECK_BYTES);
+  for (let index = 0; index < LINES; index += 1) {
+    const from = index * LINE_SYMBOLS;
+    symbols.use((all) =>
+      line.use((bytes) => toBytes(all.subarray(from, from + LINE_SYMBOLS), bytes)),
+    );
+    const whole = line.use((bytes) => {
+      const data = bytes.subarray(0, DATA_BYTES);
+      secret.use((all) => all.set(data, index * DATA_BYTES));
+      return equalConstantTime(checkOf(index, data), bytes.subarray(DATA_BYTES));
+    });
+    if (whole) continue;
+    secret.wipe();
+    throw new PqblkError('bad_key', `line ${index + 1} of the recovery code was misread`);
   }
   return secret;
 }
 
-function symbolsOf(text: string): number[] {
-  const plain = text
-    .toUpperCase()
-    .replace(RECOVERY_PREFIX, '')
-    .replaceAll(/^\s*[1-4][.:)]/gm, '')
-    .replaceAll(/[\s\p{Dash_Punctuation}]/gu, '');
-  return [...plain].map((symbol) => {
-    const value = ALPHABET.indexOf(LOOKALIKES[symbol] ?? symbol);
-    if (value >= 0) return value;
-    throw new PqblkError('bad_key', `a recovery code has no ${JSON.stringify(symbol)}`);
+/** Symbols of five bits, the first ones highest, to bytes. */
+function toBytes(symbols: Uint8Array, bytes: Uint8Array): void {
+  let [bits, pending, at] = [0, 0, 0];
+  for (const symbol of symbols) {
+    pending = ((pending << 5) | symbol) & 0xfff;
+    bits += 5;
+    if (bits < 8) continue;
+    bits -= 8;
+    bytes[at++] = pending >> bits;
+  }
+}
+
+/**
+ * The values of the symbols. Character by character, in memory that is wiped: of a string that holds a
+ * code, a server would keep copies for its life.
+ */
+function symbolsOf(typed: Secret): Secret {
+  using values = Secret.zeros(typed.length);
+  let length = 0;
+  for (const character of meaningfulIn(typed)) {
+    const value =
+      character.length === 1 ? ALPHABET.indexOf(LOOKALIKES[character] ?? character) : -1;
+    if (value < 0) {
+      throw new PqblkError('bad_key', `a recovery code has no ${JSON.stringify(character)}`);
+    }
+    const at = length++;
+    values.use((bytes) => bytes.fill(value, at, at + 1));
+  }
+  return values.use((bytes) => Secret.copyOf(bytes.subarray(0, length)));
+}
+
+/** The characters that are no space, dash, line number or prefix, in upper case. */
+function* meaningfulIn(typed: Secret): Generator<string, void, void> {
+  let beginsLine = true;
+  let isPrefixed = false;
+  for (let at = 0; at < typed.length; ) {
+    const { character, next } = characterAt(typed, at);
+    const isNumber =
+      beginsLine && /[1-4]/.test(character) && /[.:)]/.test(characterAt(typed, next).character);
+    if (!isPrefixed && isPrefixAt(typed, at)) {
+      isPrefixed = true;
+      at += RECOVERY_PREFIX.length;
+      beginsLine = false;
+    } else if (isNumber) {
+      at = next + 1;
+      beginsLine = false;
+    } else {
+      at = next;
+      if (/[\n\r\u2028\u2029]/.test(character)) beginsLine = true;
+      if (/[\s\p{Dash_Punctuation}]/u.test(character)) continue;
+      beginsLine = false;
+      yield character;
+    }
+  }
+}
+
+const isPrefixAt = (typed: Secret, at: number) =>
+  [...RECOVERY_PREFIX].every(
+    (symbol, index) => characterAt(typed, at + index).character === symbol,
+  );
+
+const utf8 = new TextDecoder('utf-8', { ignoreBOM: true }); // else a mark would become nothing
+
+/** One character of UTF-8, in upper case; empty at the end. */
+function characterAt(typed: Secret, at: number): { character: string; next: number } {
+  return typed.use((bytes) => {
+    let next = at + 1;
+    while (((bytes[next] ?? 0) & 0xc0) === 0x80) next += 1;
+    const character = utf8.decode(bytes.subarray(at, next)).toUpperCase();
+    return { character, next };
   });
 }
 

@@ -22,6 +22,7 @@ import {
   type ScryptCost,
   sealPrivate,
   type TokenPart,
+  wipeKeyFile,
 } from './key-file.js';
 import { liboqs, prepareKeys, softwareIdentity } from './liboqs.js';
 import { DEFAULT_KEM, fingerprintOf, type KemId, kemParameters } from './ml-kem.js';
@@ -29,7 +30,7 @@ import { Pins } from './pins.js';
 import { parseTokenUri, slotReference } from './pkcs11/uri.js';
 import {
   ensurePrivateDirectory,
-  readPrivateFile,
+  readSecretFile,
   removePrivateFile,
   requirePrivateDirectory,
   writePrivateFile,
@@ -103,7 +104,9 @@ export class KeyStore {
     const damaged: PqblkError[] = [];
     for (const name of await this.#names()) {
       try {
-        keys.push(this.#info(await this.#read(name)));
+        const key = await this.#read(name);
+        wipeKeyFile(key);
+        keys.push(this.#info(key));
       } catch (error) {
         damaged.push(fromSystem(error, { path: this.#file(name) }));
       }
@@ -113,12 +116,16 @@ export class KeyStore {
 
   /** Kind `not_found` when no key fits, `invalid_argument` when several do. */
   async show(reference: string): Promise<KeyInfo> {
-    return this.#info(await this.#find(reference));
+    const key = await this.#find(reference);
+    wipeKeyFile(key);
+    return this.#info(key);
   }
 
   /** The public half, as somebody a disk can be sealed to. */
   async recipient(reference: string): Promise<Recipient> {
-    const { name, kem, encapsulationKey, privatePart } = await this.#find(reference);
+    const key = await this.#find(reference);
+    wipeKeyFile(key);
+    const { name, kem, encapsulationKey, privatePart } = key;
     const token = privatePart?.protection === 'token' && {
       home: ProviderKind.pkcs11,
       tokenReference: slotReference(parseTokenUri(privatePart.uri), TOKEN_REFERENCE_BYTES_MAX),
@@ -141,7 +148,9 @@ export class KeyStore {
 
   /** Armoured public half. */
   async exportPublic(reference: string): Promise<string> {
-    return armour({ ...(await this.#find(reference)), privatePart: undefined });
+    const key = await this.#find(reference);
+    wipeKeyFile(key);
+    return armour({ ...key, privatePart: undefined });
   }
 
   /** Armoured key pair, always under a passphrase, which need not be the one of the store. */
@@ -252,7 +261,8 @@ export class KeyStore {
 
   async #read(name: string): Promise<KeyFile> {
     const path = this.#file(name);
-    const key = parseKeyFile(await readPrivateFile(path, KEY_FILE_BYTES_MAX), path);
+    using document = await readSecretFile(path, KEY_FILE_BYTES_MAX);
+    const key = parseKeyFile(document, path);
     if (key.name === name) return key;
     throw new PqblkError('bad_key', `the file of key "${key.name}" was renamed`, {
       path,
@@ -288,6 +298,8 @@ export class KeyStore {
       return await openPrivate(key, passphrase);
     } catch (error) {
       throw inFile(error, this.#file(key.name));
+    } finally {
+      wipeKeyFile(key);
     }
   }
 

@@ -5,7 +5,7 @@ import { expect, test } from 'vitest';
 import { Kem, KeyStore, liboqs, parseRecipient } from '../../src/keys/index.js';
 import { armour, encodeKeyFile, parseKeyFile, type TokenPart } from '../../src/keys/key-file.js';
 import { fingerprintOf } from '../../src/keys/ml-kem.js';
-import { errorOf, temporaryDirectory } from './support.js';
+import { errorOf, secretOf, temporaryDirectory } from './support.js';
 
 const part: TokenPart = {
   protection: 'token',
@@ -27,7 +27,7 @@ test('what was written is read back, with and without the optional fields', asyn
     const key = await keyFile(whole);
     const text = encodeKeyFile(key);
     expect(JSON.parse(text)).toMatchObject({ version: 2, private: whole });
-    expect(parseKeyFile(text)).toEqual({
+    expect(parseKeyFile(secretOf(text))).toEqual({
       ...key,
       privatePart: { directory: undefined, pinFile: undefined, ...whole },
     });
@@ -38,9 +38,15 @@ test('version and place go together', async () => {
   const key = await keyFile();
   const change = (fields: object) =>
     JSON.stringify({ ...(JSON.parse(encodeKeyFile(key)) as object), ...fields });
-  expect((await errorOf(() => parseKeyFile(change({ version: 1 })))).kind).toBe('bad_key');
-  expect((await errorOf(() => parseKeyFile(change({ private: null })))).kind).toBe('bad_key');
-  expect((await errorOf(() => parseKeyFile(change({ version: 3 })))).kind).toBe('newer_version');
+  expect((await errorOf(() => parseKeyFile(secretOf(change({ version: 1 }))))).kind).toBe(
+    'bad_key',
+  );
+  expect((await errorOf(() => parseKeyFile(secretOf(change({ private: null }))))).kind).toBe(
+    'bad_key',
+  );
+  expect((await errorOf(() => parseKeyFile(secretOf(change({ version: 3 }))))).kind).toBe(
+    'newer_version',
+  );
 });
 
 test.each<[string, object]>([
@@ -55,7 +61,7 @@ test.each<[string, object]>([
 ])('a damaged %s is named', async (field, change) => {
   const document = JSON.parse(encodeKeyFile(await keyFile())) as { private: object };
   const text = JSON.stringify({ ...document, private: { ...document.private, ...change } });
-  const error = await errorOf(() => parseKeyFile(text));
+  const error = await errorOf(() => parseKeyFile(secretOf(text)));
   expect(error.kind).toBe('bad_key');
   expect(error.message).toContain(field);
 });

@@ -7,7 +7,13 @@ import { closeSync, openSync, readFileSync, readSync, writeFileSync } from 'node
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
-import { createDisk, KeyStore, type Secret } from '../../src/index.js';
+import { createDisk, KeyStore, Secret } from '../../src/index.js';
+import {
+  encodeRecoveryCode,
+  Kem,
+  newRecoverySecret,
+  recoveryRecipient,
+} from '../../src/keys/index.js';
 import { openPrivate, parseKeyFile } from '../../src/keys/key-file.js';
 import { CHEAP, secretOf } from '../keys/support.js';
 import { openBlob, openVmk } from '../reader/key-area.js';
@@ -56,7 +62,7 @@ test('a process that closed a sealed disk holds no secret of it', async () => {
   const path = at('disk.sealed');
   const recipients = [await store.recipient('alice')];
   await createDisk(path, { format: 'sealed', size: 2 ** 24, recipients });
-  const key = parseKeyFile(readFileSync(at('keys/alice.key'), 'utf8'));
+  const key = parseKeyFile(new Secret(readFileSync(at('keys/alice.key'))));
   using privateKey: Secret = await openPrivate(key, secretOf('correct horse'));
   const secretKey = privateKey.use((bytes) => Uint8Array.from(bytes));
   const image = openWithPrivateKey(path, secretKey);
@@ -82,4 +88,73 @@ test('a process that closed a sealed disk holds no secret of it', async () => {
   expect(findIn(child.pid as number, secrets)).toEqual([]);
   child.stdin.write('\n');
   await once(child, 'exit');
+});
+
+/** Starts the child with these arguments; what it holds while the disk is open. */
+async function heldWhileOpen(secrets: Readonly<Record<string, Uint8Array>>, ...argv: string[]) {
+  const child = spawn(process.execPath, [HOLDS, DIST, ...argv], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  expect(String(((await once(child.stdout, 'data')) as [Buffer])[0]).trim()).toBe('open');
+  const found = findIn(child.pid as number, secrets);
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+  return found;
+}
+
+/** Stretches of bytes, as text would hold them, too. */
+const pieces = (name: string, bytes: Uint8Array, at_ = [100, 800, 1400]) =>
+  Object.fromEntries(at_.map((from) => [`${name} ${from}`, bytes.slice(from, from + 32)]));
+
+test('a process that has a disk open holds nothing of a key without a passphrase', async () => {
+  const store = new KeyStore(at('open-keys'));
+  await store.generate('alice', { noPassphrase: true });
+  const path = at('open.sealed');
+  const recipients = [await store.recipient('alice')];
+  await createDisk(path, { format: 'sealed', size: 2 ** 24, recipients });
+  const file = readFileSync(at('open-keys/alice.key'));
+  const { private: part } = JSON.parse(file.toString()) as {
+    private: { decapsulationKey: string };
+  };
+  using key = await openPrivate(parseKeyFile(new Secret(file)), undefined);
+  const image = openWithPrivateKey(
+    path,
+    key.use((bytes) => Uint8Array.from(bytes)),
+  );
+  const { dataKeys } = openBlob(
+    image.keyArea.blob,
+    image.header.uuid,
+    key.use((bytes) => Uint8Array.from(bytes)),
+  );
+  image.close();
+  const secrets = {
+    'data key': dataKeys.get(1) as Uint8Array,
+    ...key.use((bytes) => pieces('raw', bytes, [100, 800, 2368])), // the public half lies between
+    ...pieces('base64', Buffer.from(part.decapsulationKey)),
+  };
+  expect(await heldWhileOpen(secrets, path, at('open-keys'), '-')).toEqual(['data key']);
+});
+
+test('nor of a recovery code that was typed', async () => {
+  using secret = newRecoverySecret();
+  const path = at('code.sealed');
+  const recipients = [await recoveryRecipient(secret, Kem.mlKem768, 'paper')];
+  await createDisk(path, { format: 'sealed', size: 2 ** 24, recipients });
+  const lines = encodeRecoveryCode(secret);
+  const plain = lines.join('').replaceAll(' ', '');
+  writeFileSync(at('typed'), plain.match(/.{4}/g)?.join('-') ?? '');
+  const text = (name: string, value: string) =>
+    Object.fromEntries(
+      [16, 40].map((from) => [`${name} ${from}`, Buffer.from(value.slice(from, from + 20))]),
+    );
+  const values = Uint8Array.from(plain, (symbol) =>
+    '0123456789ABCDEFGHJKMNPQRSTVWXYZ'.indexOf(symbol),
+  );
+  const secrets = {
+    ...text('code', plain),
+    ...text('typed', readFileSync(at('typed'), 'utf8')),
+    values: values.slice(8, 40),
+    bytes: secret.use((bytes) => Uint8Array.from(bytes)),
+  };
+  expect(await heldWhileOpen(secrets, path, at('open-keys'), '-', at('typed'))).toEqual([]);
 });

@@ -128,6 +128,10 @@ void pad(Byte (&field)[N], std::string_view text) {
 Rv initialize(void*) {
   if (mode_is("crash-at-start")) ::raise(SIGSEGV);
   if (mode_is("hang-at-start")) ::pause();
+  if (mode_is("forks-and-crashes")) {
+    fork_and_stay();
+    ::raise(SIGSEGV);
+  }
   if (mode_is("noisy")) {
     // What a debugging build might do to whoever lent it its descriptors.
     for (int fd = 1; fd <= 2; ++fd) (void)!::write(fd, "DEBUG pin=1234\n", 15);

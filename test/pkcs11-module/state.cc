@@ -84,6 +84,16 @@ void tell_environment() {
   for (char** variable = environ; *variable != nullptr; ++variable) file << *variable << '\n';
 }
 
+// As a module does that starts a daemon: a session of its own, and every descriptor that it inherited.
+void fork_and_stay() {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::setsid();
+    for (;;) ::pause();
+  }
+  std::ofstream(directory() + "/forked") << child << '\n';
+}
+
 void tell_end() { std::ofstream(directory() + "/ended") << "in order\n"; }
 
 }  // namespace test_token

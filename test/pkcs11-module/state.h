@@ -34,6 +34,7 @@ struct State {
 std::string mode();
 
 void tell_environment();  // to the file `environment`
+void fork_and_stay();
 void tell_end();          // to the file `ended`
 
 }  // namespace test_token

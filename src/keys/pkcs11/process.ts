@@ -66,11 +66,14 @@ export class TokenProcess {
       env: environmentFor(options.environment),
       cwd: '/',
       shell: false,
+      detached: true, // what a module starts is in its process group, and ends with it
     });
     this.#socket = this.#child.stdio[SOCKET] as Socket;
     this.#socket.on('data', (chunk: Buffer) => this.#receive(chunk));
     this.#socket.on('error', () => {}); // followed by close
     this.#socket.once('close', () => void this.#closed());
+    // A process that the module forked may hold the socket open; what was answered is read first.
+    this.#child.once('exit', () => setImmediate(() => void this.#closed()));
     this.#child.once('error', (cause) => {
       this.#fail(fromSystem(cause, { operation: 'start the token process' }));
     });
@@ -228,7 +231,12 @@ export class TokenProcess {
 
   #kill(): void {
     this.#socket.destroy();
-    this.#child.kill('SIGKILL');
+    const { pid } = this.#child;
+    try {
+      if (pid !== undefined) process.kill(-pid, 'SIGKILL');
+    } catch {
+      // nobody of the group is left
+    }
   }
 }
 
