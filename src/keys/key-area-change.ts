@@ -233,7 +233,10 @@ async function write(
   await place.write(first, sealed.blob, copies.state);
   await step('one-copy');
   const half = await place.read();
-  if (!equalConstantTime(half.copies[first].blob, sealed.blob)) {
+  const ours = equalConstantTime(half.copies[first].blob, sealed.blob);
+  const untouched = equalConstantTime(half.copies[index].blob, copies.copies[index].blob);
+  if (!ours || !untouched) {
+    // who found ours may have begun at it, and has made its successor here
     throw new PqblkError('locked', 'the key area was replaced meanwhile');
   }
   await place.write(index, sealed.blob, half.state);
