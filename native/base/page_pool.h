@@ -14,6 +14,8 @@
 #include <mutex>
 #include <vector>
 
+#include "base/short_lock.h"
+
 namespace pqblk {
 
 inline constexpr std::size_t kPoolPageBytes = 4096;
@@ -29,14 +31,14 @@ class PagePool {
 
   // Uninitialised. Aborts when memory is out: the owners' caches are bounded.
   std::uint8_t* take() {
-    std::lock_guard guard(mutex_);
+    std::lock_guard guard(lock_);
     if (free_.empty()) grow();
     std::uint8_t* const page = free_.back();
     free_.pop_back();
     return page;
   }
   void put(std::uint8_t* page) {
-    std::lock_guard guard(mutex_);
+    std::lock_guard guard(lock_);
     free_.push_back(page);
   }
 
@@ -60,7 +62,7 @@ class PagePool {
     }
   }
 
-  std::mutex mutex_;
+  ShortLock lock_;
   std::vector<std::uint8_t*> chunks_;
   std::vector<std::uint8_t*> free_;
   std::size_t pages_ = 0;

@@ -9,6 +9,7 @@
 #include <mutex>
 #include <utility>
 
+#include "base/short_lock.h"
 #include "base/task.h"
 
 namespace pqblk {
@@ -77,7 +78,7 @@ class AsyncMutex {
     next->wake();  // ownership passes on
   }
 
-  std::mutex inner_;
+  ShortLock inner_;
   bool held_ = false;
   Waiter* head_ = nullptr;
   Waiter* tail_ = nullptr;
@@ -131,7 +132,7 @@ class Watermark {
 
  private:
   std::atomic<std::uint64_t> value_;
-  std::mutex inner_;
+  ShortLock inner_;
   Waiter* waiters_ = nullptr;
 };
 
@@ -176,7 +177,7 @@ class Gate {
  private:
   static constexpr std::uint64_t kClosed = std::uint64_t{1} << 63;
   std::atomic<std::uint64_t> state_{0};  // how many are inside, and kClosed
-  std::mutex inner_;
+  ShortLock inner_;
   Waiter* waiter_ = nullptr;
 };
 

@@ -13,6 +13,7 @@
 #include <memory>
 #include <mutex>
 
+#include "base/short_lock.h"
 #include "base/task.h"
 #include "base/units.h"
 
@@ -71,7 +72,7 @@ class RangeLocks {
 
  private:
   struct alignas(64) Shard {
-    std::mutex inner;
+    ShortLock inner;
     Range::Node* oldest = nullptr;
     Range::Node* newest = nullptr;
   };

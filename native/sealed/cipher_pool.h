@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/page_pool.h"
+#include "base/short_lock.h"
 
 namespace pqblk::sealed {
 
@@ -44,7 +45,7 @@ class CipherPool {
 
   const std::uint64_t kept_max_;
   std::atomic<std::uint64_t> live_{0};
-  std::mutex mutex_;
+  ShortLock mutex_;
   PagePool pages_;
   std::uint64_t kept_ = 0;
   std::array<std::vector<Buffer*>, kClasses> free_;

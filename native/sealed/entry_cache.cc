@@ -141,10 +141,10 @@ Task<Error> EntryCache::load(io::Queue& io, Page& page) {
 namespace {
 // Suspends until the loader wakes it; the list is guarded by the shard's mutex.
 struct LoadWait : Waiter {
-  std::mutex& mutex;
+  ShortLock& mutex;
   Waiter*& list;
   bool& loaded;
-  LoadWait(std::mutex& m, Waiter*& l, bool& done) : mutex(m), list(l), loaded(done) {}
+  LoadWait(ShortLock& m, Waiter*& l, bool& done) : mutex(m), list(l), loaded(done) {}
   bool await_ready() const noexcept { return false; }
   bool await_suspend(std::coroutine_handle<> h) {
     handle = h;

@@ -17,6 +17,7 @@
 #include "base/error.h"
 #include "base/flat_map.h"
 #include "base/page_pool.h"
+#include "base/short_lock.h"
 #include "base/sync.h"
 #include "base/task.h"
 #include "io/queue.h"
@@ -84,7 +85,7 @@ class EntryCache {
  private:
   static constexpr std::size_t kShards = 64;
   struct alignas(64) Shard {
-    mutable std::mutex mutex;
+    mutable ShortLock mutex;
     FlatMap<Page*> pages;
     Page* newest = nullptr;  // ring of unpinned, loaded pages: newest ... oldest
     std::uint64_t hits = 0;

@@ -22,6 +22,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/short_lock.h"
 #include "base/sync.h"
 #include "base/task.h"
 #include "io/queue.h"
@@ -134,7 +135,7 @@ class Log {
    private:
     std::uint8_t* record(std::size_t bytes, bool payload);
     Log& log_;
-    std::lock_guard<std::mutex> guard_;
+    std::lock_guard<ShortLock> guard_;
     Receipt receipt_;
     bool began_block_ = false;
     struct Mapped {
@@ -224,7 +225,7 @@ class Log {
   LogHeader header_;
   std::atomic<const SessionKeys*> session_{nullptr};  // set while nothing is appended
 
-  mutable std::mutex mutex_;
+  mutable ShortLock mutex_;
   std::deque<std::unique_ptr<Block>> blocks_;  // not yet complete, in order
   std::size_t written_prefix_ = 0;             // of blocks_
   Block* open_ = nullptr;

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "base/flat_map.h"
+#include "base/short_lock.h"
 #include "base/units.h"
 #include "sealed/cipher_pool.h"
 #include "sealed/layout.h"
@@ -115,7 +116,7 @@ class Overlay {
     std::vector<HostOffset> dropped;
   };
   struct Shard {
-    std::mutex mutex;
+    ShortLock mutex;
     std::array<Generation, 2> generations;
     std::uint32_t current = 0;
   };

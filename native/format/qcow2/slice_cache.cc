@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "base/page_pool.h"
+#include "base/short_lock.h"
 
 namespace pqblk::format::qcow2 {
 namespace {
@@ -33,7 +34,7 @@ struct SliceCache::Slice {
 };
 
 struct alignas(64) SliceCache::Shard {
-  std::mutex mutex;
+  ShortLock mutex;
   std::array<Slice*, kBuckets> buckets{};
   std::vector<Slice*> clock;  // every slice in the table
   std::size_t hand = 0;
