@@ -197,21 +197,29 @@ Task<Error> Qcow2Image::read_unlocked(QueueContext& q, std::uint64_t offset, Gue
 
 // The one case that has to be fast: a single buffer that lies in one run of known, allocated
 // clusters. It needs no coroutine below its caller's.
-std::uint8_t* Qcow2Image::single_run(std::uint64_t offset, const GuestBuffers& data,
-                                     Purpose purpose, HostOffset& host) {
+std::uint8_t* Qcow2Image::single_run(const QueueContext& q, std::uint64_t offset,
+                                     const GuestBuffers& data, Purpose purpose, HostOffset& host) {
   const iovec& first = data.iov.front();
   if (first.iov_len - data.skip < data.size) return nullptr;
+  auto* const memory = static_cast<std::uint8_t*>(first.iov_base) + data.skip;
+  std::uint64_t raw = 0;
+  if (in_cluster(offset) + data.size <= layout_.cluster_size() &&
+      tables_.plain_entry({cluster_of(offset)}, q.index, raw) &&
+      (purpose == Purpose::read || (raw & qcow2::kCopied) != 0)) {
+    host = {(raw & ~qcow2::kCopied) + in_cluster(offset)};
+    return memory;
+  }
   Run run;
   if (!cached_run(offset, data.size, purpose, run)) return nullptr;
   if (run.source != Source::data || run.length != data.size) return nullptr;
   host = run.host;
-  return static_cast<std::uint8_t*>(first.iov_base) + data.skip;
+  return memory;
 }
 
 Task<Error> Qcow2Image::read(QueueContext& q, GuestOffset at, GuestBuffers data) {
   const qcow2::Readers::Inside inside(metadata_->readers(), q.index);
   HostOffset host;
-  if (std::uint8_t* to = single_run(at.bytes, data, Purpose::read, host)) {
+  if (std::uint8_t* to = single_run(q, at.bytes, data, Purpose::read, host)) {
     co_return co_await q.io.read(file_, host.bytes, to, data.size);
   }
   co_return co_await read_unlocked(q, at.bytes, data);
@@ -249,7 +257,7 @@ Task<Error> Qcow2Image::write_unlocked(QueueContext& q, std::uint64_t offset, Gu
 Task<Error> Qcow2Image::write_once(QueueContext& q, std::uint64_t offset, GuestBuffers data) {
   const qcow2::Readers::Inside inside(metadata_->readers(), q.index);
   HostOffset host;
-  if (const std::uint8_t* from = single_run(offset, data, Purpose::overwrite, host)) {
+  if (const std::uint8_t* from = single_run(q, offset, data, Purpose::overwrite, host)) {
     co_return co_await q.io.write(file_, host.bytes, from, data.size);
   }
   co_return co_await write_unlocked(q, offset, data);

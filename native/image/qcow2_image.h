@@ -62,8 +62,8 @@ class Qcow2Image final : public Backend {
   // qcow2_image.cc
   Run classify(const qcow2::L2Entry& entry, std::uint64_t in_cluster, Purpose purpose) const;
   bool cached_run(std::uint64_t offset, std::uint64_t length, Purpose purpose, Run& run);
-  std::uint8_t* single_run(std::uint64_t offset, const GuestBuffers& data, Purpose purpose,
-                           HostOffset& host);
+  std::uint8_t* single_run(const QueueContext& q, std::uint64_t offset, const GuestBuffers& data,
+                           Purpose purpose, HostOffset& host);
   Task<Error> load_run(QueueContext& q, std::uint64_t offset, std::uint64_t length, Purpose purpose,
                        Run& run);
   Task<Error> read_unlocked(QueueContext& q, std::uint64_t offset, GuestBuffers data);

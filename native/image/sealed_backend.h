@@ -152,6 +152,7 @@ class SealedBackend final : public Backend {
 
   // sealed_read.cc
   bool mapping_now(Slot slot, std::uint64_t& raw);
+  bool mapping_now(const QueueContext& q, Slot slot, std::uint64_t& raw);
   Task<Result<std::uint64_t>> mapping(io::Queue& io, Slot slot);
   Task<Result<std::uint64_t>> home_mapping(io::Queue& io, Slot slot);
   bool resolve_one_now(Sector s, Resolved& out);
@@ -174,11 +175,12 @@ class SealedBackend final : public Backend {
   struct HomePlace {
     std::uint64_t page = 0;  // of the entry cache
     std::uint32_t index = 0;
-    std::uint64_t host = 0;  // of the ciphertext
+    std::uint64_t host = 0;   // of the ciphertext
+    FrontTable::Found entry;  // in the entry cache
   };
-  bool find_home(Sector s, HomePlace& home);
-  bool open_home(Sector s, const HomePlace& home, const std::uint8_t* ciphertext,
-                 std::uint8_t* plain, const GuestBuffers& data);
+  bool find_home(const QueueContext& q, Sector s, HomePlace& home);
+  bool open_home(const QueueContext& q, Sector s, const HomePlace& home,
+                 const std::uint8_t* ciphertext, std::uint8_t* plain, const GuestBuffers& data);
   Task<Error> read_one(QueueContext& q, Sector s, GuestBuffers data);
   Task<Error> read_resolved(QueueContext& q, Sector first, GuestBuffers data);
 
@@ -210,7 +212,7 @@ class SealedBackend final : public Backend {
     sealed::CipherRef cipher;
     std::uint64_t sequence = 0;  // of the log block of its record
   };
-  bool plan_overwrite(Sector s, Overwrite& w);
+  bool plan_overwrite(const QueueContext& q, Sector s, Overwrite& w);
   bool begin_overwrite(QueueContext& q, Sector s, const GuestBuffers& data, Overwrite& w);
   bool append_overwrite(QueueContext& q, Sector s, Overwrite& w);
   Task<Error> write_one(QueueContext& q, Sector s, GuestBuffers data, bool fua);

@@ -10,10 +10,10 @@ namespace pqblk::image {
 using namespace sealed;  // NOLINT
 
 // Class O1 or O2, and where home is; false when that is not known at once, or it is another class.
-bool SealedBackend::plan_overwrite(Sector s, Overwrite& w) {
+bool SealedBackend::plan_overwrite(const QueueContext& q, Sector s, Overwrite& w) {
   overlay_.prefetch(s);
   std::uint64_t raw = 0, entries = 0;
-  if (!mapping_now(geometry_.data_slot(geometry_.cluster_of(s)), raw)) return false;
+  if (!mapping_now(q, geometry_.data_slot(geometry_.cluster_of(s)), raw)) return false;
   if (l2_host(raw) == 0 || (raw & kL2Copied) == 0) return false;  // I9
   w.host = l2_host(raw) + geometry_.offset_in_cluster(s);
   Version now;
@@ -25,7 +25,7 @@ bool SealedBackend::plan_overwrite(Sector s, Overwrite& w) {
     // O1 is right over whatever home holds, a sector never written too, so its entry is not looked
     // at: in a large working set that is a wait for memory.
     w.cls = WriteClass::o1;
-    return mapping_now(geometry_.entry_slot(s), entries) && l2_host(entries) != 0;
+    return mapping_now(q, geometry_.entry_slot(s), entries) && l2_host(entries) != 0;
   }
   Resolved home;
   w.cls = WriteClass::o2;
@@ -42,7 +42,7 @@ bool SealedBackend::begin_overwrite(QueueContext& q, Sector s, const GuestBuffer
       !writers_.enter()) {
     return false;
   }
-  if (!lane_ready(q) && lane(q).claim(1) && plan_overwrite(s, w)) {
+  if (!lane_ready(q) && lane(q).claim(1) && plan_overwrite(q, s, w)) {
     w.cipher = take_cipher(pool_, kSectorSize);
     if (!seal_sector(q, s, plain, w.cipher.data(), w.entry) && append_overwrite(q, s, w)) {
       return true;

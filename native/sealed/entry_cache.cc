@@ -32,7 +32,8 @@ EntryCache::EntryCache(const SealedGeometry& geometry, const io::File& file,
       file_(file),
       pages_per_cluster_(geometry.cluster_size() / kPage),
       shard_pages_max_(std::max<std::size_t>(4, bytes_max / kPage / kShards)),
-      home_(std::move(home)) {}
+      home_(std::move(home)),
+      front_(bytes_max / kPage) {}
 
 EntryCache::~EntryCache() {
   for (Shard& s : shards_) {
@@ -73,11 +74,13 @@ void EntryCache::drop(Page* page) {
 void EntryCache::evict(Shard& s) {
   while (s.pages.size() > shard_pages_max_ && s.newest != nullptr) {
     Page* oldest = s.newest->newer;
-    if (std::exchange(oldest->used, false)) {
+    const bool found = front_.take_used(oldest->number);
+    if (std::exchange(oldest->used, false) || found) {
       s.newest = oldest;
       continue;
     }
     unlink(s, oldest);
+    front_.withdraw(oldest->number);
     s.pages.erase(oldest->number);
     drop(oldest);
   }
@@ -90,12 +93,30 @@ EntryCache::Page* EntryCache::loaded_page(Shard& s, std::uint64_t number) {
   return *found;
 }
 
-bool EntryCache::prefetch(std::uint64_t number, std::uint32_t index) {
-  Shard& s = shard(number);
-  std::lock_guard guard(s.mutex);
-  const Page* page = loaded_page(s, number);
-  if (page == nullptr) return false;
-  __builtin_prefetch(page->bytes + index * sizeof(Entry));
+bool EntryCache::seek(std::uint64_t number, std::uint32_t index, FrontTable::Found& found) {
+  found = front_.find(number);
+  if (found.value == 0) {
+    Shard& s = shard(number);
+    std::lock_guard guard(s.mutex);
+    const Page* page = loaded_page(s, number);
+    if (page == nullptr) return false;
+    front_.publish(number, page->bytes);
+    found = front_.find(number);
+  }
+  if (found.value != 0) __builtin_prefetch(found.page() + index * sizeof(Entry));
+  return true;
+}
+
+bool EntryCache::peek(std::uint64_t number, std::uint32_t index, const FrontTable::Found& found,
+                      std::uint32_t queue, Entry& out) {
+  if (found.value == 0) return peek(number, index, 1, &out);
+  std::array<std::uint64_t, sizeof(Entry) / 8> words;
+  for (std::size_t i = 0; i < words.size(); ++i) {
+    words[i] = load_word(found.page() + index * sizeof(Entry) + i * 8);
+  }
+  if (!found.holds()) return peek(number, index, 1, &out);
+  std::memcpy(&out, words.data(), sizeof out);
+  front_hits_[queue].add();
   return true;
 }
 
@@ -122,20 +143,20 @@ std::uint64_t EntryCache::hits() const {
     std::lock_guard guard(s.mutex);
     sum += s.hits;
   }
+  for (const OwnCount& own : front_hits_) sum += own.value.load(std::memory_order_relaxed);
   return sum;
 }
 
-Task<Error> EntryCache::load(io::Queue& io, Page& page) {
-  const Slot slot{page.number / pages_per_cluster_};
+Task<Error> EntryCache::load(io::Queue& io, std::uint64_t page, std::uint8_t* bytes) {
+  const Slot slot{page / pages_per_cluster_};
   Result<std::uint64_t> home = co_await home_(io, slot);
   if (!home) co_return home.take_error();
   const std::uint64_t host = l2_host(*home);
   if (host == 0 || (*home & kL2Zero) != 0) {
-    fill_base(page.bytes, kPage, (*home & kL2Zero) != 0);
+    fill_base(bytes, kPage, (*home & kL2Zero) != 0);
     co_return Error();
   }
-  co_return co_await io.read(file_, host + page.number % pages_per_cluster_ * kPage, page.bytes,
-                             kPage);
+  co_return co_await io.read(file_, host + page % pages_per_cluster_ * kPage, bytes, kPage);
 }
 
 namespace {
@@ -188,16 +209,19 @@ Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t numbe
   }
   if (!loader) co_return co_await wait_loaded(io, page);
   misses_.fetch_add(1, std::memory_order_relaxed);
-  Error error = co_await load(io, *page);
+  std::uint8_t* const landed = landing_.take();
+  Error error = co_await load(io, number, landed);
   Waiter* wake = nullptr;
   {
     std::lock_guard guard(s.mutex);
+    if (!error) store_words(page->bytes, landed, kPage);
     page->error = error;
     page->loaded = true;
     wake = std::exchange(page->waiters, nullptr);
     if (error) s.pages.erase(number);  // the next one tries again
     evict(s);
   }
+  landing_.put(landed);
   while (wake != nullptr) {
     Waiter* next = wake->link;
     wake->wake();
@@ -245,12 +269,14 @@ void EntryCache::Pin::read(std::uint32_t index, std::uint32_t count, Entry* out)
 
 void EntryCache::Pin::update(std::uint32_t index, const Entry& entry) {
   std::lock_guard guard(cache_->shard(page_->number).mutex);
-  std::memcpy(page_->bytes + index * sizeof(Entry), &entry, sizeof entry);
+  const FrontTable::Change change = cache_->front_.change(page_->number);
+  store_words(page_->bytes + index * sizeof(Entry), &entry, sizeof entry);
 }
 
 void EntryCache::Pin::replace(const std::uint8_t* bytes) {
   std::lock_guard guard(cache_->shard(page_->number).mutex);
-  std::memcpy(page_->bytes, bytes, kPage);
+  const FrontTable::Change change = cache_->front_.change(page_->number);
+  store_words(page_->bytes, bytes, kPage);
 }
 
 const std::uint8_t* EntryCache::Pin::bytes() const { return page_->bytes; }

@@ -1,8 +1,9 @@
 // A bounded cache of home entries, in pages of 4096 bytes (128 sectors).
 //
 // Room sealed/. It holds exactly what the home places say (newer versions are in the overlay). Only
-// the checkpoint changes a page, and only while it pins it. Sharded; a look-up holds one shard's
-// lock for the copy of a few entries. A miss is loaded once, by the first who asks.
+// the checkpoint changes a page, and only while it pins it. Sharded; a look-up of one entry takes
+// no lock when it finds the page in the front table, and else holds one shard's lock for the copy
+// of a few entries. A miss is loaded once, by the first who asks.
 #pragma once
 
 #include <array>
@@ -16,10 +17,12 @@
 
 #include "base/error.h"
 #include "base/flat_map.h"
+#include "base/front_table.h"
 #include "base/page_pool.h"
 #include "base/short_lock.h"
 #include "base/sync.h"
 #include "base/task.h"
+#include "format/qcow2/readers.h"
 #include "io/queue.h"
 #include "sealed/layout.h"
 
@@ -72,9 +75,11 @@ class EntryCache {
 
   // The fast path: copies `count` entries from one page; false when the page is not in memory.
   bool peek(std::uint64_t page, std::uint32_t index, std::uint32_t count, Entry* out);
-  // Brings an entry that peek() will be asked for soon near the CPU, without waiting for it; false
-  // when the page is not in memory.
-  bool prefetch(std::uint64_t page, std::uint32_t index);
+  // The same for one entry, in two steps: seek() brings it near the CPU without waiting for it, and
+  // peek() reads what it is by then. `queue` is the caller's: nobody else counts under that number.
+  bool seek(std::uint64_t page, std::uint32_t index, FrontTable::Found& found);
+  bool peek(std::uint64_t page, std::uint32_t index, const FrontTable::Found& found,
+            std::uint32_t queue, Entry& out);
   Task<Result<Pin>> pin(io::Queue& io, std::uint64_t page);
   // Pins a page only when it is in memory or being loaded; an empty optional otherwise.
   Task<Result<std::pair<bool, Pin>>> pin_if_present(io::Queue& io, std::uint64_t page);
@@ -91,7 +96,7 @@ class EntryCache {
     std::uint64_t hits = 0;
   };
   Shard& shard(std::uint64_t page) { return shards_[(page * 0x9e3779b97f4a7c15ULL) >> 58]; }
-  Task<Error> load(io::Queue& io, Page& page);
+  Task<Error> load(io::Queue& io, std::uint64_t page, std::uint8_t* bytes);
   Page* loaded_page(Shard& shard, std::uint64_t page);  // null: not in memory
   void unpin(Page* page);
   void link(Shard& shard, Page* page);
@@ -106,6 +111,9 @@ class EntryCache {
   const std::size_t shard_pages_max_;
   HomeMapping home_;
   PagePool memory_;
+  PagePool landing_;  // for loads: front_'s readers may still look at a page of memory_
+  FrontTable front_;
+  std::array<OwnCount, format::qcow2::kReaderQueuesMax> front_hits_;
   std::array<Shard, kShards> shards_;
   std::atomic<std::uint64_t> misses_{0};
 };

@@ -62,6 +62,8 @@ SliceCache::SliceCache(MetaIo& meta, Part part, std::uint32_t slice_bytes, std::
       slice_bytes_(slice_bytes),
       shard_slices_max_(std::max<std::uint64_t>(bytes_max / kSliceMemory / kShards, 2)),
       hooks_(std::move(hooks)),
+      front_(hooks_.counts ? bytes_max / kSliceMemory : 0),
+      runs_(hooks_.counts ? bytes_max / kRunBytes : 0),
       shards_(std::make_unique<Shard[]>(kShards)) {
   assert(slice_bytes_ <= kSliceBytesMax);
 }
@@ -86,7 +88,41 @@ SliceCache::Slice* SliceCache::find(Shard& s, std::uint64_t key) {
   return slice;
 }
 
+// What peek_word() may know of the bytes [from, to) of a slice that is ready and not suspect. Under
+// its shard's lock, as the next two.
+void SliceCache::publish(const Slice& slice, std::size_t from, std::size_t to) {
+  if (!hooks_.counts) return;
+  front_.publish(slice.key, slice.bytes);
+  for (std::size_t run = align_down(from, kRunBytes); run < to; run += kRunBytes) {
+    const std::uint8_t* const words = slice.bytes + run;
+    const std::uint64_t first = byte_swap(load_word(words));
+    bool counts = hooks_.counts(first) && hooks_.counts(first + (kRunBytes / 8 - 1) * hooks_.step);
+    for (std::size_t i = 1; counts && i < kRunBytes / 8; ++i) {
+      counts = byte_swap(load_word(words + i * 8)) == first + i * hooks_.step;
+    }
+    if (counts) runs_.publish(run_of(slice.key, run), first);
+  }
+}
+
+void SliceCache::withdraw(const Slice& slice) {
+  if (!hooks_.counts) return;
+  front_.withdraw(slice.key);
+  for (std::size_t run = 0; run < slice_bytes_; run += kRunBytes) {
+    runs_.withdraw(run_of(slice.key, run));
+  }
+}
+
+bool SliceCache::take_used(const Slice& slice) {
+  if (!hooks_.counts) return false;
+  bool used = front_.take_used(slice.key);
+  for (std::size_t run = 0; run < slice_bytes_; run += kRunBytes) {
+    used = runs_.take_used(run_of(slice.key, run)) || used;
+  }
+  return used;
+}
+
 void SliceCache::remove(Shard& s, Slice* slice) {
+  withdraw(*slice);
   Slice** at = &s.buckets[bucket_of(slice->key)];
   while (*at != slice) at = &(*at)->bucket_next;
   *at = slice->bucket_next;
@@ -106,7 +142,8 @@ void SliceCache::evict_one(Shard& s) {
     s.hand = (s.hand + 1) % s.clock.size();
     Slice* slice = s.clock[s.hand];
     if (slice->pins != 0 || slice->dirty || slice->state != Slice::State::ready) continue;
-    if (std::exchange(slice->referenced, false)) continue;
+    const bool found = take_used(*slice);
+    if (std::exchange(slice->referenced, false) || found) continue;
     remove(s, slice);
     drop(slice);
     return;
@@ -118,7 +155,6 @@ SliceCache::Slice* SliceCache::insert(Shard& s, std::uint64_t key) {
   auto* slice = new Slice;
   slice->key = key;
   slice->bytes = memory_.take();
-  std::memset(slice->bytes, 0, slice_bytes_);
   slice->pins = 1;
   slice->clock_index = s.clock.size();
   s.clock.push_back(slice);
@@ -136,6 +172,7 @@ bool SliceCache::peek(std::uint64_t key, std::size_t offset, void* to, std::size
   slice->referenced = true;
   ++s.hits;
   std::memcpy(to, slice->bytes + offset, size);
+  if (front_.find(key).value == 0) publish(*slice, 0, slice_bytes_);
   return true;
 }
 
@@ -184,22 +221,26 @@ Task<Result<SliceCache::Pin>> SliceCache::pin(io::Queue& q, std::uint64_t key) {
 
   misses_.fetch_add(1, std::memory_order_relaxed);
   const HostOffset where = hooks_.locate(key);
+  std::uint8_t* const landed = landing_.take();
   Error error;
   if (where.bytes == 0) {
     error = Error(Kind::corrupt, "a table slice without a table");
   } else {
-    error = co_await meta_.read(q, where, slice->bytes, slice_bytes_);
+    error = co_await meta_.read(q, where, landed, slice_bytes_);
   }
-  const bool suspect = !error && hooks_.suspect && hooks_.suspect(key, slice->bytes);
+  const bool suspect = !error && hooks_.suspect && hooks_.suspect(key, landed);
   Waiter* waiters = nullptr;
   {
     std::lock_guard guard(s.mutex);
+    if (!error) store_words(slice->bytes, landed, slice_bytes_);
     slice->suspect = suspect;
     slice->error = error;
     slice->state = error ? Slice::State::failed : Slice::State::ready;
+    if (!error && !suspect) publish(*slice, 0, slice_bytes_);
     if (error) remove(s, slice);  // the next one tries again; the last pin deletes it
     waiters = std::exchange(slice->waiters, nullptr);
   }
+  landing_.put(landed);
   while (waiters != nullptr) {
     Waiter* next = waiters->link;
     waiters->wake();
@@ -227,7 +268,13 @@ void SliceCache::Pin::update(std::size_t offset, const void* from, std::size_t s
   Shard& s = cache_->shard(slice_->key);
   std::lock_guard guard(s.mutex);
   assert(offset + size <= cache_->slice_bytes_);
-  std::memcpy(slice_->bytes + offset, from, size);
+  if (cache_->hooks_.counts) {
+    cache_->runs_.withdraw(cache_->run_of(slice_->key, offset));
+    store_words(slice_->bytes + offset, from, size);
+    if (!slice_->suspect) cache_->publish(*slice_, offset, offset + size);
+  } else {
+    std::memcpy(slice_->bytes + offset, from, size);
+  }
   if (dirty && !slice_->dirty) {
     slice_->dirty = true;
     ++s.dirty;
@@ -325,6 +372,7 @@ std::uint64_t SliceCache::hits() const {
     std::lock_guard guard(shards_[i].mutex);
     sum += shards_[i].hits;
   }
+  for (const OwnCount& own : front_hits_) sum += own.value.load(std::memory_order_relaxed);
   return sum;
 }
 

@@ -1,10 +1,11 @@
 // A bounded cache of table slices (4 KiB pieces of L2 tables or refcount blocks), shared by all
 // queues.
 //
-// Room format/qcow2. Sharded by slice number; a lookup holds one shard's mutex for the copy of one
-// entry. A miss is loaded once, by the first coroutine that asks; others wait for that load. Pinned
-// and dirty slices are never evicted: dirty ones are bounded by the owner (see dirty()), pinned
-// ones by the requests in flight.
+// Room format/qcow2. Sharded by slice number; a lookup of one word takes no lock when it finds the
+// slice in the front table, and else holds one shard's lock for the copy of one entry. A miss is
+// loaded once, by the first coroutine that asks; others wait for that load. Pinned and dirty slices
+// are never evicted: dirty ones are bounded by the owner (see dirty()), pinned ones by the requests
+// in flight.
 #pragma once
 
 #include <array>
@@ -16,11 +17,14 @@
 #include <utility>
 #include <vector>
 
+#include "base/endian.h"
 #include "base/error.h"
+#include "base/front_table.h"
 #include "base/page_pool.h"
 #include "base/sync.h"
 #include "base/task.h"
 #include "format/qcow2/meta_io.h"
+#include "format/qcow2/readers.h"
 
 namespace pqblk::format::qcow2 {
 
@@ -35,6 +39,11 @@ class SliceCache {
     std::function<HostOffset(std::uint64_t key)> locate;
     // Looks at a freshly loaded slice; true marks it suspect: peek() then never answers from it.
     std::function<bool(std::uint64_t key, const std::uint8_t* data)> suspect;
+    // For peek_word(), null without it. The slices are words, changed as a whole, most of which
+    // count up by `step` from one to the next, as those of a table do that was filled in order:
+    // whether a word is of that kind. What holds for the first and last of a run holds for all.
+    std::function<bool(std::uint64_t word)> counts;
+    std::uint64_t step = 0;
   };
 
   SliceCache(MetaIo& meta, Part part, std::uint32_t slice_bytes, std::uint64_t bytes_max,
@@ -68,6 +77,23 @@ class SliceCache {
     Slice* slice_ = nullptr;
   };
 
+  // The fastest path, without a lock: a word of a slice that peek() would answer from; false when
+  // it is not at hand, though peek() may have it. Of a run of words that count up only the first is
+  // looked at: all runs of a disk fit a cache nearer to the CPU than its tables. `queue` is the
+  // caller's: nobody else counts under that number.
+  bool peek_word(std::uint64_t key, std::size_t offset, std::uint32_t queue, std::uint64_t& word) {
+    const FrontTable::Found run = runs_.find(run_of(key, offset));
+    if (run.value != 0 && run.holds()) {
+      word = run.value + offset % kRunBytes / 8 * hooks_.step;
+    } else {
+      const FrontTable::Found found = front_.find(key);
+      if (found.value == 0) return false;
+      word = byte_swap(load_word(found.page() + offset));
+      if (!found.holds()) return false;
+    }
+    front_hits_[queue].add();
+    return true;
+  }
   // The fast path: copies bytes of a cached, trusted slice; false when it has to be loaded.
   bool peek(std::uint64_t key, std::size_t offset, void* to, std::size_t size);
   Task<Result<Pin>> pin(io::Queue& q, std::uint64_t key);
@@ -111,6 +137,13 @@ class SliceCache {
   void evict_one(Shard& shard);
   void remove(Shard& shard, Slice* slice);
   void drop(Slice* slice);
+  static constexpr std::size_t kRunBytes = 512;  // 64 words; no slice is smaller
+  std::uint64_t run_of(std::uint64_t key, std::size_t offset) const {
+    return key * (slice_bytes_ / kRunBytes) + offset / kRunBytes;
+  }
+  void publish(const Slice& slice, std::size_t from, std::size_t to);
+  void withdraw(const Slice& slice);
+  bool take_used(const Slice& slice);
 
   MetaIo& meta_;
   const Part part_;
@@ -118,6 +151,10 @@ class SliceCache {
   const std::uint64_t shard_slices_max_;
   const Hooks hooks_;
   PagePool memory_;
+  PagePool landing_;  // for loads: front_'s readers may still look at a page of memory_
+  FrontTable front_;  // pages by slice
+  FrontTable runs_;   // first words by run
+  std::array<OwnCount, kReaderQueuesMax> front_hits_;
   std::unique_ptr<Shard[]> shards_;
   std::atomic<std::uint64_t> dirty_{0};
   std::atomic<std::uint64_t> misses_{0};

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <bit>
 #include <cassert>
 #include <cstring>
 
@@ -28,11 +29,15 @@ Tables::Tables(MetaIo& meta, const Header& header, Allocator& allocator, std::ui
       layout_(header.layout),
       allocator_(allocator),
       read_only_(read_only),
-      cache_(meta, Part::l2, layout_.slice_bytes(), cache_bytes,
-             {[this](std::uint64_t slice) { return locate(slice); },
-              [this](std::uint64_t slice, const std::uint8_t* data) {
-                return suspect(slice, data);
-              }}) {}
+      slice_bits_(static_cast<unsigned>(std::countr_zero(layout_.slice_entries()))),
+      plain_bits_(layout_.extended_l2 ? 0 : kOffsetMask & ~(layout_.cluster_size() - 1)),
+      cache_(
+          meta, Part::l2, layout_.slice_bytes(), cache_bytes,
+          {[this](std::uint64_t slice) { return locate(slice); },
+           [this](std::uint64_t slice, const std::uint8_t* data) { return suspect(slice, data); },
+           plain_bits_ == 0 ? std::function<bool(std::uint64_t)>()
+                            : [this](std::uint64_t raw) { return plain(raw); },
+           header.layout.cluster_size()}) {}
 
 Task<Error> Tables::load(io::Queue& q) {
   l1_size_ = header_.l1_size;

@@ -176,6 +176,61 @@ TEST_CASE("qcow2 tables: ensure_table and store are home at once") {
   CHECK(untouched.kind == EntryKind::unallocated);
 }
 
+// Against a model: entries that count up and entries that do not, in more tables than the cache
+// holds, changed one by one and in runs.
+TEST_CASE("qcow2 tables: the look-up without a lock says what the tables say") {
+  constexpr std::uint64_t kTables = 300, kEntries = 512, kSlots = kTables * kEntries;
+  constexpr std::uint64_t kHosts = std::uint64_t{1} << 36, kCluster = 4096;
+  Image image(options_of(kSlots * kCluster, 12));
+  OpenOptions small;
+  small.l2_cache_bytes = 256 * kKiB;
+  image.open(small);
+  Tables& tables = image.metadata->tables();
+  io::Queue& q = image.lab.queue();
+  image.metadata->io().raise_host_end(kHosts << 2);  // nothing is read there
+  std::vector<std::uint64_t> model(kSlots);
+  std::vector<bool> has_table(kTables);
+  Random random(7);
+  std::uint64_t answered = 0, wrong = 0;
+  for (int step = 0; step < 4000; ++step) {
+    const std::uint64_t table = random.below(kTables);
+    const std::uint64_t first = table * kEntries + random.below(kEntries / 64) * 64;
+    if (!has_table[table]) {
+      image.ok(image.run([&] { return tables.ensure_table_lazy(q, {first}); }));
+      has_table[table] = true;
+    }
+    // A whole run in order, or one entry: in order, anywhere, without COPIED, zero, gone.
+    const bool whole = random.below(3) == 0;
+    const std::uint64_t begin = whole ? first : first + random.below(64);
+    const std::uint64_t kind = whole ? 0 : random.below(5);
+    std::vector<SlotUpdate> updates;
+    for (std::uint64_t slot = begin; slot < (whole ? first + 64 : begin + 1); ++slot) {
+      const HostOffset home{kHosts + slot * kCluster};
+      const std::uint64_t away = kHosts * 2 + random.below(kSlots) * kCluster;
+      const std::uint64_t entries[] = {data_entry(home), data_entry({away}), home.bytes,
+                                       zero_entry(home), 0};
+      model[slot] = entries[kind];
+      updates.push_back({{slot}, model[slot]});
+    }
+    image.ok(image.run([&] { return tables.set(q, updates); }));
+    if (step % 512 == 0) image.ok(image.run([&] { return image.metadata->flush(q); }));
+    for (int look = 0; look < 16; ++look) {
+      const std::uint64_t slot = look < 8 ? first + random.below(64) : random.below(kSlots);
+      std::uint64_t raw = 0;
+      const bool plain = tables.plain_entry({slot}, 0, raw);
+      answered += plain ? 1 : 0;
+      wrong += plain && raw != model[slot] ? 1 : 0;
+      if (plain || look % 4 != 0) continue;
+      auto entry = image.run([&] { return tables.entry(q, {slot}); });
+      REQUIRE(entry);
+      wrong += entry->raw != model[slot] ? 1 : 0;
+    }
+  }
+  CHECK(wrong == 0);
+  CHECK(answered > 10000);
+  CHECK(tables.cache_misses() > kTables);  // slices came and went
+}
+
 TEST_CASE("qcow2 metadata: no write lands on another structure") {
   Image image(options_of(64 * kMiB));
   MetaIo& meta = image.metadata->io();
