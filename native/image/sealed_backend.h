@@ -207,12 +207,14 @@ class SealedBackend final : public Backend {
   // sealed_overwrite.cc
   struct Overwrite {
     WriteClass cls = WriteClass::o2;
+    sealed::State old = sealed::State::data;
     std::uint64_t host = 0;  // home, bytes
     sealed::Entry entry;
     sealed::CipherRef cipher;
     std::uint64_t sequence = 0;  // of the log block of its record
   };
   bool plan_overwrite(const QueueContext& q, Sector s, Overwrite& w);
+  bool ask_overlay(Sector s, Overwrite& w);
   bool begin_overwrite(QueueContext& q, Sector s, const GuestBuffers& data, Overwrite& w);
   bool append_overwrite(QueueContext& q, Sector s, Overwrite& w);
   Task<Error> write_one(QueueContext& q, Sector s, GuestBuffers data, bool fua);

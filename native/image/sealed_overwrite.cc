@@ -16,20 +16,26 @@ bool SealedBackend::plan_overwrite(const QueueContext& q, Sector s, Overwrite& w
   if (!mapping_now(q, geometry_.data_slot(geometry_.cluster_of(s)), raw)) return false;
   if (l2_host(raw) == 0 || (raw & kL2Copied) == 0) return false;  // I9
   w.host = l2_host(raw) + geometry_.offset_in_cluster(s);
-  Version now;
-  if (overlay_.find(s, now, Overlay::Cipher::leave)) {
-    w.cls = class_of(s, now);
-    return now.entry.state() == State::data;
-  }
   if (writes_in_place()) {
     // O1 is right over whatever home holds, a sector never written too, so its entry is not looked
-    // at: in a large working set that is a wait for memory.
+    // at: in a large working set that is a wait for memory. So is the overlay, which is asked once
+    // the sector is sealed and what was fetched ahead has come.
     w.cls = WriteClass::o1;
     return mapping_now(q, geometry_.entry_slot(s), entries) && l2_host(entries) != 0;
   }
+  if (ask_overlay(s, w)) return w.old == State::data;
   Resolved home;
   w.cls = WriteClass::o2;
   return resolve_one_now(s, home) && home.version.entry.state() == State::data;
+}
+
+// The class of a sector that has a version in the overlay; false when it has none.
+bool SealedBackend::ask_overlay(Sector s, Overwrite& w) {
+  Version now;
+  if (!overlay_.find(s, now, Overlay::Cipher::leave)) return false;
+  w.cls = class_of(s, now);
+  w.old = now.entry.state();
+  return true;
 }
 
 // Inside writers_ on true, with the record in the log and in the overlay. False: nothing has
@@ -44,9 +50,10 @@ bool SealedBackend::begin_overwrite(QueueContext& q, Sector s, const GuestBuffer
   }
   if (!lane_ready(q) && lane(q).claim(1) && plan_overwrite(q, s, w)) {
     w.cipher = take_cipher(pool_, kSectorSize);
-    if (!seal_sector(q, s, plain, w.cipher.data(), w.entry) && append_overwrite(q, s, w)) {
-      return true;
-    }
+    const bool sealed = !seal_sector(q, s, plain, w.cipher.data(), w.entry);
+    // In place: what the overlay has may say otherwise.
+    const bool planned = w.cls != WriteClass::o1 || !ask_overlay(s, w) || w.old == State::data;
+    if (sealed && planned && append_overwrite(q, s, w)) return true;
   }
   writers_.leave();
   return false;
@@ -81,6 +88,7 @@ Task<Error> SealedBackend::write_one(QueueContext& q, Sector s, GuestBuffers dat
   Error e = log_->error();
   if (!e && w.cls == WriteClass::o1) {
     if (log_->durable() < w.sequence) e = co_await log_->wait_durable(q.io, w.sequence);
+    overlay_.prefetch(s);  // for landed(): the write takes longer
     if (!e && (e = co_await q.io.write(file_, w.host, w.cipher.data(), kSectorSize))) {
       log_->fail(e);  // a record without its data: nothing more may be acknowledged
     }
