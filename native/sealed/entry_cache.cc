@@ -33,7 +33,7 @@ EntryCache::EntryCache(const SealedGeometry& geometry, const io::File& file,
       pages_per_cluster_(geometry.cluster_size() / kPage),
       shard_pages_max_(std::max<std::size_t>(4, bytes_max / kPage / kShards)),
       home_(std::move(home)),
-      front_(bytes_max / kPage) {}
+      front_(shard_pages_max_ * kShards) {}
 
 EntryCache::~EntryCache() {
   for (Shard& s : shards_) {
