@@ -18,7 +18,7 @@ const require = createRequire(import.meta.url);
 
 /** What is loaded together: what every run needs, and what half a dozen commands need. */
 const GROUPS = [
-  { name: 'start', test: /commander|dist\/(errors|package-root|cli\/sizes)/ },
+  { name: 'start', test: /commander|dist\/(errors|package-root|cli\/sizes|keys\/waiting)/ },
   { name: 'common', minShareCount: 6 },
 ];
 

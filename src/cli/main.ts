@@ -1,6 +1,6 @@
 #!/usr/bin/env node
 // Room cli/: the executable. Connects the process (streams, signals, exit code) with the command line.
-import { isWaitingForInput } from '../keys/input-file.js';
+import { isWaitingForInput } from '../keys/waiting.js';
 import { run } from './program.js';
 
 // `ps`, and who is refused a locked disk, shall see this program and not the interpreter.

@@ -14,7 +14,7 @@ export {
 } from './audit-log.js';
 export { formatUuid, parseUuid, toHex } from './bytes.js';
 export { chooseKey } from './choose.js';
-export { isWaitingForInput, readInput, readInputText, waitingFor } from './input-file.js';
+export { readInput, readInputText } from './input-file.js';
 export {
   type CreatedKeyArea,
   type CreateKeyAreaOptions,
@@ -138,3 +138,4 @@ export {
   KeyStore,
   type Protection,
 } from './store.js';
+export { isWaitingForInput, waitingFor } from './waiting.js';

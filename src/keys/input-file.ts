@@ -7,6 +7,7 @@ import { closeSync, constants, fstatSync, openSync, read as readCallback } from 
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { type ErrorKind, fromSystem, PqblkError } from '../errors.js';
+import { waitingFor } from './waiting.js';
 
 const POLL_MS = 10;
 /** For the first byte of a named pipe: its writer may be on the way. */
@@ -14,20 +15,6 @@ const PIPE_PATIENCE_MS = 2000;
 const CHUNK_BYTES = 65_536;
 
 const read = promisify(readCallback);
-let waiting = 0;
-
-/** True while nothing is being done but waiting for what comes out of a pipe or terminal. */
-export const isWaitingForInput = (): boolean => waiting > 0;
-
-/** Marks the time until `input` is there as waiting. */
-export async function waitingFor<T>(input: Promise<T>): Promise<T> {
-  waiting += 1;
-  try {
-    return await input;
-  } finally {
-    waiting -= 1;
-  }
-}
 
 /**
  * Opens what may be read like a file, a regular file or a pipe; the caller closes it. Kinds

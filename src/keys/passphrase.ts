@@ -7,8 +7,9 @@
 import { closeSync, openSync, writeSync } from 'node:fs';
 import { isatty, ReadStream } from 'node:tty';
 import { fromSystem, PqblkError } from '../errors.js';
-import { openInput, patienceFor, readSome, waitingFor } from './input-file.js';
+import { openInput, patienceFor, readSome } from './input-file.js';
 import { Secret } from './secret.js';
+import { waitingFor } from './waiting.js';
 
 export const PASSPHRASE_BYTES_MAX = 4096;
 
