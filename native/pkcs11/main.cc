@@ -41,7 +41,13 @@ bool confine() {
 
 // A module may fork. What it leaves behind would hold our socket and outlive us: it dies with the
 // thread that made it, also after an exec, and so do its own children.
-void end_with_parent() { ::prctl(PR_SET_PDEATHSIG, SIGKILL); }
+pid_t forking = 0;
+
+void about_to_fork() { forking = ::getpid(); }
+void end_with_parent() {
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  if (::getppid() != forking) ::_exit(0);  // it has ended already
+}
 
 bool read_all(std::span<std::uint8_t> into) {
   while (!into.empty()) {
@@ -87,7 +93,7 @@ int serve(Server& server, std::span<std::uint8_t> in, std::span<std::uint8_t> ou
 }  // namespace
 
 int main() {
-  if (!confine() || ::pthread_atfork(nullptr, nullptr, end_with_parent) != 0) {
+  if (!confine() || ::pthread_atfork(about_to_fork, nullptr, end_with_parent) != 0) {
     return kNotStartedByPqblk;
   }
   std::signal(SIGPIPE, SIG_IGN);

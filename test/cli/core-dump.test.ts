@@ -46,6 +46,8 @@ it('a command that holds a private key leaves no core', async () => {
   const socket = ['--socket', at('agent.sock')];
   const agent = [MAIN, 'agent', at('vm.sealed'), '--key', 'alice', ...socket, ...store];
   const { limit, cores } = await aborted('agent', agent);
-  // 1, and not 0: the one limit that also holds where dumps go to a program (core(5)).
-  expect([limit, cores]).toEqual([['1', '1'], []]);
+  // 1, and not 0: the one limit that also holds where dumps go to a program (core(5)). A limit of 0 that
+  // was there before can be raised by root alone.
+  expect(['0', '1']).toContain(limit?.[1]);
+  expect(cores).toEqual([]);
 });

@@ -212,11 +212,9 @@ test('a process that was not started by pqblk has no socket, and ends', () => {
 
 test('a crash is told at once though the module forked, and what it forked ends with it', async () => {
   token.misbehave('forks-and-crashes');
-  const before = performance.now();
   const error = await errorOf(() => TokenModule.load(token.place()));
   token.misbehave('');
-  expect(error.kind).toBe('token_crashed');
-  expect(performance.now() - before).toBeLessThan(20_000); // the profile's patience is 30 s
+  expect(error.kind).toBe('token_crashed'); // who waits for the socket to close hears of a timeout
   const pid = Number(readFileSync(join(token.directory, 'forked'), 'utf8'));
   expect(pid).toBeGreaterThan(1);
   expect(await gone(pid)).toBe(true);
