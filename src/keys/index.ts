@@ -89,17 +89,11 @@ export {
   toState,
   type VolumePin,
 } from './pins.js';
+export type { ModulePlace } from './pkcs11/place.js';
 export { kemsOf, loadProfile, PROFILES, type Profile, parseProfile } from './pkcs11/profile.js';
 export { openTokenKey, proveKey, TokenProvider, uriOf } from './pkcs11/provider.js';
-export {
-  type ModuleInfo,
-  type ModulePlace,
-  nameOf,
-  type TokenEntry,
-  type TokenInfo,
-  type TokenKey,
-  TokenModule,
-} from './pkcs11/token.js';
+export { type ModuleInfo, nameOf, type TokenInfo } from './pkcs11/replies.js';
+export { type TokenEntry, type TokenKey, TokenModule } from './pkcs11/token.js';
 export { formatTokenUri, parseTokenUri, type TokenUri } from './pkcs11/uri.js';
 export {
   type KeyOperation,

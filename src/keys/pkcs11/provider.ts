@@ -17,14 +17,9 @@ import {
   ProviderKind,
 } from '../provider.js';
 import type { Secret } from '../secret.js';
-import {
-  type ModulePlace,
-  mistrust,
-  nameOf,
-  type TokenInfo,
-  type TokenKey,
-  TokenModule,
-} from './token.js';
+import { type ModulePlace, mistrust } from './place.js';
+import { nameOf, type TokenInfo } from './replies.js';
+import { type TokenKey, TokenModule } from './token.js';
 import { formatTokenUri, type TokenUri } from './uri.js';
 
 export class TokenProvider implements KemProvider {

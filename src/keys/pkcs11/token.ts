@@ -3,9 +3,8 @@
 // This is where PKCS#11 is spoken: templates, searches, numbers of the profile. The functions are
 // called in the token process (process.ts). Objects are found anew in each session: handles mean
 // nothing outside of it. Nothing is retried.
-import { accessSync } from 'node:fs';
 import { dirname, isAbsolute, join } from 'node:path';
-import { fromSystem, PqblkError } from '../../errors.js';
+import { PqblkError } from '../../errors.js';
 import { equalConstantTime, toHex } from '../bytes.js';
 import {
   checkEncapsulationKey,
@@ -16,49 +15,20 @@ import {
 import { randomBytes, Secret } from '../secret.js';
 import { Attribute, GENERIC_SECRET, ObjectClass, TokenFlag } from './numbers.js';
 import { requireTries, SECURITY_OFFICER, USER } from './pin-tries.js';
+import { configurationFor, type ModulePlace, mistrust, requireFile } from './place.js';
 import { TokenProcess } from './process.js';
 import type { Field, Profile, ProfileKem } from './profile.js';
-import { formatTokenUri, type TokenUri } from './uri.js';
 import {
-  type AttributeValue,
-  type MessageReader,
-  MessageWriter,
-  Operation,
-  Style,
-} from './wire.js';
-
-/** What has to be known to load a module. */
-export interface ModulePlace {
-  /** Absolute path. */
-  readonly module: string;
-  readonly profile: Profile;
-  /** Where the token keeps its files, for profiles whose configuration asks for it. */
-  readonly directory?: string | undefined;
-}
-
-export interface ModuleInfo {
-  readonly cryptoki: string;
-  readonly manufacturer: string;
-  readonly library: string;
-  readonly version: string;
-  readonly interface: string;
-}
-
-/** How a token lets somebody in. */
-export type LoginWay = 'pin' | 'pinpad' | 'none';
-
-export interface TokenInfo {
-  readonly slotId: number;
-  readonly slot: string;
-  readonly label: string;
-  readonly manufacturer: string;
-  readonly model: string;
-  readonly serial: string;
-  readonly flags: number;
-  readonly login: LoginWay;
-  /** False while there is no user PIN yet. */
-  readonly ready: boolean;
-}
+  isMeant,
+  type ModuleInfo,
+  nameOf,
+  readHandles,
+  readLoaded,
+  readToken,
+  type TokenInfo,
+} from './replies.js';
+import { formatTokenUri, type TokenUri } from './uri.js';
+import { type AttributeValue, MessageWriter, Operation, Style } from './wire.js';
 
 /** A private key on the token, whatever became of its public half. */
 export interface TokenEntry {
@@ -507,14 +477,6 @@ const USE = {
   decrypt: { publicKey: Attribute.encrypt, privateKey: Attribute.decrypt },
 } as const;
 
-/** Kind `token_mistrusted`: the token does something else than ML-KEM, or less safely. */
-export function mistrust(what: string, place: ModulePlace): PqblkError {
-  return new PqblkError('token_mistrusted', `the token ${what}`, {
-    path: place.module,
-    hint: `does the profile "${place.profile.name}" fit the token?`,
-  });
-}
-
 function ulong(type: number, value: number): AttributeValue {
   const bytes = new Uint8Array(8);
   new DataView(bytes.buffer).setBigUint64(0, BigInt(value), true);
@@ -532,95 +494,4 @@ function flag(type: number, value: boolean): AttributeValue {
 
 function text(type: number, value: string): AttributeValue {
   return { type, value: new TextEncoder().encode(value) };
-}
-
-function requireFile(path: string): void {
-  if (!isAbsolute(path)) {
-    throw new PqblkError('invalid_argument', 'the module is named by its absolute path', { path });
-  }
-  requireThere(path, 'load token module');
-}
-
-function requireThere(path: string, operation: string): void {
-  try {
-    accessSync(path);
-  } catch (error) {
-    throw fromSystem(error, { path, operation });
-  }
-}
-
-function configurationFor({ profile, directory }: ModulePlace): string | undefined {
-  const { configuration } = profile;
-  if (configuration === undefined || !configuration.includes('{directory}')) return configuration;
-  if (directory === undefined) {
-    throw new PqblkError('usage', `the profile "${profile.name}" needs the token's directory`, {
-      hint: 'name it with --token-dir, or x-pqblk-directory in the URI',
-    });
-  }
-  // The parameter is a quoted string that knows escapes; such a name could add parameters to it.
-  if (!isAbsolute(directory) || /['"\\\p{Cc}]/u.test(directory)) {
-    throw new PqblkError('invalid_argument', 'an absolute path without quotes is needed', {
-      path: directory,
-    });
-  }
-  requireThere(directory, "open the token's directory");
-  return configuration.replaceAll('{directory}', directory);
-}
-
-function isMeant(uri: TokenUri, token: TokenInfo): boolean {
-  return (
-    (uri.token === undefined || uri.token === token.label) &&
-    (uri.manufacturer === undefined || uri.manufacturer === token.manufacturer) &&
-    (uri.model === undefined || uri.model === token.model) &&
-    (uri.serial === undefined || uri.serial === token.serial) &&
-    (uri.slotId === undefined || uri.slotId === token.slotId)
-  );
-}
-
-/** The attributes that tell a token from others. Slot numbers change with the ports. */
-export function nameOf(token: TokenInfo): TokenUri {
-  return {
-    ...(token.label && { token: token.label }),
-    ...(token.serial && { serial: token.serial }),
-    ...(!token.label && !token.serial && { slotId: token.slotId }),
-  };
-}
-
-function readHandles(reply: MessageReader): bigint[] {
-  return Array.from({ length: reply.u32() }, () => reply.u64());
-}
-
-function readVersion(reply: MessageReader): string {
-  return `${reply.u8()}.${reply.u8()}`;
-}
-
-function readLoaded(reply: MessageReader): { info: ModuleInfo; slots: bigint[] } {
-  const info = {
-    cryptoki: readVersion(reply),
-    manufacturer: reply.text(),
-    library: reply.text(),
-    version: readVersion(reply),
-    interface: readVersion(reply),
-  };
-  return { info, slots: readHandles(reply) };
-}
-
-function readToken(slotId: number, reply: MessageReader): TokenInfo {
-  const slot = reply.text();
-  const [label, manufacturer] = [reply.text(), reply.text()];
-  const [model, serial] = [reply.text(), reply.text()];
-  const flags = Number(reply.u64());
-  const pinpad = (flags & TokenFlag.protectedAuthenticationPath) !== 0;
-  const loginRequired = (flags & TokenFlag.loginRequired) !== 0;
-  return {
-    slotId,
-    slot,
-    label,
-    manufacturer,
-    model,
-    serial,
-    flags,
-    login: !loginRequired ? 'none' : pinpad ? 'pinpad' : 'pin',
-    ready: !loginRequired || (flags & TokenFlag.userPinInitialized) !== 0,
-  };
 }
