@@ -9,6 +9,7 @@ namespace pqblk::format::qcow2 {
 namespace {
 
 constexpr std::size_t kWrongMax = 1 << 20;
+constexpr std::size_t kChangesAtOnce = 64;
 
 std::string text(std::uint64_t n) { return std::to_string(n); }
 
@@ -134,7 +135,11 @@ Task<Error> Checker::repair_counts() {
     co_return Error();
   }
   co_await punch_leaks();
+  std::size_t step = 0;
   for (const Wrong& wrong : wrong_) {
+    // With its slice in memory a change suspends nowhere, and without optimisation the stack grows
+    // with each such step.
+    if (++step % kChangesAtOnce == 0) co_await yield();
     const std::uint64_t found = counts_.get(wrong.cluster);
     if (found > layout_.refcount_max()) continue;  // stays a corruption
     Error error =
