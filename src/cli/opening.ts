@@ -10,10 +10,11 @@ import {
   chooseKey,
   type Disk,
   type DiskFormat,
-  diskInfo,
+  describeKeyArea,
   type EngineName,
   type Identity,
   type KeyStore,
+  keyAreaOf,
   type OpenDiskOptions,
   openDisk,
   parseRecoveryCode,
@@ -197,9 +198,24 @@ export async function recoveryKey(
   return await recoveryIdentity(secret, slots);
 }
 
+/**
+ * Whom the disk is sealed to, as far as no key tells: the slots of both copies of the key area, those of
+ * the one that says it is the newest first. It may be false, and hide those who open its sister.
+ */
 export async function slotsOf(path: string): Promise<readonly SlotDescription[]> {
-  const { sealed } = await diskInfo(path, 'sealed');
-  return sealed?.keyArea?.slots ?? [];
+  const { copies, order } = await keyAreaOf(path).read();
+  const slots = order.flatMap((index) => slotsIn(copies[index].blob));
+  const first = new Map(slots.toReversed().map((slot) => [slot.fingerprint, slot]));
+  return slots.filter((slot) => first.get(slot.fingerprint) === slot);
+}
+
+/** None in a key area of a later version: opening it says so. */
+function slotsIn(blob: Uint8Array): readonly SlotDescription[] {
+  try {
+    return describeKeyArea(blob).slots;
+  } catch {
+    return [];
+  }
 }
 
 async function keyFor(store: KeyStore, path: string): Promise<string> {

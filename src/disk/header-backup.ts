@@ -4,6 +4,7 @@
 // its layout. Nothing in it is secret that the disk itself does not show, and whoever could open the
 // disk when it was made can open it with the backup for ever.
 import { open } from 'node:fs/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { fromSystem, PqblkError } from '../errors.js';
 import { equalConstantTime, viewOf } from '../keys/bytes.js';
 import { sha3_256 } from '../keys/hash.js';
@@ -19,15 +20,17 @@ import {
   type PinOptions,
   type Pins,
   readInput,
+  requireReadable,
   type SlotDescription,
   sisterOf,
   toHex,
+  type VolumeKeys,
 } from '../keys/index.js';
 import { calling, native } from '../native.js';
-import { openDisk } from './disk.js';
+import { type Disk, openDisk } from './disk.js';
 import { checkDisk } from './info.js';
 import { keyAreaOf } from './key-area-file.js';
-import { lendKeys } from './unlock.js';
+import { lendKeys, openCopies } from './unlock.js';
 
 const MAGIC = new TextEncoder().encode('PQBLKBAK');
 const VERSION = 1;
@@ -36,6 +39,12 @@ const CHECKSUM_BYTES = 32;
 const KEY_AREA_BYTES = 65_536;
 /** A header cluster of at most 2 MiB, a session table of at most 128 MiB. */
 const BACKUP_BYTES_MAX = 2 ** 28;
+/** How often, and how far apart, the copies of a key area are looked at until they agree. */
+const SETTLE_LOOKS = 30;
+const SETTLE_MS = 100;
+/** Sectors that are read to see whether the data keys are the right ones. */
+const TRIAL_READS = 16;
+const SECTOR_BYTES = 4096;
 
 const OFFSET = {
   magic: 0,
@@ -56,15 +65,32 @@ export interface HeaderBackup {
   readonly keyArea: Uint8Array;
 }
 
-/** Reads what a backup holds. A served disk can be backed up. Kind `key_area_damaged`, … */
+/**
+ * Reads what a backup holds. A served disk can be backed up. Kind `key_area_damaged`: of two copies that
+ * are not the same and whole, no key tells here which is the right one.
+ */
 export async function backUpHeader(path: string): Promise<HeaderBackup> {
-  const { blob } = await keyAreaOf(path).read();
-  if (blob.length === 0) {
-    throw new PqblkError('key_area_damaged', 'both copies of the key area are damaged', { path });
-  }
+  const { blob } = await settledCopies(path);
   const { uuid, header, sessions } = await calling(() => native().backUpHeader({ path }));
   const created = Math.floor(Date.now() / 1000);
   return { volumeUuid: Uint8Array.from(uuid), created, header, sessions, keyArea: blob };
+}
+
+/** A change of keys may be between its two copies: that is over in a moment. */
+async function settledCopies(path: string): Promise<KeyAreaCopies> {
+  for (let looks = 1; ; looks += 1) {
+    const copies = await keyAreaOf(path).read();
+    requireReadable(copies);
+    if (!needsMending(copies)) return copies;
+    if (looks === SETTLE_LOOKS) {
+      throw new PqblkError('key_area_damaged', copies.findings.join('; '), {
+        path,
+        operation: 'back up header',
+        hint: '`pqblk check --repair` makes both copies the one that counts; then back it up',
+      });
+    }
+    await sleep(SETTLE_MS);
+  }
 }
 
 export function encodeHeaderBackup(backup: HeaderBackup): Uint8Array {
@@ -203,8 +229,11 @@ async function restoreUnderPin(
   const after = editor.slots;
   const copies = await presentCopies(path);
   const before = copies && describeKeyArea(copies.blob).slots;
-  if (copies && !options.force) requireNoKeyLost(path, copies.blob, editor.epochs.all);
   await options.approve?.({ before, after, present: copies });
+  if (copies && !options.force) {
+    using kept = await openKeyArea(backup.keyArea, identity, { expectedVolumeUuid });
+    await requireNoKeyLost(path, copies, kept, identity);
+  }
   requireLogged(editor, audit);
   const line = await audit?.prepare({
     operation: 'header-restore',
@@ -268,18 +297,48 @@ async function presentCopies(path: string): Promise<KeyAreaCopies | undefined> {
   return copies && copies.blob.length > 0 ? copies : undefined;
 }
 
-/** Data is under the epochs of the disk; the backup must have the keys of them all. */
-function requireNoKeyLost(path: string, blob: Uint8Array, kept: readonly number[]): void {
-  const { currentEpoch, nextEpoch } = describeKeyArea(blob);
-  const lost = [currentEpoch, nextEpoch ?? currentEpoch].find((epoch) => !kept.includes(epoch));
-  if (lost === undefined) return;
-  throw new PqblkError(
-    'policy',
-    `the disk is of epoch ${lost}, the backup of epoch ${Math.max(...kept)}: its newer data keys ` +
-      'would be lost',
-    { path, operation: 'restore header', hint: '--force restores it all the same' },
-  );
+/**
+ * Data is under the data keys of the disk; the backup must have them all. Their numbers do not tell: a
+ * rotation that was given up leaves its number to the next one, and copies of a disk count each for itself.
+ */
+async function requireNoKeyLost(
+  path: string,
+  copies: KeyAreaCopies,
+  kept: VolumeKeys,
+  identity: Identity,
+): Promise<void> {
+  if (!equalConstantTime(copies.volumeUuid, kept.volumeUuid)) {
+    throw new PqblkError('wrong_key', 'the backup is of another volume', {
+      path,
+      operation: 'restore header',
+    });
+  }
+  const refuse = (message: string, hint: string, cause?: unknown) =>
+    new PqblkError('policy', message, { path, operation: 'restore header', hint, cause });
+  const found = await openCopies(copies, identity, {}).catch((error: unknown) => {
+    if (!(error instanceof PqblkError && NOT_OPENED.has(error.kind))) throw error;
+    throw refuse(
+      `the disk's own key area does not open with this key (${error.message}), so that nobody can ` +
+        'tell whether the backup has its data keys',
+      'name a key that opens both; --force restores the backup all the same',
+      error,
+    );
+  });
+  using present = found.opened;
+  for (const [epoch, key] of present.dataKeys) {
+    const same = kept.dataKeys.get(epoch)?.equals(key) ?? false;
+    if (same) continue;
+    throw refuse(
+      `the backup does not have the disk's data key of epoch ${epoch}: what is under it would be lost`,
+      'make a backup after each rotation; --force restores this one all the same',
+    );
+  }
 }
+
+/** What says that a key area does not open with a key, rather than that the key cannot be used. */
+const NOT_OPENED: ReadonlySet<string> = new Set([
+  ...['key_area_damaged', 'wrong_key', 'no_slot', 'slot_revoked', 'uuid_mismatch', 'newer_version'],
+]);
 
 /** A header that does not parse is what a backup is for. */
 function unlessUnreadable(error: unknown): undefined {
@@ -290,7 +349,8 @@ function unlessUnreadable(error: unknown): undefined {
 
 async function requireThatItOpens(path: string, identity: Identity): Promise<void> {
   try {
-    await (await openDisk(path, { format: 'sealed', identity, readOnly: true })).close();
+    await using disk = await openDisk(path, { format: 'sealed', identity, readOnly: true });
+    await requireThatItReads(disk);
   } catch (error) {
     const { kind, message } = fromSystem(error);
     throw new PqblkError(kind, `with this backup the disk does not open: ${message}`, {
@@ -300,6 +360,28 @@ async function requireThatItOpens(path: string, identity: Identity): Promise<voi
       cause: error,
     });
   }
+}
+
+/** A data key of the right number and the wrong bytes is found by what it does not open. */
+async function requireThatItReads(disk: Disk): Promise<void> {
+  const sector = new Uint8Array(SECTOR_BYTES);
+  let bad = 0;
+  for await (const { offset, length, kind } of disk.extents()) {
+    const end = Math.min(offset + length, disk.size - SECTOR_BYTES + 1);
+    const step = Math.max(1, Math.floor(length / SECTOR_BYTES / TRIAL_READS)) * SECTOR_BYTES;
+    for (let at = offset; kind === 'data' && at < end && bad < TRIAL_READS; at += step) {
+      try {
+        await disk.read(sector, at - (at % SECTOR_BYTES));
+        return;
+      } catch (error) {
+        if (!(error instanceof PqblkError && error.kind === 'integrity')) throw error;
+        bad += 1;
+      }
+    }
+    if (bad === TRIAL_READS) break;
+  }
+  if (bad === 0) return; // nothing was written yet
+  throw new PqblkError('data_key_missing', `none of ${bad} sectors opens with the data keys in it`);
 }
 
 /** The header of a backup may point to tables that have moved: a check of the whole disk tells. */

@@ -51,6 +51,7 @@ export {
   orderCopies,
   type PinFollower,
   type Refusal,
+  requireReadable,
   sisterOf,
 } from './key-area-copies.js';
 export {

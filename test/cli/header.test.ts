@@ -1,6 +1,6 @@
 // `pqblk header backup|restore`: each thing that a backup brings back, what it opens again, and what it
 // must never do: touch a header that can be read, or trust table positions that are no longer true.
-import { copyFileSync, readFileSync, writeFileSync } from 'node:fs';
+import { copyFileSync, existsSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it } from 'vitest';
 import { KeyStore, openDisk, type RestoredHeader, rotateDataKey } from '../../src/index.js';
@@ -108,6 +108,22 @@ describe('a backup brings back', () => {
   });
 });
 
+describe('a backup is refused', () => {
+  it('while nobody can tell which copy of the key area is the right one', async () => {
+    const { path, own } = await disk();
+    damage(path, places(path).keyAreas[0] as { offset: number; length: number });
+    const file = at(`${made}.refused`);
+    const { code, stderr } = await pqblk('header', 'backup', path, file);
+    expect([code, stderr]).toEqual([
+      exitCode('key_area_damaged'),
+      expect.stringContaining('check --repair'),
+    ]);
+    expect(existsSync(file)).toBe(false);
+    expect((await pqblk('check', path, '--repair', '--key', 'alice', ...own)).code).toBe(0);
+    expect((await pqblk('header', 'backup', path, file)).code).toBe(0);
+  });
+});
+
 describe('a restore refuses', () => {
   it('to trust table positions that have changed since', async () => {
     const { path, backup, own } = await disk();
@@ -211,6 +227,40 @@ describe('a restore refuses', () => {
     expect([code, stderr]).toEqual([
       exitCode('data_key_missing'),
       expect.stringContaining('restore a newer one'),
+    ]);
+  });
+
+  // A rotation that was given up leaves its number to the next one.
+  it('a data key of the right number that is another one', async () => {
+    const { path, own } = await disk();
+    const store = new KeyStore(own[1] as string);
+    using identity = await store.unlock('alice');
+    {
+      await using open = await openDisk(path, { format: 'sealed', identity });
+      const onStep = async (step: string) => {
+        if (step === 'begun') throw new Error('stop here');
+      };
+      await expect(rotateDataKey(open, { identity, onStep })).rejects.toThrow('stop here');
+    }
+    const backup = at(`${made}.given-up`);
+    await pqblkJson('header', 'backup', path, backup);
+    for (const how of [['--abort'], []]) {
+      await pqblkJson('rotate-data-key', path, '--key', 'alice', ...how, ...own);
+    }
+    const rotated = readFileSync(path);
+    const restore = ['header', 'restore', path, backup, '--key', 'alice', '--allow-rollback'];
+    const refused = await pqblk(...restore, ...own);
+    expect([refused.code, refused.stderr]).toEqual([
+      exitCode('policy'),
+      expect.stringContaining('data key of epoch 2'),
+    ]);
+    expect(readFileSync(path).equals(rotated)).toBe(true);
+    // With nothing to compare it is what the sectors say.
+    damage(path, ...places(path).keyAreas);
+    const { code, stderr } = await pqblk(...restore, ...own);
+    expect([code, stderr]).toEqual([
+      exitCode('data_key_missing'),
+      expect.stringContaining('none of 16 sectors opens'),
     ]);
   });
 

@@ -15,7 +15,7 @@ import {
   keyAreaOf,
   openDisk,
 } from '../../src/index.js';
-import { sealKeyArea, unlockKeyArea } from '../../src/keys/key-area.js';
+import { createKeyArea, sealKeyArea, unlockKeyArea } from '../../src/keys/key-area.js';
 import { Pins } from '../../src/keys/pins.js';
 import { pqblk } from '../cli/helpers.js';
 import { parseHeader } from '../reader/header.js';
@@ -247,4 +247,19 @@ it('a generation that cannot grow: a new master key begins to count anew', async
   await requireWhole(path);
   expect(await opens(path, alice, pins)).toBe('opens');
   expect(await opens(path, bob)).toBe('slot_revoked');
+});
+
+it('a copy for strangers does not hide whom its sister is for', async () => {
+  const { path } = fresh();
+  const own = ['--store', store.path];
+  expect((await pqblk('check', path, ...own)).code).toBe(0); // this host knows it now
+  const strangers = new KeyStore(join(dir, 'strangers'));
+  await strangers.generate('carol', { noPassphrase: true });
+  const { volumeUuid } = await keyAreaOf(path).read();
+  const recipients = [await strangers.recipient('carol')];
+  const { blob } = await createKeyArea({ volumeUuid, recipients });
+  forge(path, A, 99n, withGeneration(blob, 99n));
+  expect(await pqblk('slot', 'test', path, ...own)).toMatchObject({ code: 0 }); // no --key: one that fits
+  expect((await pqblk('check', path, '--repair', ...own)).code).toBe(0);
+  await requireWhole(path);
 });
