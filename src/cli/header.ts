@@ -111,7 +111,7 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
     const restricted = policy?.twoPersons.includes('header-restore') && present !== undefined;
     const slotOf = async (one: Identity) => {
       using opened = restricted
-        ? (await openCopies(present, one, {})).opened
+        ? (await openCopies(present, one, { pins: store.pins })).opened // not an old one put back
         : await openKeyArea(backup.keyArea, one);
       return opened.slot;
     };

@@ -99,12 +99,24 @@ function addImport(pin: Command, terminal: Terminal): void {
       const { pins } = openStore(flags);
       const given = parsePins(await readInputText(path, LIMITS), path);
       const changed: string[] = [];
+      const older: string[] = [];
       for (const one of given) {
-        if (await pins.adopt(one, flags)) changed.push(one.volumeUuid);
+        try {
+          if (await pins.adopt(one, flags)) changed.push(one.volumeUuid);
+        } catch (error) {
+          if (!(error instanceof PqblkError && error.kind === 'rollback')) throw error;
+          older.push(one.volumeUuid); // this host has seen more of it: no reason to leave out the rest
+        }
       }
-      const unchanged = given.length - changed.length;
-      if (flags.json) terminal.json({ changed, unchanged });
+      const unchanged = given.length - changed.length - older.length;
+      if (flags.json) terminal.json({ changed, unchanged, older });
       else terminal.line(`${changed.length} pins taken over, ${unchanged} are known already`);
+      if (older.length === 0) return;
+      throw new PqblkError('rollback', `older than what this host has seen: ${older.join(', ')}`, {
+        path,
+        operation: 'import pins',
+        hint: 'all others were looked at; --allow-rollback, with a file of such a volume alone, accepts it',
+      });
     });
 }
 
@@ -127,8 +139,14 @@ function parsePins(text: string, path: string): VolumePin[] {
   return value.pins.map((one: Partial<VolumePin> | null, index) => {
     const natural = (number: unknown) => Number.isSafeInteger(number) && Number(number) >= 1;
     const { volumeUuid = '', generation, epoch, vmkCheck = '' } = one ?? {};
-    const whole = natural(generation) && natural(epoch) && /^[0-9a-f]{64}$/.test(vmkCheck);
-    if (!whole || !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(volumeUuid)) {
+    const texts = typeof vmkCheck === 'string' && typeof volumeUuid === 'string';
+    const numbers = natural(generation) && natural(epoch);
+    if (
+      !texts ||
+      !numbers ||
+      !/^[0-9a-f]{64}$/.test(vmkCheck) ||
+      !/^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$/.test(volumeUuid)
+    ) {
       throw corrupt(`pin ${index + 1}`);
     }
     parseUuid(volumeUuid);

@@ -1,5 +1,11 @@
 // Room disk/: what a disk's file says of itself without a key, and checking it.
-import { describeKeyArea, formatUuid, type KeyAreaDescription, mendCopies } from '../keys/index.js';
+import {
+  describeKeyArea,
+  formatUuid,
+  type KeyAreaDescription,
+  mendCopies,
+  requireUncontested,
+} from '../keys/index.js';
 import {
   calling,
   type LongWork,
@@ -144,6 +150,7 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
   }
   const volume = await unlock(path, options);
   try {
+    if (repair) requireUncontested(volume.keyArea);
     const result = (await longCall(work, (token) =>
       volume.lendKeys((keys) => check({ uuid: volume.uuid }, token, keys)),
     )) as CheckResult;

@@ -12,6 +12,7 @@ import {
   type OpenedKeyArea,
   openKeyArea,
   openNewest,
+  type Refusal,
   unmovedCopy,
   type VolumeKeys,
 } from '../keys/index.js';
@@ -27,6 +28,7 @@ export interface UnlockedVolume {
     readonly copies: KeyAreaCopies;
     readonly index: CopyIndex;
     readonly findings: readonly string[];
+    readonly refused: Refusal | undefined;
   };
   /** Calls `fn` with copies that are wiped when it returns. */
   lendKeys<T>(fn: (lent: NativeKeys) => T): T;
@@ -100,7 +102,7 @@ export async function unlock(path: string, options: KeyOptions): Promise<Unlocke
   }
   return {
     uuid: copies.volumeUuid,
-    keyArea: { copies, index, findings: findingsOf(copies, { refused }) },
+    keyArea: { copies, index, refused, findings: findingsOf(copies, { refused }) },
     lendKeys: (fn) => lendKeys(keys, fn),
     record: async () => {
       await pins?.record(keys, options);

@@ -52,6 +52,7 @@ export {
   type PinFollower,
   type Refusal,
   requireReadable,
+  requireUncontested,
   sisterOf,
 } from './key-area-copies.js';
 export {

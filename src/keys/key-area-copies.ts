@@ -5,9 +5,16 @@
 // tried in the order of what they say of themselves, and one that key, MAC or pin refuse makes room for
 // the other: at once where it is plainly false, else only where the pin of this host knows the other.
 import { PqblkError } from '../errors.js';
-import { equalConstantTime } from './bytes.js';
+import { equalConstantTime, toHex } from './bytes.js';
 import { generationIn, parseKeyArea } from './key-area-codec.js';
-import type { Observed, Pin, PinOptions, Pins, PinVerdict } from './pins.js';
+import {
+  confirms,
+  type Observed,
+  type Pin,
+  type PinOptions,
+  type Pins,
+  type PinVerdict,
+} from './pins.js';
 
 /** 0 and 1 are A and B of docs/format.md. */
 export type CopyIndex = 0 | 1;
@@ -118,7 +125,7 @@ function findingsIn({ copies, damaged, differ }: Omit<KeyAreaCopies, 'findings'>
 export interface Refusal {
   readonly index: CopyIndex;
   readonly error: PqblkError;
-  /** It may be true all the same: of a change elsewhere that was cut short. */
+  /** It may be true all the same, of a change elsewhere, and nobody has confirmed the other one. */
   readonly contested: boolean;
 }
 
@@ -130,7 +137,10 @@ export interface Chosen<T> {
 
 /** Refusals that a copy must earn by being false, if its sister opens with the same key. */
 const FALSE = new Set(['key_area_damaged', 'wrong_key', 'uuid_mismatch']);
-/** Refusals that an honest successor may earn as well. */
+/**
+ * Refusals that an honest successor may earn as well. One that opens, under a master key that this host does
+ * not know, shows what was rotated elsewhere, or what a former key can still make: only a human can tell.
+ */
 const CONTESTED = new Set(['vmk_changed', 'no_slot', 'slot_revoked', 'newer_version']);
 
 export interface OpenNewest<T> extends PinOptions {
@@ -159,10 +169,15 @@ export async function openNewest<T extends Disposable>(
       continue;
     }
     const [refused] = refusals;
-    if (!refused || givesWay(refused, copies, pin, tried.verdict)) {
-      return { opened: tried.opened, index, refused };
+    if (!refused) return { opened: tried.opened, index, refused };
+    const check = toHex(options.observe(tried.opened).vmkCheck);
+    const confirmed = confirms(check, options.confirmVmk);
+    if (givesWay(refused, copies, pin, tried.verdict, confirmed)) {
+      const contested = refused.contested && !confirmed;
+      return { opened: tried.opened, index, refused: { ...refused, contested } };
     }
     tried.opened[Symbol.dispose]();
+    if (refused.error.kind === 'vmk_changed') throw eitherOf(refused, index, check);
   }
   const telling = refusals.find(({ error }) => !FALSE.has(error.kind)) ?? refusals[0];
   throw (telling as Refusal).error;
@@ -190,14 +205,26 @@ async function tryCopy<T extends Disposable>(
   }
 }
 
+/** Two copies that open, with two master keys. */
+function eitherOf({ index, error }: Refusal, sister: CopyIndex, check: string): PqblkError {
+  const stay = `--confirm-vmk ${check} stays with copy ${sister + 1}, which fits`;
+  return new PqblkError(error.kind, error.message, {
+    operation: error.operation,
+    hint: `${error.hint}; copy ${index + 1} of the key area says so, and ${stay}`,
+    cause: error,
+  });
+}
+
 /** Whether a copy that says that it is the newest is passed over for its sister, which opened. */
 function givesWay(
   { index, error }: Refusal,
   { copies }: KeyAreaCopies,
   pin: Pin | undefined,
   verdict: PinVerdict,
+  confirmed: boolean,
 ): boolean {
-  if (FALSE.has(error.kind)) return true;
+  if (FALSE.has(error.kind) || confirmed) return true;
+  if (error.kind === 'vmk_changed') return false;
   // A change of this very host that was cut short: it has ended the key that was tried.
   const announced = pin?.announced?.generation;
   if (announced !== undefined && generationIn(copies[index].blob) === BigInt(announced)) {
@@ -231,8 +258,9 @@ export function requireUncontested({ refused }: Pick<Chosen<unknown>, 'refused'>
     {
       operation: 'change key area',
       hint:
-        'if a change of keys elsewhere was cut short, have it run again there; if not, ' +
-        '`pqblk check --repair` puts the copy that this host knows in its place',
+        'if keys were changed elsewhere, have that run again there; if not, `pqblk check --repair ' +
+        '--confirm-vmk …`, with the check value of `pqblk pin list`, puts the copy that this host knows ' +
+        'in its place',
     },
   );
 }

@@ -105,7 +105,8 @@ const isNewerThan = (seen: Observed, { generation, epoch }: PinnedState) =>
 const isOlder = (seen: Observed, { generation, epoch }: PinnedState) =>
   seen.generation < generation || seen.currentEpoch < epoch;
 
-function confirms(check: string, given: string | undefined): boolean {
+/** Whether somebody's digits are the beginning, long enough, of a check value. */
+export function confirms(check: string, given: string | undefined): boolean {
   const digits = given?.toLowerCase() ?? '';
   return digits.length >= CONFIRM_DIGITS_MIN && check.startsWith(digits);
 }

@@ -213,6 +213,15 @@ describe('a restore refuses', () => {
       expect(code).toBe(exitCode('slot_revoked'));
     }
     expect(readFileSync(path).equals(before)).toBe(true);
+    // Nor does he have a word again because he put the old copies back.
+    const replayed = Buffer.from(before);
+    for (const { offset, length } of places(path).keyAreas) {
+      replayed.set(readFileSync(pristine).subarray(offset, offset + length), offset);
+    }
+    writeFileSync(path, replayed);
+    const { code } = await pqblk(...argv, '--key', 'alice', '--approve', 'bob');
+    expect(code).toBe(exitCode('vmk_changed'));
+    expect(readFileSync(path).equals(replayed)).toBe(true);
   });
 
   it('to call a disk restored that its data key is missing of', async () => {

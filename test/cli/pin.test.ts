@@ -59,13 +59,18 @@ describe('a master key that an operator with a key store of his own rotates', ()
     });
     expect((await test('third')).code).toBe(0);
 
-    // What is older is not believed again.
-    const back = await pqblk('pin', 'import', old, '--store', at('third'));
+    // What is older is not believed again, and keeps nothing else from being believed.
+    const both = JSON.parse(readFileSync(old, 'utf8')) as { pins: { volumeUuid: string }[] };
+    const volumeUuid = 'ffffffff-0000-4000-8000-000000000000';
+    both.pins.push({ ...(both.pins[0] as object), volumeUuid });
+    writeFileSync(at('both.pins'), JSON.stringify(both));
+    const back = await pqblk('pin', 'import', at('both.pins'), '--store', at('third'));
     expect(back.code).toBe(exitCode('rollback'));
+    expect(back.stdout).toContain('1 pins taken over');
     expect((await test('third')).code).toBe(0);
     const listed = await pqblkJson<{ pins: object[] }>('pin', 'list', '--store', at('third'));
     const given = JSON.parse(readFileSync(file, 'utf8')) as { pins: object[] };
-    expect(listed.pins).toEqual(given.pins);
+    expect(listed.pins).toMatchObject([...given.pins, { volumeUuid }]);
   });
 
   it('is believed of no file that is damaged', async () => {
@@ -76,6 +81,7 @@ describe('a master key that an operator with a key store of his own rotates', ()
       [text.replace('pqblk-pins', 'pqblk'), 'corrupt'],
       [text.replace(/"vmkCheck": "./, '"vmkCheck": "x'), 'corrupt'],
       [text.replace(/"generation": /, '"generation": -'), 'corrupt'],
+      [text.replace(/"vmkCheck": ("[0-9a-f]*")/, '"vmkCheck": [$1]'), 'corrupt'],
       [text.replace('"version": 1', '"version": 2'), 'newer_version'],
     ] as const) {
       writeFileSync(at('damaged.pins'), damage);

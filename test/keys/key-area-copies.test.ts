@@ -95,9 +95,17 @@ async function change(path: string, pins: Pins, edit: (editor: KeyAreaEditor) =>
 }
 const revokeBob = (editor: KeyAreaEditor) => editor.revoke(1);
 
+/** The check value of the only volume that was seen. */
+const knownTo = async (pins: Pins) => (await pins.list())[0]?.vmkCheck as string;
+
 /** `check` names the damage, `check --repair` mends it, and then nothing is wrong. */
-async function requireMended(path: string, pins: Pins, what: RegExp): Promise<void> {
-  const options = { format: 'sealed' as const, identity: alice, pins };
+async function requireMended(
+  path: string,
+  pins: Pins,
+  what: RegExp,
+  confirmVmk?: string,
+): Promise<void> {
+  const options = { format: 'sealed' as const, identity: alice, pins, confirmVmk };
   const found = await checkDisk(path, options);
   expect(found).toMatchObject({ clean: false, corruptions: 1 });
   expect(found.messages.join('\n')).toMatch(what);
@@ -166,8 +174,10 @@ describe('without a key', () => {
     const before = readFileSync(path);
     const error = await errorOf(() => change(path, pins, revokeBob));
     expect([error.kind, error.hint]).toEqual(['no_slot', expect.stringContaining('--repair')]);
+    const unasked = { format: 'sealed' as const, identity: alice, pins, repair: true };
+    expect((await errorOf(() => checkDisk(path, unasked))).kind).toBe('no_slot');
     expect(readFileSync(path).equals(before)).toBe(true);
-    await requireMended(path, pins, /passed over: no slot/);
+    await requireMended(path, pins, /passed over: no slot/, await knownTo(pins));
     await change(path, pins, revokeBob);
     expect(await opens(path, bob)).toBe('slot_revoked');
   });
@@ -200,14 +210,37 @@ describe('with a master key that is no more', () => {
     return { path, pins };
   }
 
-  it('a copy shuts nobody out who has a pin; no change builds on it; repair takes it away', async () => {
+  it('a copy is believed by nobody who has a pin; his word stays with the other, and takes it away', async () => {
     const { path, pins } = await forgedByBob();
-    expect(await opens(path, alice, pins)).toBe('opens');
-    const error = await errorOf(() => change(path, pins, (editor) => editor.rotateMasterKey()));
-    expect(error.kind).toBe('vmk_changed');
-    await requireMended(path, pins, /passed over: .* another master key/);
+    const confirmVmk = await knownTo(pins);
+    const error = await errorOf(() => openDisk(path, { format: 'sealed', identity: alice, pins }));
+    expect([error.kind, error.hint]).toEqual([
+      'vmk_changed',
+      expect.stringContaining(`--confirm-vmk ${confirmVmk} stays with copy 2`),
+    ]);
+    const rotate = (editor: KeyAreaEditor) => editor.rotateMasterKey();
+    expect((await errorOf(() => change(path, pins, rotate))).kind).toBe('vmk_changed');
+    await requireMended(path, pins, /passed over: .* another master key/, confirmVmk);
     expect(await opens(path, bob)).toBe('slot_revoked');
-    await change(path, pins, (editor) => editor.rotateMasterKey());
+    await change(path, pins, rotate);
+  });
+
+  // What was finished elsewhere, and an old copy put back beside it: neither is opened, nor mended away.
+  it('a copy that this host knows does not hide a rotation', async () => {
+    const { path, pins } = fresh();
+    const elsewhere = new Pins(join(dir, `pins-elsewhere-${made}`));
+    expect(await opens(path, alice, pins)).toBe('opens');
+    const old = blobAt(path, A);
+    await change(path, elsewhere, revokeBob);
+    forge(path, A, 1n, old);
+    const before = readFileSync(path);
+    expect(await opens(path, alice, pins)).toBe('vmk_changed');
+    const repair = { format: 'sealed' as const, identity: alice, pins, repair: true };
+    expect((await errorOf(() => checkDisk(path, repair))).kind).toBe('vmk_changed');
+    const asBob = { ...repair, identity: bob };
+    expect((await errorOf(() => checkDisk(path, asBob))).kind).toBe('slot_revoked');
+    expect(readFileSync(path).equals(before)).toBe(true);
+    expect(await opens(path, alice, elsewhere)).toBe('opens');
   });
 
   it('without a pin the highest generation that is authentic counts', async () => {
@@ -216,14 +249,14 @@ describe('with a master key that is no more', () => {
   });
 });
 
-it('a rotation elsewhere that was cut short: opens as before, and is completed by who confirms it', async () => {
+it('a rotation elsewhere that was cut short is completed by who confirms it', async () => {
   const { path, pins } = fresh();
   const elsewhere = new Pins(join(dir, `pins-elsewhere-${made}`));
   expect(await opens(path, alice, pins)).toBe('opens');
   const before = blobAt(path, A);
   const { after } = await change(path, elsewhere, (editor) => editor.rotateMasterKey());
   forge(path, A, 1n, before); // the second copy was never reached
-  expect(await opens(path, alice, pins)).toBe('opens');
+  expect(await opens(path, alice, pins)).toBe('vmk_changed');
   const edit = (editor: KeyAreaEditor) => editor.revoke(1);
   expect((await errorOf(() => change(path, pins, edit))).kind).toBe('vmk_changed');
   const confirmVmk = after.vmkCheck as string;
@@ -260,6 +293,7 @@ it('a copy for strangers does not hide whom its sister is for', async () => {
   const { blob } = await createKeyArea({ volumeUuid, recipients });
   forge(path, A, 99n, withGeneration(blob, 99n));
   expect(await pqblk('slot', 'test', path, ...own)).toMatchObject({ code: 0 }); // no --key: one that fits
-  expect((await pqblk('check', path, '--repair', ...own)).code).toBe(0);
+  const confirm = ['--confirm-vmk', await knownTo(store.pins)];
+  expect((await pqblk('check', path, '--repair', ...confirm, ...own)).code).toBe(0);
   await requireWhole(path);
 });
