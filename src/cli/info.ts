@@ -84,6 +84,7 @@ function sealedFields(sealed: SealedInfo): Fields {
     ['log', formatSize(sealed.logBytes)],
     ['sessions', String(sealed.sessions)],
     ['key area', damaged === 0 ? area : `${area}, ${damaged} of 2 copies DAMAGED`],
+    ['data key', dataKeyText(sealed)],
     ...sealed.keyAreaFindings.map((found): [string, string] => ['', `DAMAGE: ${found}`]),
     [
       'backing file',
@@ -93,6 +94,14 @@ function sealedFields(sealed: SealedInfo): Fields {
       ),
     ],
   ];
+}
+
+function dataKeyText({ keyArea }: SealedInfo): string | undefined {
+  if (!keyArea) return undefined;
+  const { currentEpoch, nextEpoch } = keyArea;
+  const now = `epoch ${currentEpoch}`;
+  if (nextEpoch === undefined) return now;
+  return `${now}; a rotation to epoch ${nextEpoch} is under way, or was stopped: \`pqblk rotate-data-key\` goes on with it`;
 }
 
 function qcow2Fields({ qcow2 }: DiskInfo): Fields {

@@ -17,7 +17,14 @@ interface Flags extends InventoryFlags, PolicyFlags {
   json?: boolean;
 }
 
-type FindingKind = 'unreadable' | 'damaged' | 'policy' | 'expired' | 'expiring' | 'stale';
+type FindingKind =
+  | 'unreadable'
+  | 'damaged'
+  | 'policy'
+  | 'expired'
+  | 'expiring'
+  | 'stale'
+  | 'unfinished';
 
 interface Finding {
   readonly kind: FindingKind;
@@ -56,9 +63,9 @@ export function addReport(program: Command, terminal: Terminal): void {
     .addHelpText(
       'after',
       `
-Exit codes: 0 nothing to do soon (stale and expiring keys are shown), 6 a policy is broken or a slot is
-past its date, 18 a damaged key area, 14 a disk or directory that cannot be read, or a name that stands
-for nothing.
+Exit codes: 0 nothing to do soon (stale and expiring keys and unfinished rotations are shown), 6 a policy
+is broken or a slot is past its date, 18 a damaged key area, 14 a disk or directory that cannot be read, or
+a name that stands for nothing.
 ${examples('pqblk report /srv/disks', "pqblk report '/srv/**/*.sealed' --policy policy.yaml --json")}`,
     )
     .action(async (names: string[], flags: Flags) => {
@@ -103,10 +110,14 @@ async function lookAt(
       };
       return { path, slots: 0, findings: [finding] };
     }
-    const { slots, generation } = sealed.keyArea;
+    const { slots, generation, currentEpoch, nextEpoch } = sealed.keyArea;
     const findings: Finding[] = [];
     const add = (kind: FindingKind, message: string) => findings.push({ kind, message });
     for (const message of sealed.keyAreaFindings) add('damaged', message);
+    if (nextEpoch !== undefined) {
+      const what = `a rotation of the data key from epoch ${currentEpoch} to ${nextEpoch}`;
+      add('unfinished', `${what} is under way, or was stopped`);
+    }
     for (const { rule, message } of policy ? violations(policy, slots) : []) {
       if (rule !== 'not-after') add('policy', message); // said below, with or without a policy
     }

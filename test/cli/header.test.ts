@@ -251,6 +251,11 @@ describe('a restore refuses', () => {
       };
       await expect(rotateDataKey(open, { identity, onStep })).rejects.toThrow('stop here');
     }
+    const { stdout } = await pqblk('info', path);
+    expect(stdout).toContain('a rotation to epoch 2 is under way, or was stopped');
+    expect(await pqblkJson('report', path)).toMatchObject({
+      disks: [{ findings: [{ kind: 'unfinished' }] }],
+    });
     const backup = at(`${made}.given-up`);
     await pqblkJson('header', 'backup', path, backup);
     for (const how of [['--abort'], []]) {
