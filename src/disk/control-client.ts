@@ -58,7 +58,10 @@ export class ControlClient implements RotationHost {
   readonly #follower: PinFollower = {
     announce: async (seen, next, pins) => {
       const states = { seen: toState(seen), next: toState(next) };
-      await this.#call({ op: 'announce-pin', pins: await pins?.identity(), ...states });
+      const announced = this.#call({ op: 'announce-pin', pins: await pins?.identity(), ...states });
+      await announced.catch((error: unknown) => {
+        throw aboutItsPins(error);
+      });
     },
     record: async (seen) => {
       await this.#call({ op: 'record-pin', seen: toState(seen) });
@@ -153,4 +156,15 @@ export class ControlClient implements RotationHost {
       hint: 'run the same command again: what was begun goes on',
     });
   }
+}
+
+/** It is the server's key store that is meant, not the caller's. */
+function aboutItsPins(error: unknown): unknown {
+  if (!(error instanceof PqblkError) || error.kind === 'locked') return error;
+  const { kind, message, path, operation, hint, cause } = error;
+  const own = 'it keeps pins in a key store of its own, which it must be able to read and write';
+  return new PqblkError(kind, `the process that serves the disk: ${message}`, {
+    ...{ path, operation, cause },
+    hint: hint ? `${hint}; ${own}` : own,
+  });
 }

@@ -104,7 +104,10 @@ it('a served disk and a key store that nobody can write: the change is refused, 
   const kept = readFileSync(pin);
   writeFileSync(pin, 'damaged', { mode: 0o600 });
   const refused = await pqblk('rotate-master-key', copy, ...on('third'));
-  expect(refused.code).toBe(exitCode('bad_key'));
+  expect([refused.code, refused.stderr]).toEqual([
+    exitCode('bad_key'),
+    expect.stringContaining('the process that serves the disk: '),
+  ]);
   writeFileSync(pin, kept, { mode: 0o600 });
   expect(readFileSync(copy).equals(before)).toBe(true);
   expect(await running.end()).toBe(0);
