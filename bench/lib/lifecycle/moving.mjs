@@ -164,7 +164,7 @@ async function rotateAgainAndAgain(disk, options, signal) {
     try {
       await rotateDataKey(disk, { ...options, signal });
     } catch (error) {
-      if (error.code !== 'PQBLK_CANCELED') throw error;
+      if (error.code !== 'PQBLK_INTERRUPTED') throw error;
     }
   }
 }
