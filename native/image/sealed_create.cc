@@ -10,6 +10,7 @@
 #include "sealed/key_area.h"
 #include "sealed/log.h"
 #include "sealed/sessions.h"
+#include "storage/file.h"
 
 namespace pqblk::sealed {
 
@@ -261,7 +262,9 @@ Task<Result<PublicHeader>> read_public_header(io::Queue& io, const io::File& fil
   if (!cluster) co_return cluster.take_error();
   AlignedBuffer whole(std::max<std::uint64_t>(*cluster, kPage));
   if (Error e = co_await io.read(file, 0, whole.data(), whole.size())) co_return e;
-  auto header = qcow2::parse_header(whole.span().first(*cluster), file.size, true);
+  const auto size = storage::size_now(file);  // its owner may have grown it, see disk_info.cc
+  if (!size) co_return size.error();
+  auto header = qcow2::parse_header(whole.span().first(*cluster), *size, true);
   if (!header) co_return header.take_error();
   const qcow2::Extension* raw = header->find(kExtensionType);
   if (!header->sealed() || raw == nullptr) {

@@ -172,13 +172,17 @@ async function withKeyArea(
   repair: boolean,
 ): Promise<CheckResult> {
   if (findings.length === 0) return result;
-  if (repair) await mendCopies(keyAreaOf(path), copies, index);
-  const mended = `; written anew from copy ${index + 1}`;
+  // Numbers of epochs do not tell whose data keys are the disk's; sectors do.
+  const mends = repair && !(copies.differ && result.sectorsBad > 0);
+  if (mends) await mendCopies(keyAreaOf(path), copies, index);
+  const mended = mends
+    ? `; written anew from copy ${index + 1}`
+    : '; left alone: sectors do not open with its data keys, those of the other copy may be right';
   return {
     ...result,
-    clean: result.clean && repair,
-    corruptions: result.corruptions + (repair ? 0 : 1),
-    corruptionsFixed: result.corruptionsFixed + (repair ? 1 : 0),
+    clean: result.clean && mends,
+    corruptions: result.corruptions + (mends ? 0 : 1),
+    corruptionsFixed: result.corruptionsFixed + (mends ? 1 : 0),
     messages: [...result.messages, ...findings.map((found) => (repair ? found + mended : found))],
   };
 }

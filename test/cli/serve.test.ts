@@ -155,6 +155,20 @@ describe('serve --nbd', () => {
     expect(alone).toMatchObject({ before: 24 * MiB, served: false });
   });
 
+  // The header names tables then that lie beyond what the file was when the server opened it.
+  it('changes the keys of a disk that has grown since it was served', async () => {
+    const disk = at('grown-keys.sealed');
+    const small = ['--cluster-size', '4k', '--log-size', '8M'];
+    await pqblkJson('create', disk, '16M', '--key', 'alice', ...small, ...store);
+    const server = await serve(disk, '--nbd', at('k.sock'), ...store);
+    peer('qemu-io', '-f', 'raw', '-c', 'write -q -P 7 0 16M', String(server.uris[0]));
+    expect(await pqblkJson('resize', disk, '8G')).toMatchObject({ served: true });
+    const rotated = await pqblk('rotate-master-key', disk, '--key', 'alice', ...store);
+    expect(rotated).toMatchObject({ code: 0 });
+    expect(await server.end()).toBe(0);
+    expect(await pqblk('check', disk, ...store)).toMatchObject({ code: 0 });
+  });
+
   it('fails only the requests that meet a damaged sector, says why, and serves on', async () => {
     const disk = at('flipped.sealed');
     await pqblkJson('import', source, disk, '--key', 'alice', ...store);

@@ -14,6 +14,7 @@ import {
   KeyStore,
   keyAreaOf,
   openDisk,
+  rotateDataKey,
 } from '../../src/index.js';
 import { createKeyArea, sealKeyArea, unlockKeyArea } from '../../src/keys/key-area.js';
 import { Pins } from '../../src/keys/pins.js';
@@ -296,4 +297,31 @@ it('a copy for strangers does not hide whom its sister is for', async () => {
   const confirm = ['--confirm-vmk', await knownTo(store.pins)];
   expect((await pqblk('check', path, '--repair', ...confirm, ...own)).code).toBe(0);
   await requireWhole(path);
+});
+
+it('no repair takes the data key away that the sectors want', async () => {
+  const { path, pins } = fresh();
+  const elsewhere = new Pins(join(dir, `pins-elsewhere-${made}`));
+  const rotate = async (more: object) => {
+    await using disk = await openDisk(path, { format: 'sealed', identity: alice, pins: elsewhere });
+    await disk.write(new Uint8Array(4096).fill(7), 0);
+    return await rotateDataKey(disk, { identity: alice, pins: elsewhere, ...more });
+  };
+  const onStep = async (step: string) => {
+    if (step === 'begun') throw new Error('stop here');
+  };
+  await expect(rotate({ onStep })).rejects.toThrow('stop here');
+  const old = blobAt(path, A);
+  expect(await opens(path, alice, pins)).toBe('opens');
+  await rotate({ abort: true });
+  await rotate({}); // under the same number, another key
+  await change(path, elsewhere, (editor) => editor.rotateMasterKey());
+  forge(path, A, 2n, old);
+  const [before, confirmVmk] = [blobAt(path, B), await knownTo(pins)];
+  const options = { format: 'sealed' as const, identity: alice, pins, repair: true };
+  const found = await checkDisk(path, { ...options, confirmVmk });
+  expect(found).toMatchObject({ clean: false, sectorsBad: 1 });
+  expect(found.messages.join('\n')).toMatch(/left alone: sectors do not open/);
+  expect(blobAt(path, B).equals(before)).toBe(true);
+  expect(await opens(path, alice, elsewhere)).toBe('opens');
 });
