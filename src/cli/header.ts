@@ -6,9 +6,12 @@ import {
   describeKeyArea,
   formatUuid,
   type Identity,
+  isOutdated,
+  isPinsWord,
   type KeyStore,
   openCopies,
   openKeyArea,
+  PqblkError,
   type RestoredHeader,
   type RestoredSlots,
   readHeaderBackup,
@@ -110,10 +113,21 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
     // While the disk's own key area is whole it says who has a word; a backup knows who had.
     const restricted = policy?.twoPersons.includes('header-restore') && present !== undefined;
     const slotOf = async (one: Identity) => {
-      using opened = restricted
-        ? (await openCopies(present, one, { pins: store.pins })).opened // not an old one put back
-        : await openKeyArea(backup.keyArea, one);
-      return opened.slot;
+      const inBackup = async () => await openKeyArea(backup.keyArea, one);
+      if (!restricted) {
+        using opened = await inBackup();
+        return opened.slot;
+      }
+      try {
+        using opened = (await openCopies(present, one, { pins: store.pins })).opened;
+        return opened.slot;
+      } catch (error) {
+        // An old one that was put back has no word, least of all against the backup that the pin knows.
+        if (!(error instanceof PqblkError && isPinsWord(error))) throw error;
+        using opened = await inBackup();
+        if (!(await isOutdated(present, opened, one, store.pins))) throw error;
+        return opened.slot;
+      }
     };
     const own = policy && (await slotOf(identity));
     if (own) requireOpenable(policy, own);

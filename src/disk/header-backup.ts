@@ -16,6 +16,7 @@ import {
   type KeyAreaCopies,
   KeyAreaEditor,
   needsMending,
+  type Observed,
   openKeyArea,
   type PinOptions,
   type Pins,
@@ -230,7 +231,8 @@ async function restoreUnderPin(
   const copies = await presentCopies(path);
   const before = copies && describeKeyArea(copies.blob).slots;
   await options.approve?.({ before, after, present: copies });
-  if (copies && !options.force) {
+  const outdated = copies && (await isOutdated(copies, editor.observed, identity, pins));
+  if (copies && !options.force && !outdated) {
     using kept = await openKeyArea(backup.keyArea, identity, { expectedVolumeUuid });
     await requireNoKeyLost(path, copies, kept, identity);
   }
@@ -295,6 +297,35 @@ function requireLogged(editor: KeyAreaEditor, audit: AuditTrail | undefined): vo
 async function presentCopies(path: string): Promise<KeyAreaCopies | undefined> {
   const copies = await keyAreaOf(path).read().catch(unlessUnreadable);
   return copies && copies.blob.length > 0 ? copies : undefined;
+}
+
+/** Whether it was the pin that refused a key area. */
+export const isPinsWord = ({ kind }: PqblkError) => kind === 'vmk_changed' || kind === 'rollback';
+
+/**
+ * Whether the pin of this host refuses what is on the disk, and knows the backup: then old copies were put
+ * there, and the backup is the disk's key area. Nothing that was allowed for the backup is allowed here.
+ */
+export async function isOutdated(
+  copies: KeyAreaCopies,
+  backup: Observed,
+  identity: Identity,
+  pins: Pins | undefined,
+): Promise<boolean> {
+  const refusedByPin = (error: unknown) => {
+    if (error instanceof PqblkError && isPinsWord(error)) return true;
+    throw error;
+  };
+  if (!(await pins?.get(backup.volumeUuid))) return false;
+  const known = await pins?.check(backup).catch((error: unknown) => !refusedByPin(error));
+  if (known === false) return false;
+  try {
+    (await openCopies(copies, identity, { pins })).opened[Symbol.dispose]();
+    return false;
+  } catch (error) {
+    if (error instanceof PqblkError && NOT_OPENED.has(error.kind)) return false;
+    return refusedByPin(error);
+  }
 }
 
 /**

@@ -30,6 +30,8 @@ export {
   backUpHeader,
   encodeHeaderBackup,
   type HeaderBackup,
+  isOutdated,
+  isPinsWord,
   parseHeaderBackup,
   type RestoredHeader,
   type RestoredSlots,

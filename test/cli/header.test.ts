@@ -224,6 +224,26 @@ describe('a restore refuses', () => {
     expect(readFileSync(path).equals(replayed)).toBe(true);
   });
 
+  it('no backup that the pin knows, when old copies were put into both places', async () => {
+    const { path, own } = await disk();
+    for (const word of ['rotate-data-key', 'rotate-master-key']) {
+      await pqblkJson(word, path, '--key', 'alice', ...own);
+    }
+    const newest = at(`${made}.newest`);
+    await pqblkJson('header', 'backup', path, newest);
+    const bytes = readFileSync(path);
+    for (const { offset, length } of places(path).keyAreas) {
+      bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
+    }
+    writeFileSync(path, bytes);
+    writeFileSync(at('two.yaml'), 'version: 1\ntwoPersons: [header-restore]\n');
+    for (const more of [['--policy', at('two.yaml'), '--approve', 'bob'], []]) {
+      writeFileSync(path, bytes);
+      await restoreJson(path, newest, ...more, ...own);
+      await requireContent(path, own);
+    }
+  });
+
   it('to call a disk restored that its data key is missing of', async () => {
     const { path, backup, own } = await disk();
     await pqblkJson('rotate-data-key', path, '--key', 'alice', ...own);
