@@ -346,24 +346,35 @@ async function requireNoKeyLost(
   }
   const refuse = (message: string, hint: string, cause?: unknown) =>
     new PqblkError('policy', message, { path, operation: 'restore header', hint, cause });
-  const found = await openCopies(copies, identity, {}).catch((error: unknown) => {
-    if (!(error instanceof PqblkError && NOT_OPENED.has(error.kind))) throw error;
-    throw refuse(
-      `the disk's own key area does not open with this key (${error.message}), so that nobody can ` +
-        'tell whether the backup has its data keys',
-      'name a key that opens both; --force restores the backup all the same',
-      error,
-    );
-  });
-  using present = found.opened;
-  for (const [epoch, key] of present.dataKeys) {
-    const same = kept.dataKeys.get(epoch)?.equals(key) ?? false;
-    if (same) continue;
-    throw refuse(
-      `the backup does not have the disk's data key of epoch ${epoch}: what is under it would be lost`,
-      'make a backup after each rotation; --force restores this one all the same',
-    );
+  let closed: PqblkError | undefined;
+  let opened = 0;
+  // Each copy that opens: one of a former master key opens as well, and may be the newer one.
+  for (const index of copies.order) {
+    try {
+      const { blob } = copies.copies[index];
+      using present = await openKeyArea(blob, identity, { expectedVolumeUuid: copies.volumeUuid });
+      opened += 1;
+      const lost = [...present.dataKeys].find(
+        ([epoch, key]) => !kept.dataKeys.get(epoch)?.equals(key),
+      );
+      if (lost) {
+        throw refuse(
+          `the backup does not have the disk's data key of epoch ${lost[0]}: what is under it would be lost`,
+          'make a backup after each rotation; --force restores this one all the same',
+        );
+      }
+    } catch (error) {
+      if (!(error instanceof PqblkError && NOT_OPENED.has(error.kind))) throw error;
+      closed = error;
+    }
   }
+  if (opened > 0) return;
+  throw refuse(
+    `the disk's own key area does not open with this key (${closed?.message}), so that nobody can ` +
+      'tell whether the backup has its data keys',
+    'name a key that opens both; --force restores the backup all the same',
+    closed,
+  );
 }
 
 /** What says that a key area does not open with a key, rather than that the key cannot be used. */

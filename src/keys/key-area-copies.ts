@@ -125,8 +125,10 @@ function findingsIn({ copies, damaged, differ }: Omit<KeyAreaCopies, 'findings'>
 export interface Refusal {
   readonly index: CopyIndex;
   readonly error: PqblkError;
-  /** It may be true all the same, of a change elsewhere, and nobody has confirmed the other one. */
+  /** It may be true all the same: of a change elsewhere. */
   readonly contested: boolean;
+  /** Somebody has given his word that its sister is the one. */
+  readonly confirmed: boolean;
 }
 
 export interface Chosen<T> {
@@ -165,7 +167,7 @@ export async function openNewest<T extends Disposable>(
     const tried = await tryCopy(blob, options);
     if ('error' in tried) {
       const { error } = tried;
-      refusals.push({ index, error, contested: CONTESTED.has(error.kind) });
+      refusals.push({ index, error, contested: CONTESTED.has(error.kind), confirmed: false });
       continue;
     }
     const [refused] = refusals;
@@ -173,8 +175,7 @@ export async function openNewest<T extends Disposable>(
     const check = toHex(options.observe(tried.opened).vmkCheck);
     const confirmed = confirms(check, options.confirmVmk);
     if (givesWay(refused, copies, pin, tried.verdict, confirmed)) {
-      const contested = refused.contested && !confirmed;
-      return { opened: tried.opened, index, refused: { ...refused, contested } };
+      return { opened: tried.opened, index, refused: { ...refused, confirmed } };
     }
     tried.opened[Symbol.dispose]();
     if (refused.error.kind === 'vmk_changed') throw eitherOf(refused, index, check);
@@ -207,10 +208,12 @@ async function tryCopy<T extends Disposable>(
 
 /** Two copies that open, with two master keys. */
 function eitherOf({ index, error }: Refusal, sister: CopyIndex, check: string): PqblkError {
-  const stay = `--confirm-vmk ${check} stays with copy ${sister + 1}, which fits`;
+  const back =
+    `if copy ${index + 1} of the key area is nobody's doing, \`pqblk check --repair --confirm-vmk ${check}\` ` +
+    `goes back to copy ${sister + 1}, should all sectors open with it`;
   return new PqblkError(error.kind, error.message, {
     operation: error.operation,
-    hint: `${error.hint}; copy ${index + 1} of the key area says so, and ${stay}`,
+    hint: `${error.hint}; ${back}`,
     cause: error,
   });
 }

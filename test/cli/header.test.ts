@@ -224,6 +224,32 @@ describe('a restore refuses', () => {
     expect(readFileSync(path).equals(replayed)).toBe(true);
   });
 
+  it('a backup without the data key of either copy', async () => {
+    const { path, backup, own } = await disk();
+    for (const word of ['rotate-data-key', 'rotate-master-key']) {
+      await pqblkJson(word, path, '--key', 'alice', ...own);
+    }
+    // A copy of the former master key that says that it is the newest.
+    const other = at(`${made}.other.sealed`);
+    copyFileSync(pristine, other);
+    const store = ['--store', at('keys')];
+    for (let round = 0; round < 5; round += 1) {
+      await pqblkJson('slot', 'retire', other, 'bob', '--key', 'alice', ...store);
+      await pqblkJson('slot', 'retire', other, 'bob', '--undo', '--key', 'alice', ...store);
+    }
+    const bytes = readFileSync(path);
+    const [{ offset, length } = { offset: 0, length: 0 }] = places(path).keyAreas;
+    bytes.set(readFileSync(other).subarray(offset, offset + length), offset);
+    writeFileSync(path, bytes);
+    const argv = ['header', 'restore', path, backup, '--key', 'alice', '--allow-rollback', ...own];
+    const { vmkCheck } = await pqblkJson<{ vmkCheck: string }>(
+      ...['slot', 'test', other, '--key', 'bob', ...store],
+    );
+    const { code } = await pqblk(...argv, '--confirm-vmk', vmkCheck);
+    expect(code).toBe(exitCode('policy'));
+    expect(readFileSync(path).equals(bytes)).toBe(true);
+  });
+
   it('no backup that the pin knows, when old copies were put into both places', async () => {
     const { path, own } = await disk();
     for (const word of ['rotate-data-key', 'rotate-master-key']) {

@@ -217,10 +217,16 @@ describe('with a master key that is no more', () => {
     const error = await errorOf(() => openDisk(path, { format: 'sealed', identity: alice, pins }));
     expect([error.kind, error.hint]).toEqual([
       'vmk_changed',
-      expect.stringContaining(`--confirm-vmk ${confirmVmk} stays with copy 2`),
+      expect.stringContaining(`check --repair --confirm-vmk ${confirmVmk}\` goes back to copy 2`),
     ]);
     const rotate = (editor: KeyAreaEditor) => editor.rotateMasterKey();
     expect((await errorOf(() => change(path, pins, rotate))).kind).toBe('vmk_changed');
+    // His word opens the disk; a change waits for the repair, which looks at every sector first.
+    const confirmed = await errorOf(() => change(path, pins, rotate, { confirmVmk }));
+    expect([confirmed.kind, confirmed.hint]).toEqual([
+      'vmk_changed',
+      expect.stringContaining('check --repair'),
+    ]);
     await requireMended(path, pins, /passed over: .* another master key/, confirmVmk);
     expect(await opens(path, bob)).toBe('slot_revoked');
     await change(path, pins, rotate);
