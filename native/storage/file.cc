@@ -172,7 +172,7 @@ void close_file(io::File& file) {
 }
 
 Result<std::uint64_t> size_now(const io::File& file) {
-  if (file.fd < 0) return file.size;  // of a world that has no such file
+  if (file.id == 0) return file.size;  // made by hand: no file of the kernel's
   io::File now = file;
   if (Error e = find_kind_and_size(now)) return e;
   return now.size;

@@ -226,14 +226,14 @@ function givesWay(
   verdict: PinVerdict,
   confirmed: boolean,
 ): boolean {
-  if (FALSE.has(error.kind) || confirmed) return true;
-  if (error.kind === 'vmk_changed') return false;
+  if (FALSE.has(error.kind)) return true;
   // A change of this very host that was cut short: it has ended the key that was tried.
   const announced = pin?.announced?.generation;
   if (announced !== undefined && generationIn(copies[index].blob) === BigInt(announced)) {
     return false;
   }
-  return verdict === 'same' || verdict === 'newer';
+  if (confirmed) return true;
+  return error.kind !== 'vmk_changed' && (verdict === 'same' || verdict === 'newer');
 }
 
 /** What the findings of the copies are, once one of them was opened. */
