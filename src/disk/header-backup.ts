@@ -25,7 +25,6 @@ import {
   type SlotDescription,
   sisterOf,
   toHex,
-  type VolumeKeys,
 } from '../keys/index.js';
 import { calling, native } from '../native.js';
 import { type Disk, openDisk } from './disk.js';
@@ -233,8 +232,7 @@ async function restoreUnderPin(
   await options.approve?.({ before, after, present: copies });
   const outdated = copies && (await isOutdated(copies, editor.observed, identity, pins));
   if (copies && !options.force && !outdated) {
-    using kept = await openKeyArea(backup.keyArea, identity, { expectedVolumeUuid });
-    await requireNoKeyLost(path, copies, kept, identity);
+    await requireNoKeyLost(path, copies, editor, identity);
   }
   requireLogged(editor, audit);
   const line = await audit?.prepare({
@@ -335,10 +333,10 @@ export async function isOutdated(
 async function requireNoKeyLost(
   path: string,
   copies: KeyAreaCopies,
-  kept: VolumeKeys,
+  kept: KeyAreaEditor,
   identity: Identity,
 ): Promise<void> {
-  if (!equalConstantTime(copies.volumeUuid, kept.volumeUuid)) {
+  if (!equalConstantTime(copies.volumeUuid, kept.observed.volumeUuid)) {
     throw new PqblkError('wrong_key', 'the backup is of another volume', {
       path,
       operation: 'restore header',
@@ -354,9 +352,7 @@ async function requireNoKeyLost(
       const { blob } = copies.copies[index];
       using present = await openKeyArea(blob, identity, { expectedVolumeUuid: copies.volumeUuid });
       opened += 1;
-      const lost = [...present.dataKeys].find(
-        ([epoch, key]) => !kept.dataKeys.get(epoch)?.equals(key),
-      );
+      const lost = [...present.dataKeys].find(([epoch, key]) => !kept.hasDataKey(epoch, key));
       if (lost) {
         throw refuse(
           `the backup does not have the disk's data key of epoch ${lost[0]}: what is under it would be lost`,

@@ -135,6 +135,11 @@ export class KeyAreaEditor {
     return { current, next: nextEpoch || undefined, all: [...this.#dataKeys.keys()] };
   }
 
+  /** Whether it has this very key, and not just one of that number. */
+  hasDataKey(epoch: number, key: Secret): boolean {
+    return this.#dataKeys.get(epoch)?.equals(key) ?? false;
+  }
+
   /** Whether this key opens the same VMK through a slot that is live now. Kinds as openKeyArea. */
   async opensFor(blob: Uint8Array, identity: Identity): Promise<SlotDescription> {
     const other = await unlockKeyArea(blob, identity, {});

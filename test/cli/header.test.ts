@@ -61,6 +61,26 @@ const places = (path: string) => {
   };
 };
 
+/** A rotation of the data key that was begun, and no more. */
+async function stopInRotation(path: string, own: string[]): Promise<void> {
+  using identity = await new KeyStore(own[1] as string).unlock('alice');
+  await using open = await openDisk(path, { format: 'sealed', identity });
+  const onStep = async (step: string) => {
+    if (step === 'begun') throw new Error('stop here');
+  };
+  await expect(rotateDataKey(open, { identity, onStep })).rejects.toThrow('stop here');
+}
+
+/** Both copies of the key area as they were in the beginning. Returns the disk's bytes. */
+function putOldCopiesBack(path: string): Buffer {
+  const bytes = readFileSync(path);
+  for (const { offset, length } of places(path).keyAreas) {
+    bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
+  }
+  writeFileSync(path, bytes);
+  return bytes;
+}
+
 async function requireContent(path: string, own: string[]): Promise<void> {
   const out = at(`out-${made}.raw`);
   const exported = await pqblk('export', path, out, '--key', 'alice', '--force', ...own);
@@ -214,11 +234,7 @@ describe('a restore refuses', () => {
     }
     expect(readFileSync(path).equals(before)).toBe(true);
     // Nor does he have a word again because he put the old copies back.
-    const replayed = Buffer.from(before);
-    for (const { offset, length } of places(path).keyAreas) {
-      replayed.set(readFileSync(pristine).subarray(offset, offset + length), offset);
-    }
-    writeFileSync(path, replayed);
+    const replayed = putOldCopiesBack(path);
     const { code } = await pqblk(...argv, '--key', 'alice', '--approve', 'bob');
     expect(code).toBe(exitCode('vmk_changed'));
     expect(readFileSync(path).equals(replayed)).toBe(true);
@@ -257,11 +273,7 @@ describe('a restore refuses', () => {
     }
     const newest = at(`${made}.newest`);
     await pqblkJson('header', 'backup', path, newest);
-    const bytes = readFileSync(path);
-    for (const { offset, length } of places(path).keyAreas) {
-      bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
-    }
-    writeFileSync(path, bytes);
+    const bytes = putOldCopiesBack(path);
     writeFileSync(at('two.yaml'), 'version: 1\ntwoPersons: [header-restore]\n');
     for (const more of [['--policy', at('two.yaml'), '--approve', 'bob'], []]) {
       writeFileSync(path, bytes);
@@ -288,15 +300,7 @@ describe('a restore refuses', () => {
   // A rotation that was given up leaves its number to the next one.
   it('a data key of the right number that is another one', async () => {
     const { path, own } = await disk();
-    const store = new KeyStore(own[1] as string);
-    using identity = await store.unlock('alice');
-    {
-      await using open = await openDisk(path, { format: 'sealed', identity });
-      const onStep = async (step: string) => {
-        if (step === 'begun') throw new Error('stop here');
-      };
-      await expect(rotateDataKey(open, { identity, onStep })).rejects.toThrow('stop here');
-    }
+    await stopInRotation(path, own);
     const { stdout } = await pqblk('info', path);
     expect(stdout).toContain('a rotation to epoch 2 is under way, or was stopped');
     expect(await pqblkJson('report', path)).toMatchObject({
@@ -326,15 +330,7 @@ describe('a restore refuses', () => {
 
   it('not a backup of the middle of a rotation, which has both keys', async () => {
     const { path, own } = await disk();
-    const store = new KeyStore(own[1] as string);
-    using identity = await store.unlock('alice');
-    {
-      await using open = await openDisk(path, { format: 'sealed', identity });
-      const onStep = async (step: string) => {
-        if (step === 'begun') throw new Error('stop here');
-      };
-      await expect(rotateDataKey(open, { identity, onStep })).rejects.toThrow('stop here');
-    }
+    await stopInRotation(path, own);
     const backup = at(`${made}.middle`);
     await pqblkJson('header', 'backup', path, backup);
     await restoreJson(path, backup, ...own);
