@@ -43,20 +43,21 @@ struct alignas(64) VringCounters {
 // one.
 class Watch {
  public:
-  static constexpr std::uint64_t kMaxNs = 100'000, kMinNs = 10'000;
+  static constexpr std::uint64_t kMaxNs = 100'000;
+  static constexpr std::uint64_t kWorthNs = 10'000;  // a sleep and its waking cost about that
   static constexpr std::uint32_t kPatienceMin = 4, kPatienceMax = 1024;
 
   std::uint64_t limit_ns() const { return limit_ns_; }
   // Work came while it looked.
   void found(std::uint64_t after_ns) {
-    if (after_ns > kMinNs) patience_ = std::max(kPatienceMin, patience_ / 2);
+    if (after_ns > kWorthNs) patience_ = std::max(kPatienceMin, patience_ / 2);
   }
   // It looked in vain and slept; work came that long after it had fallen asleep.
   void slept(std::uint64_t ns) {
     if (ns > kMaxNs) {  // longer looking would not have saved this one
-      limit_ns_ = std::max(kMinNs, limit_ns_ / 2);
+      limit_ns_ = limit_ns_ / 2 < kWorthNs ? 0 : limit_ns_ / 2;
     } else if (limit_ns_ == kMaxNs) {
-      limit_ns_ = kMinNs;
+      limit_ns_ = 0;
       patience_ = std::min(kPatienceMax, patience_ * 2);
       short_sleeps_ = 0;
     } else if (++short_sleeps_ >= patience_) {

@@ -325,12 +325,12 @@ std::optional<Answer> FrontEnd::poll(std::uint32_t r) {
   return Answer{used->token, *ram_.at(status_address(r, used->token)), used->written};
 }
 
-std::optional<Answer> FrontEnd::wait(std::uint32_t r, int timeout_ms) {
+std::optional<Answer> FrontEnd::wait(std::uint32_t r, int timeout_ms, std::uint16_t answers) {
   using clock = std::chrono::steady_clock;
   const auto end = clock::now() + std::chrono::milliseconds(timeout_ms);
   while (clock::now() < end) {
     if (auto answer = poll(r)) return answer;
-    if (rings_[r].driver->ask_for_calls()) continue;
+    if (rings_[r].driver->ask_for_calls(answers)) continue;
     pollfd p{rings_[r].call.get(), POLLIN, 0};
     ::poll(&p, 1, timeout_ms);
     std::uint64_t count = 0;

@@ -69,7 +69,9 @@ class DriverRing {
     std::uint32_t token, written;
   };
   virtual std::optional<Used> pop() = 0;
-  virtual bool ask_for_calls() = 0;        // true: something is there already
+  // To be called once so many answers wait (split rings with EVENT_IDX; others: at the first);
+  // true: they do already.
+  virtual bool ask_for_calls(std::uint16_t answers = 1) = 0;
   virtual std::uint32_t base() const = 0;  // as a front-end would say it after a crash
 
   std::uint64_t descriptors = 0, driver = 0, device = 0;  // guest addresses
@@ -163,7 +165,8 @@ class FrontEnd {
   void kick(std::uint32_t r);  // publishes, and kicks if asked to
   void force_kick(std::uint32_t r);
   std::optional<Answer> poll(std::uint32_t r);
-  std::optional<Answer> wait(std::uint32_t r, int timeout_ms = 60'000);
+  // `answers`: no call before so many wait, of those that are out.
+  std::optional<Answer> wait(std::uint32_t r, int timeout_ms = 60'000, std::uint16_t answers = 1);
   // One request alone; its status, or 0xff.
   std::uint8_t run(std::uint32_t r, std::uint32_t type, std::uint64_t sector, std::uint32_t bytes,
                    std::uint32_t pieces = 1);

@@ -103,12 +103,15 @@ class SplitDriver final : public DriverRing {
     return Used{out_[id].token, written};
   }
 
-  bool ask_for_calls() override {
+  bool ask_for_calls(std::uint16_t answers) override {
+    if (!options_.event_idx) answers = 1;
+    const auto skipped = static_cast<std::uint16_t>(answers - 1);
     if (options_.event_idx) {
-      put<std::uint16_t>(ram_.at(driver) + 4 + std::size_t{2} * options_.size, seen_);
+      put<std::uint16_t>(ram_.at(driver) + 4 + std::size_t{2} * options_.size,
+                         static_cast<std::uint16_t>(seen_ + skipped));
     }
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    return get<std::uint16_t>(ram_.at(device) + 2) != seen_;
+    return static_cast<std::uint16_t>(get<std::uint16_t>(ram_.at(device) + 2) - seen_) > skipped;
   }
 
   std::uint32_t base() const override { return get<std::uint16_t>(ram_.at(device) + 2); }
@@ -210,7 +213,7 @@ class PackedDriver final : public DriverRing {
     return Used{out_[id].token, written};
   }
 
-  bool ask_for_calls() override {
+  bool ask_for_calls(std::uint16_t /*answers*/) override {
     if (options_.event_idx) {
       put<std::uint16_t>(ram_.at(driver),
                          static_cast<std::uint16_t>(seen_ | (seen_wrap_ ? 0x8000U : 0)));
