@@ -161,8 +161,13 @@ Seen Board::look(const std::uint8_t* data, std::uint64_t offset, std::uint64_t b
 }
 
 std::string Board::judge(const Range& cells, std::uint32_t i, std::uint32_t low, Seen seen) const {
+  return judge(cells, i, low, seen, cell(cells.first + i).floor.load());
+}
+
+std::string Board::judge(const Range& cells, std::uint32_t i, std::uint32_t low, Seen seen,
+                         std::uint32_t floor) const {
   const Cell& c = cell(cells.first + i);
-  const std::uint32_t issued = c.issued.load(), floor = c.floor.load(), zeroed = c.zeroed.load();
+  const std::uint32_t issued = c.issued.load(), zeroed = c.zeroed.load();
   bool right = false;
   if (seen.what == Seen::What::data) {
     right = seen.version == low ||

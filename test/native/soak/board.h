@@ -88,6 +88,9 @@ class Board {
 
   // Empty when the cell may read like this; `low` is that of when the read began.
   std::string judge(const Range& cells, std::uint32_t i, std::uint32_t low, Seen seen) const;
+  // As if everything up to `floor` had been settled, and no more.
+  std::string judge(const Range& cells, std::uint32_t i, std::uint32_t low, Seen seen,
+                    std::uint32_t floor) const;
   // After a kill, or a clean end, with nobody writing: the cell is what was seen. Empty, or what is
   // wrong.
   std::string settle(const Range& cells, std::uint32_t i, Seen seen, bool killed);

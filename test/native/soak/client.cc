@@ -34,6 +34,7 @@ void Client::connecting() {
     slot.unflushed.clear();
     if (!slot.out) continue;
     slot.since = Clock::now();
+    slot.outlived = true;
     if (slot.shared || slot.request.op == Op::read || slot.request.op == Op::flush) continue;
     // Done already, or about to be: this one may still come.
     for (std::uint32_t i = 0; i < slot.cells.count; ++i) {
@@ -54,6 +55,7 @@ bool Client::turn(bool start, int wait_ms) {
     }
     if (!start || slot.out) continue;
     slot.out = started = true;
+    slot.outlived = false;
     slot.may_fail = tolerates_;
     slot.since = now;
     ++out_;
@@ -236,9 +238,18 @@ void Client::finish_read(std::uint32_t place) {
     ++counts_.verified;
     const bool sound = seen.what == Seen::What::data || seen.what == Seen::What::zero;
     if (shared && sound) continue;
-    const std::string wrong = board_.judge(slot.cells, i, slot.low[i], seen);
+    std::string wrong = board_.judge(slot.cells, i, slot.low[i], seen);
+    if (!wrong.empty() && slot.outlived) wrong = judge_outlived(slot, i, seen);
     if (!wrong.empty()) complain(slot, wrong);
   }
+}
+
+// Answered before the end of the one life, or in the next one: what was settled between the two is
+// older than what the one may have read, and newer than when it began for the other.
+std::string Client::judge_outlived(const Slot& slot, std::uint32_t i, Seen seen) const {
+  const Cell& cell = board_.cell(slot.cells.first + i);
+  const std::string before = board_.judge(slot.cells, i, slot.low[i], seen, 0);
+  return before.empty() ? before : board_.judge(slot.cells, i, cell.low.load(), seen);
 }
 
 void Client::lost() {

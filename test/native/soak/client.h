@@ -44,6 +44,7 @@ class Client {
   using Clock = std::chrono::steady_clock;
   struct Slot {
     bool out = false, may_fail = false, shared = false;
+    bool outlived = false;  // the life of the other end in which it was asked
     Request request;
     Change change = Change::data;
     Range cells;
@@ -62,6 +63,7 @@ class Client {
   void finish(const Done& done);
   void finish_change(Slot& slot);
   void finish_read(std::uint32_t place);
+  std::string judge_outlived(const Slot& slot, std::uint32_t i, Seen seen) const;
   void lost();
   void complain(const Slot& slot, const std::string& what);
   std::uint64_t disk_bytes() const { return disk_bytes_; }

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <cstring>
 #include <filesystem>
+#include <optional>
 
 #include "effort.h"
 
@@ -45,62 +46,95 @@ class LyingDisk final : public Transport {
   }
   bool wait(std::vector<Done>& done, int /*ms*/) override {
     if (gone_) return false;
+    if (holds_) return true;
     for (; !waiting_.empty(); waiting_.pop_back()) {
       const auto [place, r] = waiting_.back();
-      perform(place, r);
+      perform(memory_[place].data(), r);
       done.push_back({place, 0});
     }
     return true;
   }
 
-  // Requests that wait are lost.
+  // The requests of another client.
+  void perform(std::uint8_t* data, const Request& r);
+
+  // Requests that wait are lost: done, perhaps, and not answered.
   void kill() {
     gone_ = true;
+    for (const auto& [place, r] : waiting_) perform(memory_[place].data(), r);
     waiting_.clear();
     if (lie_ == Lie::forgotten) std::copy(before_.begin(), before_.end(), now_.begin());
     if (lie_ == Lie::come_back) now_.swap(before_);
   }
   void start() {
-    gone_ = false;
+    gone_ = holds_ = false;
     if (lie_ == Lie::come_back && looked_) now_.swap(before_);
   }
+  bool gone() const { return gone_; }
+  bool holds() const { return holds_; }
+  void hold() { holds_ = true; }  // no answers in this life any more
   const std::uint8_t* content() {
     looked_ = true;
     return now_.data();
   }
 
  private:
-  void perform(std::uint32_t place, const Request& r) {
-    std::uint8_t* at = now_.data() + r.offset;
-    std::uint8_t* data = memory_[place].data();
-    if (++count_ % 500 == 0) before_ = now_;
-    const bool lies = count_ % 40 == 0;
-    if (r.op == Op::read) {
-      const bool old = lies && lie_ == Lie::old_read;
-      std::memcpy(data, (old ? before_ : now_).data() + r.offset, r.bytes);
-    } else if (r.op == Op::zeroes) {
-      if (lie_ != Lie::kept_zeroes) std::memset(at, 0, r.bytes);
-    } else if (r.op == Op::discard) {  // advice, but for whole sectors
-      if ((r.offset | r.bytes) % kSector == 0) std::memset(at, 0, r.bytes);
-    } else if (r.op == Op::write) {
-      std::uint64_t bytes = r.bytes;
-      if (lies && lie_ == Lie::lost_write) return;
-      if (lies && lie_ == Lie::misplaced_write && r.offset + r.bytes + kSector < kDisk)
-        at += kSector;
-      if (lies && lie_ == Lie::torn_write) bytes -= std::min<std::uint64_t>(bytes, kSector) / 2;
-      std::memcpy(at, data, bytes);
-      if (lies && lie_ == Lie::spilled_write && r.offset + r.bytes < kDisk) {
-        std::memcpy(at + bytes, data, kUnit);
-      }
-    }
-  }
-
   const Lie lie_;
   std::vector<std::uint8_t> now_, before_;
   std::vector<std::vector<std::uint8_t>> memory_;
   std::vector<std::pair<std::uint32_t, Request>> waiting_;
   std::uint64_t count_ = 0;
-  bool gone_ = false, looked_ = false;
+  bool gone_ = false, holds_ = false, looked_ = false;
+};
+
+void LyingDisk::perform(std::uint8_t* data, const Request& r) {
+  std::uint8_t* at = now_.data() + r.offset;
+  if (++count_ % 500 == 0) before_ = now_;
+  const bool lies = count_ % 40 == 0;
+  if (r.op == Op::read) {
+    const bool old = lies && lie_ == Lie::old_read;
+    std::memcpy(data, (old ? before_ : now_).data() + r.offset, r.bytes);
+  } else if (r.op == Op::zeroes) {
+    if (lie_ != Lie::kept_zeroes) std::memset(at, 0, r.bytes);
+  } else if (r.op == Op::discard) {  // advice, but for whole sectors
+    if ((r.offset | r.bytes) % kSector == 0) std::memset(at, 0, r.bytes);
+  } else if (r.op == Op::write) {
+    std::uint64_t bytes = r.bytes;
+    if (lies && lie_ == Lie::lost_write) return;
+    if (lies && lie_ == Lie::misplaced_write && r.offset + r.bytes + kSector < kDisk) at += kSector;
+    if (lies && lie_ == Lie::torn_write) bytes -= std::min<std::uint64_t>(bytes, kSector) / 2;
+    std::memcpy(at, data, bytes);
+    if (lies && lie_ == Lie::spilled_write && r.offset + r.bytes < kDisk) {
+      std::memcpy(at + bytes, data, kUnit);
+    }
+  }
+}
+
+// Another way to the disk, whose requests wait for the next life and are answered in it, as those
+// of a guest are.
+class PatientClient final : public Transport {
+ public:
+  explicit PatientClient(LyingDisk& disk) : disk_(disk), memory_(kRequestMax) {}
+  std::string connect() override { return ""; }
+  std::string disconnect() override { return ""; }
+  bool answers_later() const override { return true; }
+  std::uint8_t* data(std::uint32_t /*place*/) override { return memory_.data(); }
+  void submit(std::uint32_t /*place*/, const Request& r) override { waiting_ = r; }
+  bool wait(std::vector<Done>& done, int /*ms*/) override {
+    if (disk_.gone()) return false;
+    if (disk_.holds()) return true;
+    if (waiting_) {
+      disk_.perform(memory_.data(), *waiting_);
+      done.push_back({0, 0});
+    }
+    waiting_.reset();
+    return true;
+  }
+
+ private:
+  LyingDisk& disk_;
+  std::vector<std::uint8_t> memory_;
+  std::optional<Request> waiting_;
 };
 
 std::string look_at_all(Board& board, LyingDisk& disk) {
@@ -148,6 +182,31 @@ TEST_CASE("a disk that is right is never accused") {
     CHECK(verdict(Lie::none, {}, seed) == "");
     CHECK(verdict(Lie::none, {false, false, false}, seed) == "");
   }
+}
+
+TEST_CASE("what is read over the end of a life may be what was settled after it") {
+  const std::string path =
+      std::filesystem::temp_directory_path() / ("pqblk-board-" + std::to_string(::getpid()));
+  Board::create(path, 1, kPlaces, kDisk, kDisk, {});
+  Board board(path);
+  std::filesystem::remove(path);
+  LyingDisk disk(Lie::none);
+  PatientClient guest(disk);
+  Client writer(board, disk, 0, kPlaces - 1, 1), reader(board, guest, kPlaces - 1, 1, 2);
+  for (std::uint64_t life = 0; life < 400 * effort(1); ++life) {
+    for (Client* client : {&writer, &reader}) client->connecting();
+    disk.start();
+    for (int turn = 0; turn < 4; ++turn) {
+      for (Client* client : {&reader, &writer}) REQUIRE(client->turn(true, 0));
+    }
+    disk.hold();
+    for (Client* client : {&reader, &writer}) client->turn(true, 0);
+    disk.kill();
+    for (Client* client : {&reader, &writer}) client->turn(false, 0);
+    REQUIRE(look_at_all(board, disk) == "");
+  }
+  CHECK(reader.wrong().empty());
+  CHECK(writer.wrong().empty());
 }
 
 TEST_CASE("every lie of a disk is caught") {
