@@ -59,6 +59,21 @@ export async function run(file, args, env, meanwhile) {
   return { code, stdout: child.said.trim(), stderr: child.complaint.trim() };
 }
 
+const LOCK_LOOKS = 200;
+const LOCK_MS = 100;
+
+/**
+ * qemu-img on a disk whose server has just ended. The kernel takes down what a ring held after its process is
+ * gone, the lock on the disk among it; pqblk waits for that, QEMU does not.
+ */
+export async function qemuImg(args) {
+  for (let looks = 1; ; looks += 1) {
+    const ended = await run('qemu-img', args);
+    if (looks === LOCK_LOOKS || !ended.stderr.includes('Failed to lock')) return ended;
+    await sleep(LOCK_MS);
+  }
+}
+
 export const pqblk = (args, env, meanwhile) =>
   run(process.execPath, [MAIN, ...args], env, meanwhile);
 export const peer = (...args) => run(PEER, args.map(String));
