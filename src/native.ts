@@ -116,6 +116,17 @@ export interface NativeAddon {
   backUpHeader(options: {
     path: string;
   }): Promise<{ uuid: Uint8Array; header: Uint8Array; sessions: Uint8Array }>;
+  lookAtHeader(
+    options: { path: string; uuid: Uint8Array; header: Uint8Array; sessions: Uint8Array },
+    keys: NativeKeys,
+  ): Promise<{
+    readable: boolean;
+    keyAreaCopies: readonly [
+      { number: bigint; blob: Uint8Array },
+      { number: bigint; blob: Uint8Array },
+    ];
+    keyAreaState: Uint8Array;
+  }>;
   restoreHeader(
     options: { path: string; uuid: Uint8Array; header: Uint8Array; sessions: Uint8Array },
     keys: NativeKeys,

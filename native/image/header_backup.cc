@@ -8,6 +8,7 @@
 #include "format/qcow2/header.h"
 #include "io/queue_thread.h"
 #include "sealed/extension.h"
+#include "sealed/key_area.h"
 #include "sealed/sessions.h"
 #include "storage/file.h"
 
@@ -105,30 +106,58 @@ Task<Error> write_header(io::Queue& io, const io::File& file, AlignedBuffer& clu
   co_return co_await io.fdatasync(file);
 }
 
+// The header that counts: the disk's own if its MAC holds, else the backup's.
+struct TrueHeader {
+  ParsedHeader parsed;
+  AlignedBuffer backup;  // the backup's, a whole cluster
+  bool readable = false;
+};
+
+Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
+                                     const HeaderBackup& backup, const MacKeys& mac) {
+  auto start = co_await read_start(io, file);
+  if (!start) co_return start.take_error();
+  const auto size = storage::size_now(file);  // after the read, see disk_info.cc
+  if (!size) co_return size.error();
+  auto present = parse(start->span(), *size);
+  if (present && present->extension.uuid != backup.uuid) {
+    co_return Error(Kind::wrong_key, "the backup is of another volume (UUID differs)");
+  }
+  const bool readable = present && !verify(*present, mac, start->span());
+  auto cluster = whole_cluster(backup);
+  if (!cluster) co_return cluster.take_error();
+  auto chosen = readable ? std::move(present) : parse(cluster->span(), *size);
+  if (!chosen) co_return chosen.take_error();
+  if (!readable) {
+    if (Error e = verify(*chosen, mac, cluster->span())) co_return e;
+  }
+  co_return TrueHeader{std::move(*chosen), std::move(*cluster), readable};
+}
+
+Task<Error> look(io::Queue& io, const io::File& file, const HeaderBackup& backup, VolumeKeys& keys,
+                 HeaderLook& out) {
+  auto mac = derive_mac_keys(keys.integrity, backup.uuid);
+  if (!mac) co_return mac.take_error();
+  auto header = co_await true_header(io, file, backup, *mac);
+  if (!header) co_return header.take_error();
+  auto area = co_await read_key_area(io, file, header->parsed.extension);
+  if (!area) co_return area.take_error();
+  out = {header->readable, std::move(*area)};
+  co_return Error();
+}
+
 Task<Error> restore(io::Queue& io, const io::File& file, const HeaderBackup& backup,
                     VolumeKeys& keys, HeaderRestored& out) {
   auto mac = derive_mac_keys(keys.integrity, backup.uuid);
   if (!mac) co_return mac.take_error();
-  auto start = co_await read_start(io, file);
-  if (!start) co_return start.take_error();
-  auto present = parse(start->span(), file.size);
-  if (present && present->extension.uuid != backup.uuid) {
-    co_return Error(Kind::wrong_key, "the backup is of another volume (UUID differs)");
-  }
-  const bool readable = present && !verify(*present, *mac, start->span());
-  auto cluster = whole_cluster(backup);
-  if (!cluster) co_return cluster.take_error();
-  auto chosen = readable ? std::move(present) : parse(cluster->span(), file.size);
-  if (!chosen) co_return chosen.take_error();
-  if (!readable) {
-    if (Error e = verify(*chosen, *mac, cluster->span())) co_return e;
-  }
+  auto header = co_await true_header(io, file, backup, *mac);
+  if (!header) co_return header.take_error();
   // Proves that this file is the volume, before a byte of it changes.
   auto table =
-      co_await Sessions::load_with(io, file, chosen->extension, keys, *mac, backup.sessions);
+      co_await Sessions::load_with(io, file, header->parsed.extension, keys, *mac, backup.sessions);
   if (!table) co_return table.take_error();
-  if (!readable) {
-    if (Error e = co_await write_header(io, file, *cluster)) co_return e;
+  if (!header->readable) {
+    if (Error e = co_await write_header(io, file, header->backup)) co_return e;
     out.header = true;
   }
   out.sessions = (*table)->restored();
@@ -170,6 +199,19 @@ Result<HeaderBackup> read_header_backup(const std::string& path) {
       path, how, [&](io::Queue& io, const io::File& file) { return back_up(io, file, backup); });
   if (e) return e;
   return backup;
+}
+
+Result<HeaderLook> look_at_header(const std::string& path, const HeaderBackup& backup,
+                                  VolumeKeys keys) {
+  storage::OpenOptions how;
+  how.read_only = true;
+  how.lock = storage::Lock::none;
+  HeaderLook found;
+  Error e = with_file(path, how, [&](io::Queue& io, const io::File& file) {
+    return look(io, file, backup, keys, found);
+  });
+  if (e) return e;
+  return found;
 }
 
 Result<HeaderRestored> restore_header(const std::string& path, const HeaderBackup& backup,

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "sealed/backend_api.h"
 #include "sealed/keys.h"
 
 namespace pqblk::image {
@@ -21,6 +22,17 @@ struct HeaderBackup {
 
 // Blocking, takes no lock: a served disk can be backed up, as of some moment.
 Result<HeaderBackup> read_header_backup(const std::string& path);
+
+struct HeaderLook {
+  bool readable = false;       // the disk's own header, whose MAC holds
+  sealed::KeyArea key_area{};  // where that header has it, or else the backup's
+};
+
+// What a restore would find: the copies of the key area in the places that an authentic header
+// names, though nobody can read the one on the disk. Blocking, takes no lock, writes nothing.
+// Errors: those of restore_header, but for the session table's and locked.
+Result<HeaderLook> look_at_header(const std::string& path, const HeaderBackup& backup,
+                                  sealed::VolumeKeys keys);
 
 struct HeaderRestored {
   bool header = false;         // it was unreadable and is the backup's now, marked corrupt

@@ -33,6 +33,7 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("checkDisk", Napi::Function::New(env, check_disk, "checkDisk"));
   exports.Set("replaceKeyArea", Napi::Function::New(env, replace_key_area, "replaceKeyArea"));
   exports.Set("backUpHeader", Napi::Function::New(env, back_up_header, "backUpHeader"));
+  exports.Set("lookAtHeader", Napi::Function::New(env, look_at_header, "lookAtHeader"));
   exports.Set("restoreHeader", Napi::Function::New(env, restore_header, "restoreHeader"));
   exports.Set("clearCorrupt", Napi::Function::New(env, clear_corrupt, "clearCorrupt"));
   exports.Set("handKeys", Napi::Function::New(env, hand_keys, "handKeys"));

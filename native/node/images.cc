@@ -94,6 +94,19 @@ Napi::Value qcow2_to_js(Napi::Env env, const image::Qcow2Facts& facts) {
   return out;
 }
 
+void set_key_area(Napi::Env env, Napi::Object out, const sealed::KeyArea& key_area) {
+  const Napi::Array copies = Napi::Array::New(env);
+  std::uint32_t i = 0;
+  for (const sealed::KeyAreaCopy& copy : key_area) {
+    const Napi::Object one = Napi::Object::New(env);
+    one.Set("number", Napi::BigInt::New(env, copy.number));
+    one.Set("blob", bytes_to_js(env, copy.blob));
+    copies.Set(i++, one);
+  }
+  out.Set("keyAreaCopies", copies);
+  out.Set("keyAreaState", bytes_to_js(env, sealed::state_of(key_area)));
+}
+
 Napi::Value sealed_to_js(Napi::Env env, const sealed::PublicInfo& info) {
   const Napi::Object out = Napi::Object::New(env);
   out.Set("formatVersion", info.format_version);
@@ -106,16 +119,7 @@ Napi::Value sealed_to_js(Napi::Env env, const sealed::PublicInfo& info) {
           std::string(kBackingPolicies[static_cast<std::size_t>(info.backing_policy)].first));
   if (!info.backing_name.empty()) out.Set("backingName", info.backing_name);
   if (!info.backing_format.empty()) out.Set("backingFormat", info.backing_format);
-  const Napi::Array copies = Napi::Array::New(env);
-  std::uint32_t i = 0;
-  for (const sealed::KeyAreaCopy& copy : info.key_area) {
-    const Napi::Object one = Napi::Object::New(env);
-    one.Set("number", Napi::BigInt::New(env, copy.number));
-    one.Set("blob", bytes_to_js(env, copy.blob));
-    copies.Set(i++, one);
-  }
-  out.Set("keyAreaCopies", copies);
-  out.Set("keyAreaState", bytes_to_js(env, sealed::state_of(info.key_area)));
+  set_key_area(env, out, info.key_area);
   return out;
 }
 
@@ -264,22 +268,53 @@ Napi::Value back_up_header(const Napi::CallbackInfo& info) {
       });
 }
 
+namespace {
+
+// { path, uuid, header, sessions }, keys
+struct BackupAndKeys {
+  std::string path;
+  image::HeaderBackup backup;
+  sealed::VolumeKeys keys;
+};
+
+std::shared_ptr<BackupAndKeys> read_backup(const Napi::CallbackInfo& info) {
+  const Options options(info.Env(), info[0]);
+  auto out = std::make_shared<BackupAndKeys>();
+  options.read("path", out->path);
+  options.read("uuid", out->backup.uuid);
+  options.read("header", out->backup.header);
+  options.read("sessions", out->backup.sessions);
+  read_keys(info.Env(), info[1], out->keys);
+  return out;
+}
+
+}  // namespace
+
+Napi::Value look_at_header(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const auto given = read_backup(info);
+  if (env.IsExceptionPending()) return env.Undefined();
+  return answer_job<image::HeaderLook>(
+      env, env.Undefined(),
+      [given](TokenCore&) {
+        return image::look_at_header(given->path, given->backup, std::move(given->keys));
+      },
+      +[](Napi::Env e, const image::HeaderLook& look) -> Napi::Value {
+        const Napi::Object out = Napi::Object::New(e);
+        out.Set("readable", look.readable);
+        set_key_area(e, out, look.key_area);
+        return out;
+      });
+}
+
 Napi::Value restore_header(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
-  const Options options(env, info[0]);
-  std::string path;
-  auto backup = std::make_shared<image::HeaderBackup>();
-  auto keys = std::make_shared<sealed::VolumeKeys>();
-  options.read("path", path);
-  options.read("uuid", backup->uuid);
-  options.read("header", backup->header);
-  options.read("sessions", backup->sessions);
-  read_keys(env, info[1], *keys);
+  const auto given = read_backup(info);
   if (env.IsExceptionPending()) return env.Undefined();
   return answer_job<image::HeaderRestored>(
       env, env.Undefined(),
-      [path, backup, keys](TokenCore&) {
-        return image::restore_header(path, *backup, std::move(*keys));
+      [given](TokenCore&) {
+        return image::restore_header(given->path, given->backup, std::move(given->keys));
       },
       +[](Napi::Env e, const image::HeaderRestored& restored) -> Napi::Value {
         const Napi::Object out = Napi::Object::New(e);

@@ -17,6 +17,9 @@ Napi::Value check_disk(const Napi::CallbackInfo& info);
 Napi::Value replace_key_area(const Napi::CallbackInfo& info);
 // backUpHeader({ path }) -> Promise<{ uuid, header, sessions }>
 Napi::Value back_up_header(const Napi::CallbackInfo& info);
+// lookAtHeader({ path, uuid, header, sessions }, keys)
+//   -> Promise<{ readable, keyAreaCopies, keyAreaState }>
+Napi::Value look_at_header(const Napi::CallbackInfo& info);
 // restoreHeader({ path, uuid, header, sessions }, keys) -> Promise<{ header, sessions }>
 Napi::Value restore_header(const Napi::CallbackInfo& info);
 // clearCorrupt({ path }) -> Promise<void>

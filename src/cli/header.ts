@@ -39,6 +39,7 @@ import type { Terminal } from './terminal.js';
 interface RestoreFlags extends KeyUseFlags, ApproveFlags {
   audit?: string;
   restartAudit?: boolean;
+  keepKeyArea?: boolean;
   force?: boolean;
   json?: boolean;
 }
@@ -79,7 +80,11 @@ function addRestore(header: Command, terminal: Terminal): void {
   const command = header
     .command('restore <disk> <file>')
     .description('Put a backup back. A header that can be read is never touched.')
-    .option('--force', 'though data keys that are newer than the backup would be lost');
+    .option('--keep-key-area', 'put back header and sessions only')
+    .option(
+      '--force',
+      'though data keys on the disk, which the backup lacks or may lack, would be lost',
+    );
   addApproveOptions(addKeyUse(command))
     .addOption(auditOption())
     .addOption(restartAuditOption())
@@ -88,7 +93,7 @@ function addRestore(header: Command, terminal: Terminal): void {
       'after',
       `
 The key area is replaced by that of the backup: slots that were revoked since open again, and those that
-were added since are gone. A backup that is older than what this host has seen needs --allow-rollback,
+were added since are gone; with --keep-key-area the disk's own stays. A backup that is older than what this host has seen needs --allow-rollback,
 and --confirm-vmk when the master key was another one.
 ${examples('pqblk header restore vm.sealed vm.header --key alice')}`,
     )
@@ -107,7 +112,7 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
   using approvers = await approversOf(flags, async () => slots);
   const audit = await auditOf(async () => backup.volumeUuid, flags, policy);
   const approvedBy: string[] = [];
-  const { allowRollback, confirmVmk, force } = flags;
+  const { allowRollback, confirmVmk, force, keepKeyArea } = flags;
   const pins = { pins: store.pins, allowRollback, confirmVmk };
   const approve = async ({ before, after, present }: RestoredSlots) => {
     // While the disk's own key area is whole it says who has a word; a backup knows who had.
@@ -148,6 +153,7 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
   return await restoreHeader(path, backup, {
     identity,
     ...pins,
+    keepKeyArea,
     force,
     approve,
     audit,
@@ -182,7 +188,7 @@ function report(
   terminal.fields([
     ['header', header ? 'put back: it was unreadable' : 'untouched'],
     ['sessions', sessions > 0 ? `${sessions} put back` : 'all there'],
-    ['key area', keyArea ? 'that of the backup' : 'the same'],
+    ['key area', keyArea ? 'that of the backup' : 'as it was'],
   ]);
   terminal.line();
   showSlots(terminal, after);

@@ -30,16 +30,18 @@ export {
   backUpHeader,
   encodeHeaderBackup,
   type HeaderBackup,
+  parseHeaderBackup,
+  readHeaderBackup,
+  writeHeaderBackup,
+} from './header-backup.js';
+export {
   isOutdated,
   isPinsWord,
-  parseHeaderBackup,
   type RestoredHeader,
   type RestoredSlots,
   type RestoreHeaderOptions,
-  readHeaderBackup,
   restoreHeader,
-  writeHeaderBackup,
-} from './header-backup.js';
+} from './header-restore.js';
 export {
   type CheckDiskOptions,
   type CheckResult,

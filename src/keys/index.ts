@@ -42,6 +42,8 @@ export {
   type Chosen,
   type CopyIndex,
   findingsOf,
+  isContested,
+  isPlainlyFalse,
   type KeyAreaCopies,
   type KeyAreaCopy,
   type KeyAreaPlace,

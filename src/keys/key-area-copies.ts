@@ -145,6 +145,11 @@ const FALSE = new Set(['key_area_damaged', 'wrong_key', 'uuid_mismatch']);
  */
 const CONTESTED = new Set(['vmk_changed', 'no_slot', 'slot_revoked', 'newer_version']);
 
+/** Whether an error says that a copy is plainly false: an honest one never earns it. */
+export const isPlainlyFalse = ({ kind }: PqblkError) => FALSE.has(kind);
+/** Whether an error says that a copy does not open, and that it may be true all the same. */
+export const isContested = ({ kind }: PqblkError) => CONTESTED.has(kind);
+
 export interface OpenNewest<T> extends PinOptions {
   readonly pins: Pins | undefined;
   readonly open: (blob: Uint8Array) => Promise<T>;

@@ -88,6 +88,26 @@ async function requireContent(path: string, own: string[]): Promise<void> {
   peer('cmp', source, out);
 }
 
+/** Without --force; nothing is written. */
+async function requireRefused(path: string, backup: string, own: string[]): Promise<void> {
+  const before = readFileSync(path);
+  const ended = await pqblk(
+    'header',
+    'restore',
+    path,
+    backup,
+    '--key',
+    'alice',
+    '--allow-rollback',
+    ...own,
+  );
+  expect([ended.code, ended.stderr]).toEqual([
+    exitCode('policy'),
+    expect.stringContaining('--force'),
+  ]);
+  expect(readFileSync(path).equals(before)).toBe(true);
+}
+
 const restoreJson = async (path: string, backup: string, ...argv: string[]) =>
   await pqblkJson<RestoredHeader & { warnings: string[] }>(
     ...['header', 'restore', path, backup, '--key', 'alice', ...argv],
@@ -266,7 +286,7 @@ describe('a restore refuses', () => {
     expect(readFileSync(path).equals(bytes)).toBe(true);
   });
 
-  it('no backup that the pin knows, when old copies were put into both places', async () => {
+  it('the newest backup only with a word, when old copies were put into both places', async () => {
     const { path, own } = await disk();
     for (const word of ['rotate-data-key', 'rotate-master-key']) {
       await pqblkJson(word, path, '--key', 'alice', ...own);
@@ -274,12 +294,72 @@ describe('a restore refuses', () => {
     const newest = at(`${made}.newest`);
     await pqblkJson('header', 'backup', path, newest);
     const bytes = putOldCopiesBack(path);
+    const restore = ['header', 'restore', path, newest, '--key', 'alice', ...own];
+    const refused = await pqblk(...restore);
+    expect([refused.code, refused.stderr]).toEqual([
+      exitCode('policy'),
+      expect.stringContaining('the pin of this host knows the backup'),
+    ]);
+    expect(readFileSync(path).equals(bytes)).toBe(true);
     writeFileSync(at('two.yaml'), 'version: 1\ntwoPersons: [header-restore]\n');
     for (const more of [['--policy', at('two.yaml'), '--approve', 'bob'], []]) {
       writeFileSync(path, bytes);
-      await restoreJson(path, newest, ...more, ...own);
+      await restoreJson(path, newest, '--force', ...more, ...own);
       await requireContent(path, own);
     }
+  });
+
+  // Each of these lost the data key of what was written last.
+  it('to believe a pin that is older than the disk', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('slot', 'test', path, '--key', 'alice', ...own);
+    const elsewhere = at(`keys-${made}-elsewhere`);
+    peer('cp', '-a', own[1] as string, elsewhere);
+    for (const word of ['rotate-master-key', 'rotate-data-key']) {
+      await pqblkJson(word, path, '--key', 'alice', '--store', elsewhere);
+    }
+    await requireRefused(path, backup, own);
+  });
+
+  it('to believe a pin that is of another copy of the disk', async () => {
+    const one = await disk();
+    const two = `${one.path}.copy`;
+    copyFileSync(one.path, two);
+    for (const path of [two, one.path]) {
+      await pqblkJson('rotate-data-key', path, '--key', 'alice', '--allow-rollback', ...one.own);
+    }
+    await pqblkJson('slot', 'retire', one.path, 'bob', '--key', 'alice', ...one.own);
+    const backup = at(`${made}.backup-of-one`);
+    await pqblkJson('header', 'backup', one.path, backup);
+    await requireRefused(two, backup, one.own);
+  });
+
+  it('to pass over a newer copy that may be true', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('slot', 'revoke', path, 'alice', '--key', 'bob', ...own);
+    await pqblkJson('rotate-data-key', path, '--key', 'bob', ...own);
+    const bytes = readFileSync(path);
+    const [{ offset, length } = { offset: 0, length: 0 }] = places(path).keyAreas;
+    bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
+    writeFileSync(path, bytes);
+    await requireRefused(path, backup, ['--store', at('keys')]);
+  });
+
+  it('to replace a whole key area because the header is gone', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('rotate-data-key', path, '--key', 'alice', ...own);
+    const { header } = places(path);
+    const keyAreas = () =>
+      places(path).keyAreas.map(({ offset, length }) =>
+        readFileSync(path).subarray(offset, offset + length),
+      );
+    const whole = keyAreas();
+    damage(path, header);
+    await requireRefused(path, backup, own);
+    const restored = await restoreJson(path, backup, '--keep-key-area', ...own);
+    expect(restored).toMatchObject({ header: true, keyArea: false, warnings: [] });
+    expect(keyAreas()).toEqual(whole);
+    await requireContent(path, own);
   });
 
   it('to call a disk restored that its data key is missing of', async () => {
