@@ -6,6 +6,7 @@
 #include <cassert>
 
 #include "base/aligned.h"
+#include "sealed/key_area.h"
 #include "sealed/planted_faults.h"
 
 namespace pqblk::image {
@@ -79,8 +80,19 @@ Task<Error> SealedBackend::load_header(QueueContext& q) {
   co_return Error();
 }
 
+// The lock keeps the key area as it is from here on. What it was when it was read is another thing:
+// under a data key that it has lost meanwhile nothing may be written.
+Task<Error> SealedBackend::require_key_area(QueueContext& q) {
+  if (options_.key_area_state.empty()) co_return Error();
+  auto area = co_await read_key_area(q.io, file_, extension_);
+  if (!area) co_return area.take_error();
+  if (state_of(*area) == options_.key_area_state) co_return Error();
+  co_return Error(Kind::locked, "the key area was replaced after the keys were taken from it");
+}
+
 Task<Error> SealedBackend::load(QueueContext& q) {
   if (Error e = co_await load_header(q)) co_return e;
+  if (Error e = co_await require_key_area(q)) co_return e;
   if (extension_.backing_policy == BackingPolicy::unauthenticated &&
       !options_.allow_unauthenticated_backing) {
     co_return Error(

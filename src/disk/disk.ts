@@ -33,7 +33,7 @@ import type {
   OpenDiskOptions,
   RateLimits,
 } from './types.js';
-import { aboutDataKeys, lendKeys, type UnlockedVolume, unlock } from './unlock.js';
+import { lendKeys, type UnlockedVolume, withUnlocked } from './unlock.js';
 
 export interface WriteOptions {
   /** Durable when the promise resolves. */
@@ -299,20 +299,15 @@ export async function openDisk(path: string, options: OpenDiskOptions): Promise<
   if (options.format !== 'sealed') {
     return new Disk(await calling(() => native().openDisk(open)));
   }
-  const volume = await unlock(path, { identity, pins, allowRollback, confirmVmk, onSlot });
-  try {
-    const uuid = volume.uuid;
-    const disk = new Disk(
-      await calling(() => volume.lendKeys((keys) => native().openDisk({ ...open, uuid }, keys))),
-      uuid,
-    );
+  const how = { identity, pins, allowRollback, confirmVmk, onSlot };
+  return await withUnlocked(path, how, async (volume) => {
+    const { uuid } = volume;
+    const sealed = { ...open, uuid, keyAreaState: volume.keyArea.copies.state };
+    const opened = calling(() => volume.lendKeys((keys) => native().openDisk(sealed, keys)));
+    const disk = new Disk(await opened, uuid);
     await recordOrClose(disk, volume);
     return disk;
-  } catch (error) {
-    throw aboutDataKeys(error);
-  } finally {
-    volume[Symbol.dispose]();
-  }
+  });
 }
 
 /**

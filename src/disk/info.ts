@@ -16,7 +16,7 @@ import {
 } from '../native.js';
 import { copiesIn, keyAreaOf, type RawKeyArea } from './key-area-file.js';
 import type { DiskFormat, KeyOptions } from './types.js';
-import { aboutDataKeys, type UnlockedVolume, unlock } from './unlock.js';
+import { type UnlockedVolume, withUnlocked } from './unlock.js';
 
 export interface Qcow2Info {
   readonly version: number;
@@ -148,20 +148,17 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
   if (format !== 'sealed') {
     return (await longCall(work, (token) => check({}, token))) as CheckResult;
   }
-  const volume = await unlock(path, options);
-  try {
+  return await withUnlocked(path, options, async (volume) => {
+    const { uuid, keyArea } = volume;
     // On somebody's word, and below only if every sector opens.
-    if (repair && !volume.keyArea.refused?.confirmed) requireUncontested(volume.keyArea);
+    if (repair && !keyArea.refused?.confirmed) requireUncontested(keyArea);
+    const sealed = { uuid, keyAreaState: keyArea.copies.state };
     const result = (await longCall(work, (token) =>
-      volume.lendKeys((keys) => check({ uuid: volume.uuid }, token, keys)),
+      volume.lendKeys((keys) => check(sealed, token, keys)),
     )) as CheckResult;
     await volume.record();
     return await withKeyArea(path, result, volume, repair);
-  } catch (error) {
-    throw aboutDataKeys(error);
-  } finally {
-    volume[Symbol.dispose]();
-  }
+  });
 }
 
 // A damaged copy of the key area goes unnoticed until the other one fails as well; one that is left

@@ -61,7 +61,7 @@ export function lendKeys<T>(keys: VolumeKeys, fn: (lent: NativeKeys) => T): T {
  * What the engine says of keys that came out of the disk's own key area: those in it are not the disk's,
  * whatever key opened it. Kind `data_key_missing` instead of `wrong_key`.
  */
-export function aboutDataKeys(error: unknown): unknown {
+function aboutDataKeys(error: unknown): unknown {
   if (!(error instanceof PqblkError) || error.kind !== 'wrong_key') return error;
   const { message, path, operation, cause } = error;
   const hint = 'the key area is older than the disk: restore a newer one from a header backup';
@@ -80,6 +80,42 @@ export async function openCopies(
     open: (blob) => openKeyArea(blob, identity, { expectedVolumeUuid }),
     observe: (opened) => opened,
   });
+}
+
+/** Nobody replaces a key area again and again in the moments between reading and locking it. */
+const UNLOCKS_MAX = 4;
+
+/**
+ * Unlocks and calls `use`, which hands the keys to the engine with the state of the key area that they are
+ * from. The engine compares it once it holds the disk's lock: where another process was quicker, and may
+ * have withdrawn a data key, everything is done anew. Kinds: those of `unlock` and `use`.
+ */
+export async function withUnlocked<T>(
+  path: string,
+  options: KeyOptions,
+  use: (volume: UnlockedVolume) => Promise<T>,
+): Promise<T> {
+  for (let left = UNLOCKS_MAX; ; left -= 1) {
+    const volume = await unlock(path, options);
+    try {
+      return await use(volume);
+    } catch (error) {
+      if (left === 1 || !(await wasReplaced(path, volume, error))) throw aboutDataKeys(error);
+    } finally {
+      volume[Symbol.dispose]();
+    }
+  }
+}
+
+/** The disk may as well be locked by somebody who leaves its key area alone. */
+async function wasReplaced(
+  path: string,
+  { keyArea }: UnlockedVolume,
+  error: unknown,
+): Promise<boolean> {
+  if (!(error instanceof PqblkError) || error.kind !== 'locked') return false;
+  const { state } = await keyAreaOf(path).read();
+  return Buffer.compare(state, keyArea.copies.state) !== 0;
 }
 
 /** Kinds `no_key` (no identity), `key_area_damaged`, and those of openKeyArea and Pins.check. */

@@ -2,7 +2,7 @@
 // a copy of what was written and the second reader, which knows the format from its description only.
 import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
-import { copyFileSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
+import { copyFileSync, mkdirSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
 import type { Socket } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -25,6 +25,7 @@ import { openWithPrivateKey } from '../reader/reader.js';
 import { DIST, expectKind, randomBuffer, randomNumbers, scratch } from './support.js';
 
 const ROTATE = fileURLToPath(new URL('./child/rotate.mjs', import.meta.url));
+const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
 const MiB = 2 ** 20;
 const SIZE = 12 * MiB;
 const dir = scratch();
@@ -160,6 +161,66 @@ describe('a rotation of the data key', () => {
       expect(await epochsAfterClose(disk, path)).toEqual([2]);
     },
   );
+});
+
+describe('keys that were read before the lock of the disk was held', () => {
+  /** A process with pins of its own gives the rotation up, at the latest moment at which the lock is free. */
+  function givingUp(path: string) {
+    let unlocks = 0;
+    const others = `${path}.keys`;
+    mkdirSync(others, { mode: 0o700 });
+    copyFileSync(at('keys/alice.key'), join(others, 'alice.key'));
+    return {
+      unlocks: () => unlocks,
+      onSlot: () => {
+        unlocks += 1;
+        if (unlocks > 1) return;
+        const abort = ['rotate-data-key', path, '--abort', '--key', 'alice', '--store', others];
+        const { status, stderr } = spawnSync(process.execPath, [MAIN, ...abort], {
+          encoding: 'utf8',
+        });
+        expect({ status, stderr }).toMatchObject({ status: 0 });
+      },
+    };
+  }
+
+  it('are read anew when one of them was given up: nothing is written under it', async () => {
+    const path = begunRotation('withdrawn.sealed');
+    const race = givingUp(path);
+    {
+      await using disk = await openDisk(path, {
+        format: 'sealed',
+        identity: alice,
+        onSlot: race.onSlot,
+      });
+      await disk.write(content.subarray(0, MiB), 0);
+    }
+    await using disk = await open(path);
+    expect((await contentOf(disk)).equals(content)).toBe(true);
+    expect(await epochsAfterClose(disk, path)).toEqual([1]);
+    expect(race.unlocks()).toBe(2);
+  });
+
+  it('nor does a check use them', async () => {
+    const path = begunRotation('checked.sealed');
+    const race = givingUp(path);
+    const checked = await checkDisk(path, {
+      format: 'sealed',
+      identity: alice,
+      repair: true,
+      onSlot: race.onSlot,
+    });
+    expect(checked).toMatchObject({ clean: true });
+    expect(race.unlocks()).toBe(2);
+  });
+
+  /** A disk whose rotation was killed when the next epoch had begun. */
+  function begunRotation(name: string): string {
+    const path = fresh(name);
+    const { signal } = spawnSync(process.execPath, [ROTATE, DIST, path, at('keys'), 'begun']);
+    expect(signal).toBe('SIGKILL');
+    return path;
+  }
 });
 
 describe('the control socket of a serving process', () => {
