@@ -82,15 +82,16 @@ bool is_gone(int fd) {
   return ::poll(&waiting, 1, kProbeMs) == 1 && ::recv(fd, &first, 1, MSG_PEEK | MSG_DONTWAIT) == 0;
 }
 
-// Whether an inherited socket listens.
+// Whether an inherited socket listens. What is none is left as it is.
 Result<bool> inspect(int fd) {
+  if (!is_stream_socket(fd)) {
+    return Error(Kind::invalid_argument,
+                 "descriptor " + std::to_string(fd) + " is no inherited Unix stream socket");
+  }
   int listening = 0;
   socklen_t size = sizeof listening;
   if (::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening, &size) != 0) {
     return Error::from_errno(errno, "inherited socket");
-  }
-  if (!is_stream_socket(fd)) {
-    return Error(Kind::invalid_argument, "the inherited descriptor is not a Unix stream socket");
   }
   ::fcntl(fd, F_SETFD, FD_CLOEXEC);
   if (listening != 0) ::fcntl(fd, F_SETFL, ::fcntl(fd, F_GETFL) | O_NONBLOCK);
@@ -124,7 +125,12 @@ struct VhostUserServer::Impl {
 };
 
 Error VhostUserServer::Impl::open() {
-  UniqueFd inherited(std::exchange(options.fd, -1));
+  const int inherited = std::exchange(options.fd, -1);
+  if (inherited >= 0) {
+    const auto listens = inspect(inherited);
+    if (!listens) return listens.error();
+    (*listens ? listener : connected) = UniqueFd(inherited);
+  }
   if (options.queues == 0) options.queues = disk.facts().queues;
   if (options.queues > image::kMaxQueues) {
     return Error(Kind::invalid_argument, "a device has 1 to " + std::to_string(image::kMaxQueues) +
@@ -133,12 +139,7 @@ Error VhostUserServer::Impl::open() {
   rings = std::vector<VringCounters>(options.queues);
   stop_event = UniqueFd(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK));
   if (!stop_event) return Error::from_errno(errno, "eventfd");
-  if (inherited) {
-    const auto listens = inspect(inherited.get());
-    if (!listens) return listens.error();
-    (*listens ? listener : connected) = std::move(inherited);
-    return {};
-  }
+  if (inherited >= 0) return {};
   auto listening = listen_at(options.path);
   if (!listening) return listening.take_error();
   listener = std::move(*listening);

@@ -17,8 +17,9 @@ namespace pqblk::exports {
 
 struct VhostUserOptions {
   std::string path;  // of the socket to make; a stale one is replaced, one in use is not
-  // Or: an inherited descriptor, taken over by start() in any case. A listening socket, or one that
-  // is connected to the front-end already.
+  // Or: an inherited socket that listens, or is connected to the front-end already. start() takes
+  // over a Unix stream socket in any case; another descriptor, which may be anything of this
+  // process, it leaves alone.
   int fd = -1;
   // Rings of the device, 1 .. kMaxQueues; 0: as many as the disk has queues. Ring i runs on the
   // disk's queue i modulo their number.

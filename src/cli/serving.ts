@@ -3,6 +3,7 @@
 // Of several disks those that can be served are: a guest whose disk is in order does not wait for
 // somebody to mend another's. What is asked for is the business of serve.ts (one disk, by options) and
 // serve-config.ts (several, by a file).
+import { fstatSync } from 'node:fs';
 import { basename } from 'node:path';
 import { fromSystem, PqblkError } from '../errors.js';
 import {
@@ -194,6 +195,27 @@ function describe({ noNewPrivileges, noCoreDumps, systemCallFilter }: Sandbox): 
   return parts.length > 0 ? parts.join(', ') : 'none';
 }
 
+/**
+ * Before anything of this process is open, and could be taken for what was inherited: the next disk's
+ * socket is as good a Unix socket.
+ */
+function requireInherited(place: string | undefined, path: string): void {
+  if (!place?.startsWith('fd:')) return;
+  const fd = inheritedSocket(place);
+  const hint = 'fd:N with N from 3 is an inherited socket; ./fd:… is a path';
+  if (fd === undefined || !isSocket(fd)) {
+    throw new PqblkError('invalid_argument', `no socket: ${place}`, { path, hint });
+  }
+}
+
+function isSocket(fd: number): boolean {
+  try {
+    return fstatSync(fd).isSocket();
+  } catch {
+    return false; // nothing has this number
+  }
+}
+
 /** The number of an inherited descriptor: `fd:3` and above, written in one way only. */
 export function inheritedSocket(place: string): number | undefined {
   const found = /^fd:(0|[1-9]\d*)$/.exec(place)?.[1];
@@ -201,10 +223,7 @@ export function inheritedSocket(place: string): number | undefined {
 }
 
 function requireWayIn({ path, ...plan }: DiskPlan): void {
-  if (plan.vhostUser?.startsWith('fd:') && inheritedSocket(plan.vhostUser) === undefined) {
-    const hint = 'fd:N with N from 3 is an inherited socket; ./fd:… is a path';
-    throw new PqblkError('invalid_argument', `no socket: ${plan.vhostUser}`, { path, hint });
-  }
+  requireInherited(plan.vhostUser, path);
   if ([plan.vhostUser, plan.nbd, plan.nbdTcp].every((way) => way === undefined)) {
     const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
     throw new PqblkError('usage', 'no way in was named', { path, hint });

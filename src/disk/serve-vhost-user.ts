@@ -10,7 +10,7 @@ export interface VhostUserOptions {
   path?: string | undefined;
   /**
    * Instead: an inherited descriptor, of a listening socket or of the connection to the front-end.
-   * It belongs to the server from then on.
+   * It belongs to the server from then on, unless it is no Unix stream socket (`invalid_argument`).
    */
   fd?: number | undefined;
   /** Rings of the device, 1 to 64. Default: as many as the disk has queues. */

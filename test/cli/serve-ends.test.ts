@@ -50,6 +50,18 @@ describe('serve --vhost-user fd:N', () => {
     expect(refused.stderr).toContain(`no socket: ${place}`);
     expect(existsSync(place)).toBe(false);
   });
+
+  // Below 24 is what the runtime opened for itself, and must not lose.
+  it.each([3, 5, 8, 13, 19, 1000])('refuses fd:%i where nothing was inherited', async (fd) => {
+    const child = spawn(process.execPath, [MAIN, 'serve', disk, '--vhost-user', `fd:${fd}`]);
+    running.add(child);
+    let said = '';
+    child.stderr.on('data', (text) => {
+      said += text;
+    });
+    expect((await once(child, 'close'))[0]).toBe(exitCode('invalid_argument'));
+    expect(said).toContain(`no socket: fd:${fd}`);
+  });
 });
 
 describe('a stderr that nobody reads', () => {

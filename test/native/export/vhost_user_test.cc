@@ -1,5 +1,6 @@
 // The vhost-user server against a guest of our own and a flat model of the disk.
 #include <doctest/doctest.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -562,6 +563,28 @@ TEST_CASE("a stale socket is replaced; a live one and other files are left alone
   CHECK_FALSE(served.server().serving());
   struct stat status {};
   CHECK(::stat(place.socket().c_str(), &status) != 0);
+}
+
+TEST_CASE("a descriptor that is no Unix stream socket is refused and left alone") {
+  const Place place(Format::raw, kDiskBytes);
+  auto disk = place.open(1);
+  REQUIRE(disk);
+  int ends[2];
+  REQUIRE(::pipe2(ends, O_CLOEXEC) == 0);
+  const UniqueFd reading(ends[0]), writing(ends[1]);
+  const UniqueFd datagrams(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  const UniqueFd internet(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  for (const UniqueFd* other : {&reading, &datagrams, &internet}) {
+    const int flags = ::fcntl(other->get(), F_GETFL);
+    const auto server = VhostUserServer::start(**disk, {.fd = other->get()});
+    REQUIRE_FALSE(server);
+    CHECK(server.error().kind() == Kind::invalid_argument);
+    CHECK(::fcntl(other->get(), F_GETFL) == flags);  // open, and as it was
+  }
+  const auto none = VhostUserServer::start(**disk, {.fd = 1 << 20});
+  REQUIRE_FALSE(none);
+  CHECK(none.error().kind() == Kind::invalid_argument);
+  CHECK_FALSE((*disk)->close());
 }
 
 TEST_CASE("an inherited connection is served until it ends") {
