@@ -24,14 +24,17 @@ for (const signal of ['SIGINT', 'SIGTERM'] as const) {
   });
 }
 
+// Remarks that nobody reads any more, or that no file has room for, are lost; the work goes on.
+process.stderr.on('error', () => {});
+
 // `pqblk … | head` ends the reader first; that is no failure of ours.
-for (const stream of [process.stdout, process.stderr]) {
-  stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
-    ended = true;
-    process.exit(0);
-  });
-}
+let outputIsTheWork = true;
+process.stdout.on('error', (error: NodeJS.ErrnoException) => {
+  if (!outputIsTheWork) return;
+  if (error.code !== 'EPIPE') throw error;
+  ended = true;
+  process.exit(0);
+});
 
 // Lines that nobody takes from stderr do not keep a program that has done its work; stdout is the work.
 const LAST_WORDS_MS = 2000;
@@ -48,6 +51,9 @@ process.exitCode = await run(process.argv.slice(2), {
   stderr: process.stderr,
   env: process.env,
   signal: stop.signal,
+  goOnUnread: () => {
+    outputIsTheWork = false;
+  },
 });
 ended = true;
 setInterval(() => {

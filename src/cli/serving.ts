@@ -107,6 +107,7 @@ export async function serveWhile(
   ) => Promise<void>,
 ): Promise<void> {
   for (const disk of plan.disks) requireWayIn(disk);
+  terminal.goOnUnread();
   const sandbox = enterSandbox(plan.sandbox ?? true);
   const served: Served[] = [];
   const many = plan.disks.length > 1;

@@ -18,6 +18,8 @@ export interface Streams {
   readonly env: NodeJS.ProcessEnv;
   /** Aborted by Ctrl-C or SIGTERM: long work stops, leaves things consistent, and says so. */
   readonly signal: AbortSignal;
+  /** From now on stdout is not what the work is for, which goes on where nobody takes it. */
+  goOnUnread?(): void;
 }
 
 export type Style = Parameters<typeof styleText>[0];
@@ -39,6 +41,11 @@ export class Terminal {
   constructor(streams: Streams) {
     this.#streams = streams;
     this.signal = streams.signal;
+  }
+
+  /** For servers: whoever waited for the ready line may be gone, and nothing ends for that. */
+  goOnUnread(): void {
+    this.#streams.goOnUnread?.();
   }
 
   /** One line of result. */

@@ -2,10 +2,12 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync } from 'node:fs';
+import { connect } from 'node:net';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it, vi } from 'vitest';
+import { parseExposition, total } from './exposition.js';
 import { exitCode, MAIN, pqblk, pqblkJson, scratch } from './helpers.js';
-import { running } from './serving.js';
+import { httpGet, running } from './serving.js';
 
 const dir = scratch();
 const at = (name: string) => join(dir, name);
@@ -68,5 +70,45 @@ describe('a stderr that nobody reads', () => {
   it('does not keep a program that has done its work', async () => {
     const child = perl(FULL_STDERR, 'info', at('nothing'));
     expect((await once(child, 'close'))[0]).toBe(exitCode('not_found'));
+  });
+});
+
+// What a guest or a client does wrong is said there, once for each disk that is served.
+describe('serve goes on', () => {
+  const socket = at('on.sock');
+  const stats = at('on.stats');
+  const argv = [MAIN, 'serve', disk, '--vhost-user', socket, '--stats', stats];
+  const refusedFrontEnds = async () => {
+    const families = parseExposition((await httpGet(stats, '/metrics')).body);
+    return total(families, 'pqblk_vhost_user_refused_connections_total');
+  };
+
+  async function turnAway(): Promise<void> {
+    const knocking = connect(socket);
+    await once(knocking.resume(), 'close');
+  }
+
+  it.each([
+    ['whose stderr is full', '2>/dev/full'],
+    ['whose stdout and stderr are full', '>/dev/full 2>&1'],
+    ['whose stdout and stderr have lost their reader', '2>&1'],
+  ])('%s', async (_, redirection) => {
+    const shell = ['-c', `exec "$0" "$@" ${redirection}`, process.execPath, ...argv];
+    const child = spawn('sh', shell, { stdio: ['ignore', 'pipe', 'pipe'] });
+    running.add(child);
+    const ended = once(child, 'close');
+    await vi.waitFor(refusedFrontEnds, PATIENCE);
+    child.stdout.destroy();
+    child.stderr.destroy();
+    const guest = connect(socket);
+    await once(guest, 'connect');
+    for (let refused = 1; refused <= 3; ++refused) {
+      await turnAway();
+      expect(await refusedFrontEnds()).toBe(refused);
+    }
+    guest.destroy();
+    child.kill('SIGTERM');
+    expect(await ended).toEqual([0, null]);
+    expect(existsSync(socket)).toBe(false);
   });
 });
