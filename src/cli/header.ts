@@ -98,12 +98,17 @@ and --confirm-vmk when the master key was another one.
 ${examples('pqblk header restore vm.sealed vm.header --key alice')}`,
     )
     .action(async (path: string, file: string, flags: RestoreFlags) => {
-      const restored = await restore(path, file, flags);
+      const restored = await restore(terminal, path, file, flags);
       report(terminal, path, restored, flags);
     });
 }
 
-async function restore(path: string, file: string, flags: RestoreFlags): Promise<RestoredHeader> {
+async function restore(
+  terminal: Terminal,
+  path: string,
+  file: string,
+  flags: RestoreFlags,
+): Promise<RestoredHeader> {
   const backup = await readHeaderBackup(file);
   const store = openStore(flags);
   const policy = await policyOf(flags);
@@ -150,15 +155,16 @@ async function restore(path: string, file: string, flags: RestoreFlags): Promise
     const log = { audited: audit !== undefined, restartsAudit: audit?.restarts };
     requireAllowed(policy, { operation, before, after, approvedBy, ...log });
   };
-  return await restoreHeader(path, backup, {
-    identity,
-    ...pins,
-    keepKeyArea,
-    force,
-    approve,
-    audit,
-    approvedBy,
-  });
+  const bar = terminal.progress('check', 'steps');
+  try {
+    return await restoreHeader(path, backup, {
+      ...{ identity, ...pins, keepKeyArea, force, approve, audit, approvedBy },
+      onProgress: bar.update,
+      signal: terminal.signal,
+    });
+  } finally {
+    bar.stop();
+  }
 }
 
 /** The key that opens the backup's key area. */

@@ -24,19 +24,15 @@ import {
   toHex,
   type VolumeKeys,
 } from '../keys/index.js';
-import { calling, native } from '../native.js';
-import { type Disk, openDisk } from './disk.js';
+import { calling, type LongWork, native, throwIfAborted } from '../native.js';
 import type { HeaderBackup } from './header-backup.js';
-import { checkDisk } from './info.js';
+import { type CheckResult, checkDisk } from './info.js';
 import { copiesIn, keyAreaOf } from './key-area-file.js';
 import { lendKeys, openCopies } from './unlock.js';
 
 const OPERATION = 'restore header';
-/** Sectors that are read to see whether the data keys are the right ones. */
-const TRIAL_READS = 16;
-const SECTOR_BYTES = 4096;
 
-export interface RestoreHeaderOptions extends PinOptions {
+export interface RestoreHeaderOptions extends PinOptions, LongWork {
   /** Opens the key area of the backup. */
   readonly identity: Identity;
   readonly pins?: Pins | undefined;
@@ -71,7 +67,8 @@ export interface RestoredHeader extends Omit<RestoredSlots, 'present'> {
 
 /**
  * Puts a backup back: the key area as it was, lost entries of the session table, and the header when
- * nobody can read the one on the disk. Kinds: those of opening the backup's key area and of the pin,
+ * nobody can read the one on the disk. Where the header was gone, or both copies of the key area, a check of the
+ * whole disk follows, with progress. Kinds: those of opening the backup's key area and of the pin,
  * `wrong_key` (another volume), `policy` (data keys would be lost), `corrupt` (the tables moved
  * since: the disk is left marked corrupt, to be read only), `locked`.
  */
@@ -120,20 +117,21 @@ async function putTablesBack({ path, backup, keys }: Work) {
 
 /** All but the key area. */
 async function restoreTables(work: Work): Promise<RestoredHeader> {
-  const { path, backup, copies, options } = work;
+  const { backup, copies, options } = work;
   const { identity, pins, approve } = options;
   using opened = (await openCopies(copies, identity, options)).opened;
   const { slots } = describeKeyArea(copies.blob);
   await approve?.({ before: slots, after: slots, present: copies });
   const restored = await putTablesBack(work);
   await pins?.record(opened, options);
-  if (restored.header) await trustTables(path, identity);
+  const { header } = restored;
+  if (header) await requireSound(work, { header, compared: true });
   const volumeUuid = formatUuid(backup.volumeUuid);
   return { volumeUuid, ...restored, keyArea: false, before: slots, after: slots };
 }
 
 async function restoreAll(work: Work): Promise<RestoredHeader> {
-  const { path, backup, copies, options } = work;
+  const { backup, copies, options } = work;
   const { identity, pins, audit, approvedBy = [] } = options;
   const { volumeUuid } = backup;
   using editor = await KeyAreaEditor.open(backup.keyArea, identity, {
@@ -166,8 +164,8 @@ async function restoreAll(work: Work): Promise<RestoredHeader> {
       throw error;
     });
     await pins?.record(observed, options);
-    if (restored.header) await trustTables(path, identity);
-    if (!present) await requireThatItOpens(path, identity); // nobody could compare the data keys
+    const { header } = restored;
+    if (header || !present) await requireSound(work, { header, compared: present !== undefined });
     return { volumeUuid: formatUuid(volumeUuid), ...restored, before, after };
   } finally {
     await line?.close();
@@ -282,47 +280,14 @@ function keysUnknown({ path }: Work, cause: PqblkError): PqblkError {
   );
 }
 
-async function requireThatItOpens(path: string, identity: Identity): Promise<void> {
-  try {
-    await using disk = await openDisk(path, { format: 'sealed', identity, readOnly: true });
-    await requireThatItReads(disk);
-  } catch (error) {
-    const { kind, message } = fromSystem(error);
-    throw new PqblkError(kind, `with this backup the disk does not open: ${message}`, {
-      path,
-      operation: OPERATION,
-      hint: 'the backup is older than the data key of the disk: restore a newer one',
-      cause: error,
-    });
-  }
-}
-
-/** A data key of the right number and the wrong bytes is found by what it does not open. */
-async function requireThatItReads(disk: Disk): Promise<void> {
-  const sector = new Uint8Array(SECTOR_BYTES);
-  let bad = 0;
-  for await (const { offset, length, kind } of disk.extents()) {
-    const end = Math.min(offset + length, disk.size - SECTOR_BYTES + 1);
-    const step = Math.max(1, Math.floor(length / SECTOR_BYTES / TRIAL_READS)) * SECTOR_BYTES;
-    for (let at = offset; kind === 'data' && at < end && bad < TRIAL_READS; at += step) {
-      try {
-        await disk.read(sector, at - (at % SECTOR_BYTES));
-        return;
-      } catch (error) {
-        if (!(error instanceof PqblkError && error.kind === 'integrity')) throw error;
-        bad += 1;
-      }
-    }
-    if (bad === TRIAL_READS) break;
-  }
-  if (bad === 0) return; // nothing was written yet
-  throw new PqblkError('data_key_missing', `none of ${bad} sectors opens with the data keys in it`);
-}
-
-/** The header of a backup may point to tables that have moved: a check of the whole disk tells. */
-async function trustTables(path: string, identity: Identity): Promise<void> {
-  const { corruptions, sectorsBad } = await checkDisk(path, { format: 'sealed', identity });
-  if (corruptions > 0 || sectorsBad > 0) {
+/**
+ * What could not be compared before it was written, a check of the whole disk tells: whether the tables are
+ * where the backup's header has them, and whether sectors open with the backup's data keys.
+ */
+async function requireSound(work: Work, found: { header: boolean; compared: boolean }) {
+  const { path, options } = work;
+  const { sectorsBad, sectorsVerified, corruptions } = await checked(work);
+  if (found.header && (corruptions > 0 || (sectorsBad > 0 && found.compared))) {
     throw new PqblkError(
       'corrupt',
       'the header of the backup is older than the tables of the disk, which have moved since',
@@ -333,5 +298,29 @@ async function trustTables(path: string, identity: Identity): Promise<void> {
       },
     );
   }
-  await calling(() => native().clearCorrupt({ path }));
+  if (sectorsBad > 0) {
+    throw new PqblkError(
+      'data_key_missing',
+      `${sectorsBad} of ${sectorsVerified} sectors do not open with the data keys of the backup`,
+      { path, operation: OPERATION, hint: OLDER },
+    );
+  }
+  throwIfAborted(options.signal);
+  if (found.header) await calling(() => native().clearCorrupt({ path }));
+}
+
+const OLDER = 'the backup is older than the data key of the disk: restore a newer one';
+
+async function checked({ path, options }: Work): Promise<CheckResult> {
+  const { identity, onProgress, signal } = options;
+  try {
+    return await checkDisk(path, { format: 'sealed', identity, onProgress, signal });
+  } catch (error) {
+    const { kind, message } = fromSystem(error);
+    const hint =
+      kind === 'canceled' ? 'what was in it is put back: `pqblk check --repair` goes on' : OLDER;
+    throw new PqblkError(kind, `with this backup the disk does not open: ${message}`, {
+      ...{ path, operation: OPERATION, hint, cause: error },
+    });
+  }
 }
