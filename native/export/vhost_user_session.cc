@@ -131,7 +131,7 @@ Error VhostSession::set_features(std::uint64_t features) {
     if (ring.vring->running() && ring_format) return misuse("features change while a ring runs");
   }
   features_ = features;
-  if (ring_format) blk_.negotiated(features);
+  blk_.negotiated(features);
   renew_logs();
   return {};
 }
@@ -199,7 +199,7 @@ Error VhostSession::reset_device() {
   }
   inflight_ = {};
   features_ = 0;
-  blk_.choose_writeback(blk_.chosen_writeback());  // QEMU remembers it over a reset
+  blk_.negotiated(std::nullopt);  // what was chosen stays: QEMU remembers it over a reset
   return {};
 }
 
@@ -290,12 +290,12 @@ Error VhostSession::set_inflight() {
     auto* device =
         reinterpret_cast<InflightDevice*>(inflight_.mapping.data() + shape->offset + bytes);
     inflight_.device = device;
-    writeback = std::memcmp(device->mark, kInflightMark, sizeof kInflightMark) == 0 &&
-                std::atomic_ref<char>(device->cache).load() == kWriteBack;
+    const bool ours = std::memcmp(device->mark, kInflightMark, sizeof kInflightMark) == 0;
+    writeback = ours && std::atomic_ref<char>(device->cache).load() == kWriteBack;
+    told_ = told_ || ours;  // by the server before this one, which wrote it there
   }
   // Where this server and the region disagree, some front-end relies on every write.
   blk_.choose_writeback(writeback && device_.writeback.load(std::memory_order_relaxed));
-  if ((features_ & blk_.features()) != 0) blk_.negotiated(features_);
   return {};
 }
 

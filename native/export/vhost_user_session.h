@@ -110,7 +110,7 @@ class VhostSession {
   vu::Message message_;
   bool replied_ = false;
   bool lost_ = false;  // the front-end does not take replies
-  bool told_ = false;  // the front-end has read the configuration
+  bool told_ = false;  // the front-end knows the configuration, from here or a server before this
 
   std::uint64_t offered_ = 0, features_ = 0, protocol_features_ = 0;
   std::mutex channel_lock_;

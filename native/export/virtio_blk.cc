@@ -90,13 +90,19 @@ VirtioBlk::VirtioBlk(image::Disk& disk, std::uint16_t queues, ReportLog* log)
 
 void VirtioBlk::choose_writeback(bool on) {
   chosen_.store(on, std::memory_order_relaxed);
-  writeback_.store(on, std::memory_order_relaxed);
+  settle_writeback();
 }
 
-// A driver that can neither flush nor choose must find every write durable (5.2.6.2).
-void VirtioBlk::negotiated(std::uint64_t features) {
-  const bool chooses = (features & kBlkConfigWce) != 0;
-  writeback_.store(chooses ? chosen_writeback() : (features & kBlkFlush) != 0,
+void VirtioBlk::negotiated(std::optional<std::uint64_t> features) {
+  negotiated_ = features;
+  settle_writeback();
+}
+
+// A driver that can neither flush nor choose must find every write durable (5.2.6.2), also one that
+// acknowledges nothing at all.
+void VirtioBlk::settle_writeback() {
+  const bool chooses = !negotiated_ || (*negotiated_ & kBlkConfigWce) != 0;
+  writeback_.store(chooses ? chosen_writeback() : (*negotiated_ & kBlkFlush) != 0,
                    std::memory_order_relaxed);
 }
 

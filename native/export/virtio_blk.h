@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <span>
 
 #include "export/report_log.h"
@@ -63,7 +64,9 @@ class VirtioBlk {
   VirtioBlk(image::Disk& disk, std::uint16_t queues, ReportLog* log);
 
   std::uint64_t features() const { return features_; }  // those of the device, not of the ring
-  void negotiated(std::uint64_t features);  // before the first request, or while none runs
+  // What the driver acknowledged; nothing: there is none, as after a reset. Before the first
+  // request, while none runs, or the same again.
+  void negotiated(std::optional<std::uint64_t> features);
   // Bytes beyond the configuration read as zeros.
   void read_config(std::uint32_t offset, std::span<std::uint8_t> out) const;
   // Only `writeback` can be written. Error: invalid_argument.
@@ -84,6 +87,7 @@ class VirtioBlk {
   void completed(BlkRequest& blk);
   void finish(BlkRequest& blk, Answer answer);
   void report(const BlkRequest& blk);
+  void settle_writeback();
   bool write_through() const { return !writeback_.load(std::memory_order_relaxed); }
 
   image::Disk& disk_;
@@ -91,6 +95,7 @@ class VirtioBlk {
   const bool read_only_;
   const std::uint64_t features_;
   ReportLog* const log_;
+  std::optional<std::uint64_t> negotiated_;
   std::atomic<bool> chosen_{true};     // by a driver that can choose
   std::atomic<bool> writeback_{true};  // what holds for the driver there is
 };
