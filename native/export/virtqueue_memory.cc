@@ -65,13 +65,12 @@ Result<std::shared_ptr<DirtyLog>> DirtyLog::map(int fd, std::uint64_t offset, st
   }
   auto mapping = SharedMapping::map(fd, offset + bytes);
   if (!mapping) return mapping.take_error();
-  return std::shared_ptr<DirtyLog>(new DirtyLog(std::move(*mapping), offset));
+  return std::shared_ptr<DirtyLog>(new DirtyLog(std::move(*mapping), offset, bytes));
 }
 
 void DirtyLog::mark(std::uint64_t guest, std::uint64_t length) {
   if (length == 0) return;
-  const std::uint64_t pages = (mapping_.size() - offset_) * 8;
-  const std::uint64_t end = std::min((guest + length - 1) / kLogPage + 1, pages);
+  const std::uint64_t end = std::min((guest + length - 1) / kLogPage + 1, pages_);
   for (std::uint64_t page = guest / kLogPage; page < end; ++page) {
     // The front-end takes and clears bits meanwhile.
     std::atomic_ref<std::uint8_t> byte(mapping_.data()[offset_ + page / 8]);

@@ -53,14 +53,15 @@ class DirtyLog {
  public:
   // `offset`, `bytes`: where the bitmap lies in the file. Errors: invalid_argument.
   static Result<std::shared_ptr<DirtyLog>> map(int fd, std::uint64_t offset, std::uint64_t bytes);
-  // What lies beyond the log is not marked: the front-end made it as large as the guest's memory.
+  // What lies beyond those bytes is not marked: the front-end made them as many as the guest's
+  // memory needs, and what follows in the file is something else.
   void mark(std::uint64_t guest, std::uint64_t length);
 
  private:
-  DirtyLog(SharedMapping mapping, std::uint64_t offset)
-      : mapping_(std::move(mapping)), offset_(offset) {}
+  DirtyLog(SharedMapping mapping, std::uint64_t offset, std::uint64_t bytes)
+      : mapping_(std::move(mapping)), offset_(offset), pages_(bytes * 8) {}
   const SharedMapping mapping_;
-  const std::uint64_t offset_;
+  const std::uint64_t offset_, pages_;
 };
 
 // Addresses of one region: the guest's, and those of the front-end's own process.

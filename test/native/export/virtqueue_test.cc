@@ -2,6 +2,8 @@
 #include "export/virtqueue.h"
 
 #include <doctest/doctest.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include "export/vhost_user_client.h"
 #include "export/vhost_user_vring.h"
@@ -100,6 +102,22 @@ TEST_CASE("a driver without event indices is told of whatever is new") {
     CHECK(pair.device->wants_call());
     CHECK(pair.seen() == 4);
   }
+}
+
+TEST_CASE("a dirty log ends where it was said to end, not with its page") {
+  constexpr std::size_t kFile = 8192, kOffset = 64, kLog = 16;  // bytes
+  const UniqueFd fd(::memfd_create("log", MFD_CLOEXEC));
+  REQUIRE(::ftruncate(fd.get(), kFile) == 0);
+  const auto log = DirtyLog::map(fd.get(), kOffset, kLog);
+  REQUIRE(log);
+  (*log)->mark((kLog * 8 - 1) * kLogPage, kLogPage);      // its last page
+  (*log)->mark((kLog * 8 - 2) * kLogPage, 4 * kLogPage);  // and beyond
+  (*log)->mark(kLog * 8 * kLogPage, 1);
+  (*log)->mark(0x100'0000, kLogPage);
+  std::vector<std::uint8_t> bytes(kFile), expected(kFile);
+  REQUIRE(::pread(fd.get(), bytes.data(), kFile, 0) == kFile);
+  expected[kOffset + kLog - 1] = 0xc0;
+  CHECK(bytes == expected);
 }
 
 TEST_CASE("an idle ring is looked at as long as that pays") {
