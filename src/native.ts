@@ -15,6 +15,8 @@ export interface NativeKeys {
   integrity: Uint8Array;
   data: { epoch: number; key: Uint8Array }[];
   currentEpoch: number;
+  /** See VolumeKeys in native/sealed/keys.h. */
+  keyAreaState?: Uint8Array | undefined;
 }
 
 export interface NativeToken {

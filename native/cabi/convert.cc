@@ -99,6 +99,7 @@ Error fill_request(std::uint32_t type, std::uint32_t flags, std::uint64_t offset
 Result<sealed::VolumeKeys> copy_keys(const sealed::VolumeKeys& keys) {
   sealed::VolumeKeys copy;
   copy.current_epoch = keys.current_epoch;
+  copy.key_area_state = keys.key_area_state;
   auto integrity = crypto::SecretKey::copy_of(keys.integrity.bytes());
   if (!integrity) return integrity.take_error();
   copy.integrity = std::move(*integrity);

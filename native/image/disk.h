@@ -99,9 +99,8 @@ struct OpenOptions {
   std::optional<Format> backing_format;        // when the header does not name it
   bool allow_unauthenticated_backing = false;  // sealed
   std::optional<bool> assume_non_volatile;
-  std::optional<sealed::VolumeKeys> keys;    // sealed; moved out
-  sealed::Uuid expected_uuid{};              // sealed: the volume the keys belong to
-  std::vector<std::uint8_t> key_area_state;  // sealed: see SealedOptions
+  std::optional<sealed::VolumeKeys> keys;  // sealed; moved out
+  sealed::Uuid expected_uuid{};            // sealed: the volume the keys belong to
 };
 
 struct DiskFacts {

@@ -107,7 +107,6 @@ Task<Error> check_sealed(QueueContext& q, const io::File& file, CheckSpec& spec,
   how.for_check = true;  // structure and tags are checked without the backing image
   how.keys = std::move(*spec.keys);
   how.expected_uuid = spec.expected_uuid;
-  how.key_area_state = std::move(spec.key_area_state);
   how.allow_unauthenticated_backing = true;  // nothing is read from it
   auto backend = co_await SealedBackend::open(q, file, std::move(how));
   if (!backend) co_return backend.take_error();

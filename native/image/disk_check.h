@@ -22,7 +22,6 @@ struct CheckSpec {
   bool repair = false;                     // leaks and refcounts; guest data is never touched
   std::optional<sealed::VolumeKeys> keys;  // sealed
   sealed::Uuid expected_uuid{};
-  std::vector<std::uint8_t> key_area_state;  // see SealedOptions
   // Steps done of all steps (L1 entries, then sectors); false stops (Kind::canceled).
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress;
 };

@@ -64,7 +64,6 @@ Task<Opened> open_sealed(QueueContext& service, const io::File& file, OpenOption
   how.read_only = options.read_only;
   how.keys = std::move(*options.keys);
   how.expected_uuid = options.expected_uuid;
-  how.key_area_state = std::move(options.key_area_state);
   how.l2_cache_bytes = options.limits.l2_cache;
   how.entry_cache_bytes = options.limits.entry_cache;
   how.pending_bytes = options.limits.pending_data;

@@ -83,11 +83,12 @@ Task<Error> SealedBackend::load_header(QueueContext& q) {
 // The lock keeps the key area as it is from here on. What it was when it was read is another thing:
 // under a data key that it has lost meanwhile nothing may be written.
 Task<Error> SealedBackend::require_key_area(QueueContext& q) {
-  if (options_.key_area_state.empty()) co_return Error();
+  if (options_.keys.key_area_state.empty()) co_return Error();
   auto area = co_await read_key_area(q.io, file_, extension_);
   if (!area) co_return area.take_error();
-  if (state_of(*area) == options_.key_area_state) co_return Error();
-  co_return Error(Kind::locked, "the key area was replaced after the keys were taken from it");
+  if (state_of(*area) == options_.keys.key_area_state) co_return Error();
+  co_return Error(Kind::locked,
+                  "the key area was replaced after these keys were taken from it: take them anew");
 }
 
 Task<Error> SealedBackend::load(QueueContext& q) {

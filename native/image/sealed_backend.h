@@ -38,9 +38,6 @@ struct SealedOptions {
   bool read_only = false;
   sealed::VolumeKeys keys;  // moved in
   sealed::Uuid expected_uuid{};
-  // sealed::state_of() the key area that the keys are from. Kind::locked when it was replaced
-  // before the caller had the lock: a data key may be gone from it. Empty: not asked.
-  std::vector<std::uint8_t> key_area_state;
   std::uint64_t l2_cache_bytes = 32 * kMiB;
   std::uint64_t entry_cache_bytes = 64 * kMiB;
   std::uint64_t pending_bytes = 32 * kMiB;

@@ -151,6 +151,7 @@ void read_keys(Napi::Env env, const Napi::Value& value, sealed::VolumeKeys& out)
   const Options options(env, value);
   options.take_secret("integrity", out.integrity);
   options.read("currentEpoch", out.current_epoch);
+  options.read("keyAreaState", out.key_area_state);
   const Napi::Value list = options.value("data");
   if (!list.IsArray()) return throw_type_error(env, "data: expected a list of data keys");
   const auto array = list.As<Napi::Array>();

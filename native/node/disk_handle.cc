@@ -85,7 +85,6 @@ image::OpenOptions read_open_options(const Napi::CallbackInfo& info) {
   options.read("assumeNonVolatile", out.assume_non_volatile);
   options.read("allowUnauthenticatedBacking", out.allow_unauthenticated_backing);
   options.read("uuid", out.expected_uuid);
-  options.read("keyAreaState", out.key_area_state);
   if (options.has("backingFormat")) {
     image::Format format{};
     options.read_choice<image::Format>("backingFormat", format_names(), format);

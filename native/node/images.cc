@@ -225,7 +225,6 @@ Napi::Value check_disk(const Napi::CallbackInfo& info) {
   options.read_choice<image::Format>("format", format_names(), spec->format);
   options.read("repair", spec->repair);
   options.read("uuid", spec->expected_uuid);
-  options.read("keyAreaState", spec->key_area_state);
   spec->keys = optional_keys(env, info[1]);
   if (env.IsExceptionPending()) return env.Undefined();
   return answer_job<image::DiskCheck>(

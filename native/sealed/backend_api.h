@@ -46,7 +46,7 @@ struct KeyAreaCopy {
   std::vector<std::uint8_t> blob;           // kKeyAreaBytes; empty: the copy is damaged
 };
 using KeyArea = std::array<KeyAreaCopy, 2>;
-// 64 bytes that are others once a copy has changed.
+// kKeyAreaStateBytes that are others once a copy has changed.
 std::vector<std::uint8_t> state_of(const KeyArea& area);
 
 // What anyone can read without keys.

@@ -80,6 +80,10 @@ Error check_keys(const VolumeKeys& keys) {
     return refuse("there is no data key of the current epoch, " +
                   std::to_string(keys.current_epoch));
   }
+  if (!keys.key_area_state.empty() && keys.key_area_state.size() != kKeyAreaStateBytes) {
+    return refuse("the state of a key area has " + std::to_string(kKeyAreaStateBytes) +
+                  " bytes, not " + std::to_string(keys.key_area_state.size()));
+  }
   return {};
 }
 
@@ -88,7 +92,7 @@ Result<std::size_t> write_bundle(const Uuid& uuid, const VolumeKeys& keys,
   if (Error e = check_keys(keys)) return e;
   auto* const head = reinterpret_cast<BundleHead*>(out.data());
   std::memcpy(head->magic, kBundleMagic, kMagicBytes);
-  head->version = kBundleVersion;
+  head->version = keys.key_area_state.empty() ? kBundleVersion : kBundleVersionBound;
   head->epochs = static_cast<std::uint16_t>(keys.data.size());
   head->current_epoch = keys.current_epoch;
   std::copy(uuid.begin(), uuid.end(), head->uuid);
@@ -100,15 +104,17 @@ Result<std::size_t> write_bundle(const Uuid& uuid, const VolumeKeys& keys,
     std::ranges::copy(key->key.bytes(), entry->key);
     ++entry;
   }
-  return static_cast<std::size_t>(reinterpret_cast<std::uint8_t*>(entry) - out.data());
+  auto* const end =
+      std::ranges::copy(keys.key_area_state, reinterpret_cast<std::uint8_t*>(entry)).out;
+  return static_cast<std::size_t>(end - out.data());
 }
 
 Result<std::size_t> bundle_bytes(std::span<const std::uint8_t, sizeof(BundleHead)> bytes) {
   const auto& head = *reinterpret_cast<const BundleHead*>(bytes.data());
   if (!has_magic(head.magic, kBundleMagic)) return bad("this is no key bundle (magic)");
-  if (head.version != kBundleVersion) {
+  if (head.version != kBundleVersion && head.version != kBundleVersionBound) {
     return Error(Kind::unsupported, "key bundle of version " + std::to_string(head.version.get()) +
-                                        ", expected " + std::to_string(kBundleVersion))
+                                        ", expected at most " + std::to_string(kBundleVersionBound))
         .at("read key bundle");
   }
   const std::size_t epochs = head.epochs;
@@ -116,7 +122,8 @@ Result<std::size_t> bundle_bytes(std::span<const std::uint8_t, sizeof(BundleHead
     return bad("a bundle has 1 to " + std::to_string(kBundleEpochsMax) + " epochs, not " +
                std::to_string(epochs));
   }
-  return sizeof(BundleHead) + epochs * sizeof(BundleEpoch);
+  const std::size_t state = head.version == kBundleVersionBound ? kKeyAreaStateBytes : 0;
+  return sizeof(BundleHead) + epochs * sizeof(BundleEpoch) + state;
 }
 
 Result<KeyBundle> parse_bundle(std::span<const std::uint8_t> bytes) {
@@ -135,7 +142,8 @@ Result<KeyBundle> parse_bundle(std::span<const std::uint8_t> bytes) {
   if (!integrity) return integrity.take_error();
   bundle.keys.integrity = std::move(*integrity);
   std::uint32_t last = 0;
-  for (std::size_t at = sizeof(BundleHead); at < *size; at += sizeof(BundleEpoch)) {
+  const std::size_t state_at = sizeof(BundleHead) + head.epochs * sizeof(BundleEpoch);
+  for (std::size_t at = sizeof(BundleHead); at < state_at; at += sizeof(BundleEpoch)) {
     const auto& entry = *reinterpret_cast<const BundleEpoch*>(bytes.data() + at);
     if (entry.zero != 0U) return bad("a byte that must be zero is not");
     if (entry.epoch <= last) return bad("the epochs do not ascend from 1");
@@ -144,6 +152,8 @@ Result<KeyBundle> parse_bundle(std::span<const std::uint8_t> bytes) {
     if (!key) return key.take_error();
     bundle.keys.data.push_back({last, std::move(*key)});
   }
+  const auto state = bytes.subspan(state_at);
+  bundle.keys.key_area_state.assign(state.begin(), state.end());
   if (Error e = check_keys(bundle.keys)) return bad(e.message());
   return bundle;
 }
@@ -153,7 +163,7 @@ Result<KeyBundle> parse_bundle(std::span<const std::uint8_t> bytes) {
 AgentRequest make_request(const Uuid& uuid) {
   AgentRequest request;
   std::memcpy(request.magic, kRequestMagic, kMagicBytes);
-  request.version = kBundleVersion;
+  request.version = kTalkVersion;
   request.zero = std::uint16_t{0};
   request.more_zero = 0U;
   std::copy(uuid.begin(), uuid.end(), request.uuid);
@@ -161,7 +171,7 @@ AgentRequest make_request(const Uuid& uuid) {
 }
 
 Result<Uuid> parse_request(const AgentRequest& request) {
-  if (!has_magic(request.magic, kRequestMagic) || request.version != kBundleVersion ||
+  if (!has_magic(request.magic, kRequestMagic) || request.version != kTalkVersion ||
       request.zero != 0U || request.more_zero != 0U) {
     return Error(Kind::corrupt, "this is no request for keys");
   }
@@ -173,7 +183,7 @@ Result<Uuid> parse_request(const AgentRequest& request) {
 AgentRefusal make_refusal(Refusal reason) {
   AgentRefusal refusal;
   std::memcpy(refusal.magic, kRefusalMagic, kMagicBytes);
-  refusal.version = kBundleVersion;
+  refusal.version = kTalkVersion;
   refusal.reason = static_cast<std::uint16_t>(reason);
   refusal.zero = 0U;
   return refusal;

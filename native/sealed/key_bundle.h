@@ -15,6 +15,9 @@
 namespace pqblk::sealed {
 
 inline constexpr std::uint16_t kBundleVersion = 1;
+// The state of the key area comes last. Written only where the keys have one.
+inline constexpr std::uint16_t kBundleVersionBound = 2;
+inline constexpr std::uint16_t kTalkVersion = 1;  // requests and refusals
 inline constexpr std::size_t kBundleEpochsMax = 64;
 
 struct BundleHead {
@@ -33,7 +36,7 @@ struct BundleEpoch {
 static_assert(sizeof(BundleEpoch) == 40);
 
 inline constexpr std::size_t kBundleBytesMax =
-    sizeof(BundleHead) + kBundleEpochsMax * sizeof(BundleEpoch);
+    sizeof(BundleHead) + kBundleEpochsMax * sizeof(BundleEpoch) + kKeyAreaStateBytes;
 
 // What a client sends to an agent, once.
 struct AgentRequest {
@@ -76,7 +79,8 @@ struct KeyBundle {
   VolumeKeys keys;
 };
 
-// Kind::invalid_argument: no epoch or too many, one twice, or the current one is missing.
+// Kind::invalid_argument: no epoch or too many, one twice, the current one is missing, or a state
+// of another size.
 Error check_keys(const VolumeKeys& keys);
 
 // Bytes written to `out`. Kinds of check_keys.

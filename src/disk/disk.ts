@@ -302,8 +302,9 @@ export async function openDisk(path: string, options: OpenDiskOptions): Promise<
   const how = { identity, pins, allowRollback, confirmVmk, onSlot };
   return await withUnlocked(path, how, async (volume) => {
     const { uuid } = volume;
-    const sealed = { ...open, uuid, keyAreaState: volume.keyArea.copies.state };
-    const opened = calling(() => volume.lendKeys((keys) => native().openDisk(sealed, keys)));
+    const opened = calling(() =>
+      volume.lendKeys((keys) => native().openDisk({ ...open, uuid }, keys)),
+    );
     const disk = new Disk(await opened, uuid);
     await recordOrClose(disk, volume);
     return disk;

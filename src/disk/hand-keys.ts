@@ -2,7 +2,7 @@
 //
 // The disk itself is not opened. The bytes that go out are made and wiped in the addon.
 import { PqblkError } from '../errors.js';
-import { calling, type LongWork, longCall, native } from '../native.js';
+import { calling, type LongWork, longCall, type NativeKeys, native } from '../native.js';
 import type { KeyOptions } from './types.js';
 import { type UnlockedVolume, unlock } from './unlock.js';
 
@@ -27,7 +27,7 @@ export async function handKeys(path: string, options: KeyOptions & { fd: number 
   const fd = requireCount('fd', options.fd, 0);
   using volume = await unlock(path, options);
   await calling(() =>
-    volume.lendKeys((keys) => native().handKeys({ fd, uuid: volume.uuid }, keys)),
+    volume.lendKeys((keys) => native().handKeys({ fd, uuid: volume.uuid }, bound(volume, keys))),
   );
   await volume.record();
 }
@@ -56,10 +56,21 @@ async function listen(
 ) {
   using volume: UnlockedVolume = await unlock(path, options);
   const agent = await calling(() =>
-    volume.lendKeys((keys) => native().keyAgent({ ...how, uuid: volume.uuid }, keys)),
+    volume.lendKeys((keys) =>
+      native().keyAgent({ ...how, uuid: volume.uuid }, bound(volume, keys)),
+    ),
   );
   await volume.record();
   return agent;
+}
+
+/**
+ * While a rotation is under way the bundle is good for this key area only: who writes under a data key that
+ * was given up writes for nobody. In a quiet time no change of the key area takes one of the keys back, but for
+ * a rotation that has ended, and that the engine sees.
+ */
+function bound({ rotating }: UnlockedVolume, keys: NativeKeys): NativeKeys {
+  return rotating ? keys : { ...keys, keyAreaState: undefined };
 }
 
 function requireCount(name: string, value: number, least: number): number {

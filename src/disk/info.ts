@@ -152,9 +152,8 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     const { uuid, keyArea } = volume;
     // On somebody's word, and below only if every sector opens.
     if (repair && !keyArea.refused?.confirmed) requireUncontested(keyArea);
-    const sealed = { uuid, keyAreaState: keyArea.copies.state };
     const result = (await longCall(work, (token) =>
-      volume.lendKeys((keys) => check(sealed, token, keys)),
+      volume.lendKeys((keys) => check({ uuid }, token, keys)),
     )) as CheckResult;
     await volume.record();
     return await withKeyArea(path, result, volume, repair);

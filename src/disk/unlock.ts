@@ -30,7 +30,12 @@ export interface UnlockedVolume {
     readonly findings: readonly string[];
     readonly refused: Refusal | undefined;
   };
-  /** Calls `fn` with copies that are wiped when it returns. */
+  /** A rotation of the data key is under way: one of the keys may be given up. */
+  readonly rotating: boolean;
+  /**
+   * Calls `fn` with copies that are wiped when it returns. The engine opens nothing with them once the key
+   * area was replaced.
+   */
   lendKeys<T>(fn: (lent: NativeKeys) => T): T;
   /** Lets this host remember what it saw; after the open succeeded. */
   record(): Promise<void>;
@@ -86,9 +91,9 @@ export async function openCopies(
 const UNLOCKS_MAX = 4;
 
 /**
- * Unlocks and calls `use`, which hands the keys to the engine with the state of the key area that they are
- * from. The engine compares it once it holds the disk's lock: where another process was quicker, and may
- * have withdrawn a data key, everything is done anew. Kinds: those of `unlock` and `use`.
+ * Unlocks and calls `use`, which lends the keys to the engine. That compares the key area that they are from
+ * once it holds the disk's lock: where another process was quicker, and may have given a data key up,
+ * everything is done anew. Kinds: those of `unlock` and `use`.
  */
 export async function withUnlocked<T>(
   path: string,
@@ -139,7 +144,9 @@ export async function unlock(path: string, options: KeyOptions): Promise<Unlocke
   return {
     uuid: copies.volumeUuid,
     keyArea: { copies, index, refused, findings: findingsOf(copies, { refused }) },
-    lendKeys: (fn) => lendKeys(keys, fn),
+    rotating: keys.nextEpoch !== undefined,
+    lendKeys: (fn) =>
+      lendKeys(keys, (lent) => fn({ ...lent, keyAreaState: Uint8Array.from(copies.state) })),
     record: async () => {
       await pins?.record(keys, options);
     },

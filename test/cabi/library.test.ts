@@ -132,6 +132,29 @@ describe('examples/queued-io.c', () => {
   });
 });
 
+describe('keys that were handed over while a rotation of the data key was under way', () => {
+  it('write nothing under a key that was given up', async () => {
+    const disk = at('rotating.sealed');
+    await pqblkJson('create', disk, '8M', '--key', 'alice', ...store);
+    const rotate = join(root, 'test/node/child/rotate.mjs');
+    const argv = [rotate, join(root, 'dist/index.js'), disk, at('keys'), 'begun'];
+    expect(spawnSync(process.execPath, argv).signal).toBe('SIGKILL');
+    const socket = at('rotating.sock');
+    await startAgent(disk, socket, '--count', '2', '--timeout', '60', ...store);
+    const fill = () =>
+      spawnSync(at('examples/queued-io'), ['3', disk, socket], {
+        encoding: 'utf8',
+        env: { ...process.env, ...env },
+      });
+    expect(fill()).toMatchObject({ status: 0, stderr: '' });
+    await pqblkJson('rotate-data-key', disk, '--abort', '--key', 'alice', ...store);
+    const refused = fill();
+    exported(disk, at('rotating.raw'), ...store); // nothing else tells a loss from a refusal
+    expect(readFileSync(at('rotating.raw')).equals(pattern(8 * MiB))).toBe(true);
+    expect(refused).toMatchObject({ status: 1, stderr: expect.stringContaining(': locked: ') });
+  });
+});
+
 /** Names that libpqblk's objects want from OpenSSL, zlib and zstd. */
 function borrowedNames(): string[] {
   const names = (text: string) =>

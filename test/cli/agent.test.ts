@@ -5,9 +5,12 @@ import { spawnSync } from 'node:child_process';
 import { chmodSync, closeSync, existsSync, openSync, readFileSync, statSync } from 'node:fs';
 import { createConnection, createServer } from 'node:net';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterEach, beforeAll, describe, expect, it } from 'vitest';
 import { KeyStore, openKeyArea, readKeyArea, serveKeys } from '../../src/index.js';
 import { killAll, startAgent, startScript } from '../cabi/lab.js';
+import { ImageFile } from '../reader/file.js';
+import { parseHeader } from '../reader/header.js';
 import { exitCode, MAIN, pqblk, pqblkJson, scratch } from './helpers.js';
 
 const dir = scratch();
@@ -156,6 +159,36 @@ describe('agent', () => {
     });
     await expect(serveKeys(disk, { socket })).rejects.toMatchObject({ code: 'PQBLK_NO_KEY' });
   });
+});
+
+describe('while a rotation of the data key is under way', () => {
+  it('the bundle is bound to the key area', async () => {
+    const rotating = at('rotating.sealed');
+    await pqblkJson('create', rotating, '4M', '--key', 'alice', ...store);
+    const rotate = fileURLToPath(new URL('../node/child/rotate.mjs', import.meta.url));
+    const dist = MAIN.replace('cli/main.js', 'index.js');
+    const child = spawnSync(process.execPath, [rotate, dist, rotating, at('keys'), 'begun']);
+    expect(child.signal).toBe('SIGKILL');
+    const argv = [MAIN, 'unlock', rotating, '--fd', '1', '--key', 'alice', ...store];
+    const { status, stdout } = spawnSync(process.execPath, argv);
+    expect(status).toBe(0);
+    expect([stdout.readUInt16LE(8), stdout.readUInt16LE(10), stdout.readUInt32LE(12)]).toEqual([
+      2, 2, 2,
+    ]);
+    const checksums = checksumsIn(rotating);
+    expect(stdout.subarray(64 + 2 * 40)).toEqual(checksums);
+  });
+
+  /** Of copy A and B, where docs/format.md has them. */
+  function checksumsIn(path: string): Buffer {
+    const image = new ImageFile(path);
+    try {
+      const { keyAreas } = parseHeader(image.read(0, 65_536), image.bytes);
+      return Buffer.concat(keyAreas.map(({ offset }) => image.read(offset + 32, 32)));
+    } finally {
+      image.close();
+    }
+  }
 });
 
 describe('unlock', () => {

@@ -13,6 +13,7 @@
 
 #include "cabi/cabi_lab.h"
 #include "export/key_agent.h"
+#include "image/disk_info.h"
 #include "sealed/key_bundle.h"
 
 using namespace pqblk;        // NOLINT
@@ -39,6 +40,14 @@ Bytes bundle(const std::vector<std::uint32_t>& epochs = {1}, std::uint32_t curre
     put32(bytes, 64 + 40 * i, epochs[i]);
     std::fill_n(bytes.begin() + static_cast<long>(72 + 40 * i), 32, std::uint8_t{0x12});
   }
+  return bytes;
+}
+
+// The same for a key area in this state.
+Bytes bound_bundle(const Bytes& state) {
+  Bytes bytes = bundle();
+  bytes[8] = 2;
+  bytes.insert(bytes.end(), state.begin(), state.end());
   return bytes;
 }
 
@@ -170,6 +179,32 @@ TEST_CASE("a bundle from a descriptor opens its disk, and no byte beyond it is r
   pqblk_keys_free(keys);
 }
 
+TEST_CASE("a bundle that is bound to a key area opens the disk while that is as it was") {
+  const DiskFile file(PQBLK_SEALED, kMiB);
+  const auto info = image::read_disk_info(file.path(), image::Format::sealed);
+  REQUIRE(info);
+  const Bytes good = bound_bundle(sealed::state_of(info->sealed->key_area));
+  pqblk_keys* keys = nullptr;
+  Bytes longer = good;
+  longer.insert(longer.end(), 5, 0xee);
+  std::size_t left = 0;
+  REQUIRE(read_from_pipe(longer, &keys, &left) == PQBLK_OK);
+  CHECK(left == 5);
+  CHECK(opens(file, keys) == PQBLK_OK);
+  pqblk_keys_free(keys);
+  for (const std::size_t at : {good.size() - 64, good.size() - 1}) {  // of either copy
+    Bytes other = good;
+    other[at] ^= 1;
+    REQUIRE(read_from_pipe(other, &keys) == PQBLK_OK);
+    CHECK(opens(file, keys) == PQBLK_LOCKED);
+    pqblk_keys_free(keys);
+  }
+  for (std::size_t length = bundle().size(); length < good.size(); ++length) {
+    CHECK(read_from_pipe(Bytes(good.begin(), good.begin() + static_cast<long>(length)), &keys) ==
+          PQBLK_CORRUPT);
+  }
+}
+
 TEST_CASE("a bundle that breaks a rule is refused, at every length") {
   pqblk_keys* keys = nullptr;
   const Bytes good = bundle({1, 5}, 5);
@@ -183,7 +218,8 @@ TEST_CASE("a bundle that breaks a rule is refused, at every length") {
     return read_from_pipe(bytes, &keys);
   };
   CHECK(changed(0, 'Q') == PQBLK_CORRUPT);    // magic
-  CHECK(changed(8, 2) == PQBLK_UNSUPPORTED);  // version
+  CHECK(changed(8, 0) == PQBLK_UNSUPPORTED);  // version
+  CHECK(changed(8, 3) == PQBLK_UNSUPPORTED);
   CHECK(changed(9, 1) == PQBLK_UNSUPPORTED);
   CHECK(changed(10, 0) == PQBLK_CORRUPT);  // epochs
   CHECK(changed(10, 65) == PQBLK_CORRUPT);
