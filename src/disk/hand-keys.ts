@@ -75,5 +75,6 @@ function bound({ rotating }: UnlockedVolume, keys: NativeKeys): NativeKeys {
 
 function requireCount(name: string, value: number, least: number): number {
   if (Number.isInteger(value) && value >= least && value <= UINT32_MAX) return value;
-  throw new PqblkError('invalid_argument', `${name}: expected an integer from ${least} on`);
+  const range = `from ${least} to ${UINT32_MAX}`;
+  throw new PqblkError('invalid_argument', `${name}: expected an integer ${range}, not ${value}`);
 }

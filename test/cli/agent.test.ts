@@ -122,6 +122,22 @@ describe('agent', () => {
     await agent.ended;
   });
 
+  it('says the longest time limit there is', async () => {
+    const refused = await pqblk(
+      'agent',
+      disk,
+      '--socket',
+      at('t.sock'),
+      '--timeout',
+      '5000000',
+      ...store,
+    );
+    expect(refused.code).toBe(exitCode('invalid_argument'));
+    expect(refused.stderr).toContain(
+      'timeoutMs: expected an integer from 0 to 4294967295, not 5000000000',
+    );
+  });
+
   it('ends at its time limit and on SIGTERM, without its socket', async () => {
     const socket = at('late.sock');
     const late = await startAgent(disk, socket, '--timeout', '1', ...store);
