@@ -8,6 +8,8 @@ import { connect } from 'node:net';
 import { fromSystem, PqblkError } from '../errors.js';
 import { metricsOf, numbersOf, type ServedDisk } from './metrics.js';
 
+const CONNECTIONS_MAX = 16;
+
 export interface MetricsServer {
   close(): Promise<void>;
 }
@@ -23,17 +25,21 @@ export async function serveMetrics(
     };
     if (request.method !== 'GET') return send(405, 'text/plain', 'GET only\n');
     const open = disks.filter(({ disk }) => !disk.closed);
-    if (request.url === '/metrics') {
+    const [path] = (request.url ?? '').split('?', 1);
+    if (path === '/metrics') {
       return send(200, 'text/plain; version=0.0.4; charset=utf-8', metricsOf(open));
     }
-    if (request.url === '/stats') {
+    if (path === '/stats') {
       return send(200, 'application/json', `${JSON.stringify(numbersOf(open), null, 2)}\n`);
     }
     return send(404, 'text/plain', '/metrics or /stats\n');
   };
   await clearStale(path);
-  const server = createServer({ requestTimeout: 10_000, headersTimeout: 10_000 }, answer);
-  server.maxConnections = 16;
+  // Clients that say nothing do not keep others out for long.
+  const headersTimeout = 2000;
+  const limits = { headersTimeout, requestTimeout: 10_000, connectionsCheckingInterval: 500 };
+  const server = createServer(limits, answer);
+  server.maxConnections = CONNECTIONS_MAX;
   await new Promise<void>((resolve, reject) => {
     server.once('error', (error: NodeJS.ErrnoException) => {
       const details = { path, operation: 'listen' };

@@ -11,7 +11,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { createServer } from 'node:net';
+import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 import { beforeAll, describe, expect, it, vi } from 'vitest';
 import { type CheckResult, KeyStore, openDisk } from '../../src/index.js';
@@ -309,12 +309,32 @@ describe('serve --stats', () => {
         },
       ],
     });
+    expect((await get('/stats?of=all')).status).toBe(200);
     expect((await get('/else')).status).toBe(404);
     expect(await server.end()).toBe(0);
     expect(existsSync(at('stats.sock'))).toBe(false);
     const over = await pqblk('serve', disk, '--nbd', at('s.sock'), '--stats', source, ...store);
     expect(over.code).toBe(exitCode('exists'));
     expect(statSync(source).size).toBe(16 * MiB);
+  });
+
+  it('is not kept from who asks by connections that say nothing', async () => {
+    const disk = at('silent.raw');
+    await pqblkJson('create', disk, '1M', '--format', 'raw');
+    const server = await serve(disk, '--nbd', at('n.sock'), '--stats', at('silent.sock'));
+    const silent = Array.from({ length: 16 }, () =>
+      connect(at('silent.sock'))
+        .resume()
+        .on('error', () => {}),
+    );
+    await Promise.all(silent.map((socket) => once(socket, 'connect')));
+    // Far from half a minute, which is how often the runtime looks by itself.
+    await vi.waitFor(() => httpGet(at('silent.sock'), '/metrics'), {
+      timeout: 20_000,
+      interval: 100,
+    });
+    for (const socket of silent) socket.destroy();
+    expect(await server.end()).toBe(0);
   });
 });
 
