@@ -8,7 +8,14 @@ import type { Document, LineCounter, Node, Pair, Scalar, YAMLMap } from 'yaml';
 import { PqblkError } from '../errors.js';
 import { readInputText } from '../keys/index.js';
 import { CACHES, ENGINES, FORMATS } from './opening.js';
-import { type DiskPlan, inheritedSocket, type ServePlan, type TcpAddress } from './serving.js';
+import {
+  type DiskPlan,
+  inheritedSocket,
+  isInherited,
+  nameOf,
+  type ServePlan,
+  type TcpAddress,
+} from './serving.js';
 import { parseSize } from './sizes.js';
 
 const CONFIG_BYTES_MAX = 2 ** 20;
@@ -29,10 +36,14 @@ const path: Reader<string> = {
   expected: 'a path',
   read: (node, config) => (typeof node === 'string' && node !== '' ? config.path(node) : undefined),
 };
+const newSocket: Reader<string> = {
+  expected: 'the path of a socket to make (an inherited one, fd:N, is for vhost-user)',
+  read: (node, config) => (isInherited(node) ? undefined : path.read(node, config)),
+};
 const socket: Reader<string> = {
   expected: 'the path of a socket, or fd:N with N from 3',
   read: (node, config) => {
-    if (typeof node !== 'string' || !node.startsWith('fd:')) return path.read(node, config);
+    if (!isInherited(node)) return path.read(node, config);
     return inheritedSocket(node) === undefined ? undefined : node;
   },
 };
@@ -97,7 +108,7 @@ const DISK = {
   queues: count(1, QUEUES_MAX),
   readOnly: flag,
   vhostUser: socket,
-  nbd: path,
+  nbd: newSocket,
   nbdTcp: address,
   tlsPsk: path,
   tlsCert: path,
@@ -112,8 +123,28 @@ const DISK = {
 } as const satisfies Fields<DiskPlan>;
 
 const WAYS_IN = ['vhostUser', 'nbd', 'nbdTcp'] as const;
-// No two disks may share these; a socket is one way in to one disk.
-const OWN = [['path'], ['name'], ['vhostUser', 'nbd']] as const;
+const BURSTS = [
+  ['iopsBurst', 'iopsMax'],
+  ['bpsBurst', 'bpsMax'],
+] as const;
+
+interface Own {
+  readonly key: keyof DiskPlan;
+  of(disk: DiskPlan): string | undefined;
+}
+
+const asWritten = (key: 'path' | 'vhostUser' | 'nbd'): Own => ({ key, of: (disk) => disk[key] });
+const fixedPort = ({ nbdTcp: tcp }: DiskPlan) =>
+  tcp && tcp.port !== 0 ? `${tcp.host}:${tcp.port}` : undefined;
+const SOCKETS: readonly Own[] = [asWritten('vhostUser'), asWritten('nbd')];
+// No two disks may share these; a socket is one way in to one disk, and metrics and messages tell
+// disks apart by their names.
+const OWN: readonly (readonly Own[])[] = [
+  [asWritten('path')],
+  [{ key: 'name', of: nameOf }],
+  SOCKETS,
+  [{ key: 'nbdTcp', of: fixedPort }],
+];
 
 /** `HOST:PORT`, `[V6]:PORT`; undefined when it is neither. */
 export function parseAddress(given: string): TcpAddress | undefined {
@@ -163,7 +194,7 @@ class Config {
   plan(): ServePlan {
     const root = this.#map(this.#document.contents, 'a mapping with `disks`');
     this.#refuseOthers(root, ['disks', 'stats']);
-    const stats = this.#field(root, 'stats', path);
+    const stats = this.#field(root, 'stats', newSocket);
     const list = root.get('disks', true);
     if (!this.#yaml.isSeq(list) || list.items.length === 0) {
       throw this.#wrong(list ?? root, 'disks', 'a list of at least one disk');
@@ -186,6 +217,11 @@ class Config {
     if (!WAYS_IN.some((way) => plan[way] !== undefined)) {
       const ways = WAYS_IN.map(keyOf).join(', ');
       throw this.#error(offsetOf(map), `expected a way in to this disk: one of ${ways}`);
+    }
+    for (const [burst, limit] of BURSTS) {
+      if (plan[burst] === undefined || plan[limit] !== undefined) continue;
+      const problem = `${keyOf(burst)}: expected ${keyOf(limit)} besides it`;
+      throw this.#error(offsetOf(map.get(keyOf(burst), true)), problem);
     }
     return plan as unknown as DiskPlan;
   }
@@ -211,14 +247,17 @@ class Config {
   }
 
   #refuseDoubles(nodes: readonly Node[], disks: readonly DiskPlan[], stats?: string): void {
-    for (const keys of OWN) {
-      const seen = new Set<string>(stats === undefined || keys[0] !== 'vhostUser' ? [] : [stats]);
-      const all = disks.flatMap((disk, index) => keys.map((key) => ({ key, disk, index })));
-      for (const { key, disk, index } of all) {
-        const value = disk[key];
+    for (const own of OWN) {
+      const seen = new Set<string>(stats === undefined || own !== SOCKETS ? [] : [stats]);
+      const all = disks.flatMap((disk, index) =>
+        own.map(({ key, of }) => ({ key, of, disk, index })),
+      );
+      for (const { key, of, disk, index } of all) {
+        const value = of(disk);
         if (value !== undefined && seen.has(value)) {
+          const map = nodes[index] as YAMLMap;
           const problem = `${keyOf(key)}: expected one of its own, '${value}' is named already`;
-          throw this.#error(offsetOf((nodes[index] as YAMLMap).get(keyOf(key), true)), problem);
+          throw this.#error(offsetOf(map.get(keyOf(key), true) ?? map), problem);
         }
         if (value !== undefined) seen.add(value);
       }

@@ -107,6 +107,7 @@ export async function serveWhile(
   ) => Promise<void>,
 ): Promise<void> {
   for (const disk of plan.disks) requireWayIn(disk);
+  requireNew(plan.stats);
   terminal.goOnUnread();
   const sandbox = enterSandbox(plan.sandbox ?? true);
   const served: Served[] = [];
@@ -160,7 +161,9 @@ async function startAll(
   return failures;
 }
 
-const nameOf = ({ name, path }: DiskPlan): string => name ?? basename(path);
+/** In metrics and messages. */
+export const nameOf = ({ name, path }: Pick<DiskPlan, 'name' | 'path'>): string =>
+  name ?? basename(path);
 
 /** Keys on one token share a PIN, and the token counts the wrong ones: a file of disks tries it once. */
 function requirePinUntried(plan: DiskPlan, failures: readonly Failure[]): void {
@@ -201,12 +204,18 @@ function describe({ noNewPrivileges, noCoreDumps, systemCallFilter }: Sandbox): 
  * socket is as good a Unix socket.
  */
 function requireInherited(place: string | undefined, path: string): void {
-  if (!place?.startsWith('fd:')) return;
+  if (!isInherited(place)) return;
   const fd = inheritedSocket(place);
   const hint = 'fd:N with N from 3 is an inherited socket; ./fd:… is a path';
   if (fd === undefined || !isSocket(fd)) {
     throw new PqblkError('invalid_argument', `no socket: ${place}`, { path, hint });
   }
+}
+
+function requireNew(place: string | undefined, path?: string): void {
+  if (!isInherited(place)) return;
+  const hint = 'an inherited socket is for --vhost-user; ./fd:… is a path';
+  throw new PqblkError('invalid_argument', `no socket: ${place}`, { path, hint });
 }
 
 function isSocket(fd: number): boolean {
@@ -217,6 +226,11 @@ function isSocket(fd: number): boolean {
   }
 }
 
+/** A way in that is no path. */
+export function isInherited(place: unknown): place is string {
+  return typeof place === 'string' && place.startsWith('fd:');
+}
+
 /** The number of an inherited descriptor: `fd:3` and above, written in one way only. */
 export function inheritedSocket(place: string): number | undefined {
   const found = /^fd:(0|[1-9]\d*)$/.exec(place)?.[1];
@@ -225,6 +239,7 @@ export function inheritedSocket(place: string): number | undefined {
 
 function requireWayIn({ path, ...plan }: DiskPlan): void {
   requireInherited(plan.vhostUser, path);
+  requireNew(plan.nbd, path);
   if ([plan.vhostUser, plan.nbd, plan.nbdTcp].every((way) => way === undefined)) {
     const hint = 'say --vhost-user SOCKET or --nbd SOCKET';
     throw new PqblkError('usage', 'no way in was named', { path, hint });

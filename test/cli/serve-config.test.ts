@@ -84,6 +84,25 @@ describe('serve --config', () => {
     ['disks:\n  - { path: a, vhost-user: s }\n  - { path: b, nbd: s }\n', '3:21', 'one of its own'],
     ['disks:\n  - { path: a, vhost-user: s, nbd: s }\n', '2:36', 'one of its own'],
     ['stats: s\ndisks:\n  - { path: a, nbd: s }\n', '3:21', 'one of its own'],
+    [
+      'disks:\n  - { path: a/d, nbd: s }\n  - { path: b/d, nbd: t }\n',
+      '3:5',
+      "name: expected one of its own, 'd'",
+    ],
+    [
+      'disks:\n  - { path: a, nbd: s }\n  - { path: b, name: a, nbd: t }\n',
+      '3:22',
+      'one of its own',
+    ],
+    [
+      'disks:\n  - { path: a, nbd-tcp: "h:1" }\n  - { path: b, nbd-tcp: "h:1" }\n',
+      '3:25',
+      "'h:1' is named already",
+    ],
+    ['disks:\n  - { path: a, nbd: s, iops-burst: 5 }\n', '2:36', 'iops-burst: expected iops-max'],
+    ['disks:\n  - { path: a, nbd: s, iops-max: 5, bps-burst: 5 }\n', '2:48', 'expected bps-max'],
+    ['disks:\n  - { path: a, nbd: fd:3 }\n', '2:21', 'the path of a socket to make'],
+    ['stats: fd:3\ndisks:\n  - { path: a, nbd: s }\n', '1:8', 'the path of a socket to make'],
     ['disks: &all [*all]\n', '1:14', 'a mapping with `path`, not what contains itself'],
     [
       'disks:\n  - { path: a, nbd: s, allow-backing: &b [*b] }\n',

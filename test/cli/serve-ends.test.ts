@@ -53,6 +53,13 @@ describe('serve --vhost-user fd:N', () => {
     expect(existsSync(place)).toBe(false);
   });
 
+  it.each(['--nbd', '--stats'])('%s takes no inherited socket', async (option) => {
+    const refused = await pqblk('serve', disk, '--nbd', at('n.sock'), option, 'fd:3');
+    expect(refused.code).toBe(exitCode('invalid_argument'));
+    expect(refused.stderr).toContain('no socket: fd:3');
+    expect(existsSync('fd:3')).toBe(false);
+  });
+
   // Below 24 is what the runtime opened for itself, and must not lose.
   it.each([3, 5, 8, 13, 19, 1000])('refuses fd:%i where nothing was inherited', async (fd) => {
     const child = spawn(process.execPath, [MAIN, 'serve', disk, '--vhost-user', `fd:${fd}`]);
