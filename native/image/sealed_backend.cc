@@ -128,6 +128,7 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   auto sessions = co_await Sessions::load(q.io, file_, extension_, options_.keys, mac_);
   if (!sessions) co_return sessions.take_error();
   sessions_ = std::move(*sessions);
+  if (Error e = sessions_->require_newest()) co_return e;
   entries_ = std::make_unique<EntryCache>(
       geometry_, file_, options_.entry_cache_bytes,
       [this](io::Queue& io, Slot slot) { return home_mapping(io, slot); });

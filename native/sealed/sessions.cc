@@ -134,6 +134,18 @@ Task<Result<std::unique_ptr<Sessions>>> Sessions::load_with(io::Queue& io, const
   co_return std::move(table);
 }
 
+Error Sessions::require_newest() const {
+  const auto newest = std::max_element(entries_.begin(), entries_.end(),
+                                       [](auto& a, auto& b) { return a.first < b.first; });
+  if (newest == entries_.end()) return {};
+  const std::uint32_t epoch = newest->second.raw.epoch;
+  const bool known = std::any_of(keys_.data.begin(), keys_.data.end(),
+                                 [epoch](const DataKey& key) { return key.epoch == epoch; });
+  if (known) return {};
+  return Error(Kind::wrong_key, "the disk was last written under a data key of epoch " +
+                                    std::to_string(epoch) + ", which is missing");
+}
+
 Task<Error> Sessions::repair_copies(io::Queue& io, const io::File& file) {
   if (needs_repair_) co_return co_await repair(io, file);
   co_return Error();

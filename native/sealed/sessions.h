@@ -44,6 +44,9 @@ class Sessions {
                                                            const Extension& extension,
                                                            VolumeKeys& keys, const MacKeys& mac,
                                                            std::span<const std::uint8_t> backup);
+  // The data key of the newest session is at hand: whoever wrote last wrote under it, so that keys
+  // without it are of an epoch that is past, or was given up. Error: wrong_key.
+  Error require_newest() const;
   // Entries that only the backup had.
   std::uint32_t restored() const { return restored_; }
   // Writes both copies anew where one of them lacks anything.

@@ -74,4 +74,35 @@ TEST_CASE("an epoch whose session could not begin is not finished") {
   CHECK(lab.look(1) == "v7");
 }
 
+// Recovery leaves a log without a session, so that only the table of sessions shows what the keys
+// lack.
+TEST_CASE(
+    "keys of an epoch that is past open nothing, also after a recovery that nobody followed") {
+  const SealedShape shape;
+  const auto with_key = [&](std::uint32_t epoch) {
+    image::SealedOptions options = open_options(shape);
+    options.keys.data.clear();
+    options.keys.data.push_back(test_data_key(epoch));
+    options.keys.current_epoch = epoch;
+    return options;
+  };
+  Lab before(shape);
+  REQUIRE_FALSE(before.create());
+  REQUIRE_FALSE(before.open(with_key(1)));
+  REQUIRE_FALSE(begin(before, 2));
+  REQUIRE_FALSE(before.write(0, 7));
+  REQUIRE_FALSE(finish(before, 2));
+  REQUIRE_FALSE(before.write(1, 8));
+  REQUIRE_FALSE(before.flush());
+
+  Lab lab(shape, killed(before.image()));
+  REQUIRE_FALSE(lab.open(with_key(2)));
+  REQUIRE(lab.backend().recovery().records > 0);
+  REQUIRE_FALSE(lab.close());
+  CHECK(lab.open(with_key(1)).kind() == Kind::wrong_key);
+  REQUIRE_FALSE(lab.open(with_key(2)));
+  CHECK(lab.look(0) == "v7");
+  CHECK(lab.look(1) == "v8");
+}
+
 TEST_SUITE_END();
