@@ -173,7 +173,8 @@ Task<Error> SealedBackend::rewrite_run(QueueContext& q, RekeyRun run, Resolved* 
     co_return Error();
   }
   if (e.kind() == Kind::integrity && run.count == 1) {
-    out.damaged.push_back(run.first.value);
+    // One of the current epoch was to go along with its cluster, and may stay as it is.
+    if (of_other_epoch(r->version.entry)) out.damaged.push_back(run.first.value);
     co_return Error();
   }
   const bool split = e.kind() == Kind::integrity || e.kind() == Kind::no_space;

@@ -227,6 +227,29 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   CHECK_FALSE(Disk::open(std::move(old)));
 }
 
+TEST_CASE("going back is not in the way of a damaged sector that has never left") {
+  SealedDisk sealed;
+  std::unique_ptr<Disk> disk = sealed.open(keys_of({1}, 1), 1);
+  std::vector<std::uint8_t> data(kMiB, 5);
+  REQUIRE_FALSE(transfer(*disk, 0, RequestType::out, 0, data));
+  REQUIRE_FALSE(disk->close());
+  flip_last_bit(sealed.path());
+  disk = sealed.open(keys_of({1, 2}, 2), 1);
+  auto forward = disk->rekey({});
+  REQUIRE(forward);
+  REQUIRE(forward->damaged == 1);
+  REQUIRE_FALSE(disk->begin_epoch(pqblk::test::test_data_key(1)));
+  auto back = disk->rekey({});
+  REQUIRE(back);
+  CHECK(back->damaged == 0);
+  CHECK(back->sectors == kMiB / 4096 - 1);
+  auto verified = disk->rekey({.verify = true});
+  REQUIRE(verified);
+  CHECK(verified->sectors == 0);
+  CHECK_FALSE(disk->finish_epoch());
+  REQUIRE_FALSE(disk->close());
+}
+
 TEST_CASE("a rotation keeps to its limits, and names what it cannot read") {
   SealedDisk sealed;
   std::unique_ptr<Disk> disk = sealed.open(keys_of({1}, 1), 1);
