@@ -314,7 +314,8 @@ function requireDigits(given: string): string {
 
 /**
  * The slot meant by its number, its label, or at least 8 digits of its fingerprint or id. A slot that
- * is live goes before one that was revoked. Kinds `slot_not_found`, `ambiguous`.
+ * is live goes before one that was revoked; of several that were, any will do: nothing is done to it. Kinds
+ * `slot_not_found`, `ambiguous`.
  */
 export function findSlot(slots: readonly SlotDescription[], reference: string): SlotDescription {
   const fits = (slot: SlotDescription) =>
@@ -323,7 +324,7 @@ export function findSlot(slots: readonly SlotDescription[], reference: string): 
       : slot.label === reference || hasDigits(slot, reference.toLowerCase());
   const matches = slots.filter(fits);
   const live = matches.filter((slot) => slot.state !== 'revoked');
-  const [match, another] = live.length > 0 ? live : matches;
+  const [match, another] = live.length > 0 ? live : matches.slice(0, 1);
   if (match && !another) return match;
   const known = slots.map((slot) => `${slot.index} "${slot.label}"`).join(', ');
   if (!match) {

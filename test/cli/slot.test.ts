@@ -162,6 +162,24 @@ describe('slot', () => {
   });
 });
 
+describe('a label that was revoked before', () => {
+  it('is revoked again, and once more means that nothing is to be done', async () => {
+    const path = await disk('alice', 'bob');
+    const revoke = ['slot', 'revoke', path, 'bob', '--key', 'alice'];
+    expect((await report(...revoke)).changed).toBe(true);
+    await report('slot', 'add', path, 'bob', '--key', 'alice');
+    const again = await report(...revoke);
+    expect(states(again.after.slots)).toEqual([
+      'alice primary active',
+      'bob primary revoked',
+      'bob primary revoked',
+    ]);
+    expect((await report(...revoke)).changed).toBe(false);
+    const rewrap = await run('rewrap', path, 'bob', '--key', 'alice');
+    expect(rewrap.code).toBe(exitCode('slot_revoked'));
+  });
+});
+
 describe('rewrap and rotate-master-key', () => {
   it('rewrap moves a slot to a new key, and is done when it is run again', async () => {
     const path = await disk('alice', 'bob');
