@@ -41,8 +41,14 @@ Error check_target(int fd) {
     return Error(Kind::permission, why).at("hand over keys");
   };
   if (::isatty(fd) == 1) return refuse("keys are never written to a terminal");
-  if (S_ISREG(status.st_mode) && (status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
-    return refuse("others have access to this file; expected mode 0600");
+  // Whoever may open a file or a named pipe reads what is in it; root does in any case.
+  if (S_ISREG(status.st_mode) || S_ISFIFO(status.st_mode)) {
+    if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
+      return refuse("others have access to this file; expected mode 0600");
+    }
+    if (status.st_uid != ::geteuid() && status.st_uid != 0) {
+      return refuse("this file or pipe belongs to another user");
+    }
   }
   // Descriptors without a type are the runtime's: events, rings.
   if ((status.st_mode & S_IFMT) == 0) return refuse("this descriptor takes no keys");

@@ -2,7 +2,17 @@
 // other end is written here from docs/handing-keys.md; that the keys are the right ones is told by the
 // key layer, which opens the same disk.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, closeSync, existsSync, openSync, readFileSync, statSync } from 'node:fs';
+import {
+  chmodSync,
+  closeSync,
+  constants,
+  existsSync,
+  fchownSync,
+  openSync,
+  readFileSync,
+  readSync,
+  statSync,
+} from 'node:fs';
 import { createConnection, createServer } from 'node:net';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -230,6 +240,37 @@ describe('unlock', () => {
     closeSync(open);
     expect(refused.status).toBe(exitCode('permission'));
     expect(readFileSync(at('open')).length).toBe(0);
+  });
+
+  it('judges a named pipe as a file', () => {
+    for (const [mode, code] of [
+      ['666', exitCode('permission')],
+      ['600', 0],
+    ] as const) {
+      const path = at(`fifo-${mode}`);
+      spawnSync('mkfifo', ['-m', mode, path]);
+      const fd = openSync(path, constants.O_RDWR | constants.O_NONBLOCK);
+      const { status } = unlock(['ignore', 'pipe', 'pipe', fd], '--fd', '3');
+      expect(status).toBe(code);
+      const got = Buffer.alloc(expected.length + 1);
+      if (code === 0) expect(got.subarray(0, readSync(fd, got))).toEqual(expected);
+      else expect(() => readSync(fd, got)).toThrow('EAGAIN');
+      closeSync(fd);
+    }
+  });
+
+  it('writes nothing to what another user owns', () => {
+    if (process.getuid?.() !== 0) {
+      console.log('SKIP: only root can hand out what another user owns');
+      return;
+    }
+    const fd = openSync(at('theirs'), 'w', 0o600);
+    fchownSync(fd, 65534, 65534);
+    const refused = unlock(['ignore', 'pipe', 'pipe', fd], '--fd', '3');
+    closeSync(fd);
+    expect(refused.status).toBe(exitCode('permission'));
+    expect(refused.stderr.toString()).toContain('belongs to another user');
+    expect(statSync(at('theirs')).size).toBe(0);
   });
 
   it('never writes to a terminal', () => {
