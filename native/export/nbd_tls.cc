@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <openssl/crypto.h>
 #include <openssl/err.h>
+#include <openssl/evp.h>
+#include <openssl/pem.h>
 #include <openssl/ssl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,6 +13,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <map>
+#include <memory>
 #include <string_view>
 #include <utility>
 #include <vector>
@@ -20,7 +23,7 @@
 namespace pqblk::exports::nbd {
 namespace {
 
-constexpr std::size_t kPskFileMax = 1 << 20;
+constexpr std::size_t kKeyFileMax = 1 << 20;
 constexpr std::size_t kPskMin = 16, kPskMax = 64;  // bytes of a key
 // Forward secrecy first; plain PSK last, for clients that know nothing else in TLS 1.2.
 constexpr const char* kPskCiphers =
@@ -52,18 +55,19 @@ bool decode(std::string_view hex, std::vector<unsigned char>& out) {
   return true;
 }
 
-Error read_private_file(const std::string& path, std::string& text) {
+// `what` names the content in errors.
+Error read_private_file(const std::string& path, const std::string& what, std::string& text) {
   const int fd =
       ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);  // no wait for a FIFO's writer
-  if (fd < 0) return Error::from_errno(errno, "read the pre-shared keys", path);
+  if (fd < 0) return Error::from_errno(errno, "read the " + what, path);
   struct stat status {};
   Error error;
   if (::fstat(fd, &status) != 0) {
-    error = Error::from_errno(errno, "read the pre-shared keys", path);
+    error = Error::from_errno(errno, "read the " + what, path);
   } else if ((status.st_mode & (S_IRWXG | S_IRWXO)) != 0) {
     error = Error(Kind::permission, "others may read it; chmod 600 it first").in(path);
-  } else if (!S_ISREG(status.st_mode) || static_cast<std::size_t>(status.st_size) > kPskFileMax) {
-    error = Error(Kind::invalid_argument, "not a file of pre-shared keys").in(path);
+  } else if (!S_ISREG(status.st_mode) || static_cast<std::size_t>(status.st_size) > kKeyFileMax) {
+    error = Error(Kind::invalid_argument, "not a file of " + what).in(path);
   } else {
     text.resize(static_cast<std::size_t>(status.st_size));
     const ssize_t n = ::read(fd, text.data(), text.size());
@@ -95,7 +99,7 @@ struct TlsContext::Keys {
 
 Error TlsContext::Keys::load(const std::string& path) {
   WipedText file;
-  if (Error e = read_private_file(path, file.text)) return e;
+  if (Error e = read_private_file(path, "pre-shared keys", file.text)) return e;
   std::string_view rest = file.text;
   for (int line_number = 1; !rest.empty(); ++line_number) {
     const std::size_t end = std::min(rest.find('\n'), rest.size());
@@ -141,6 +145,23 @@ bool is_there(const std::string& path) {
   struct stat status {};
   return ::lstat(path.c_str(), &status) == 0;
 }
+
+// One that wants a passphrase is refused: nobody is there to be asked.
+Error use_private_key(SSL_CTX* context, const std::string& path) {
+  WipedText file;
+  if (Error e = read_private_file(path, "a private key", file.text)) return e;
+  const std::unique_ptr<BIO, int (*)(BIO*)> bio(
+      BIO_new_mem_buf(file.text.data(), static_cast<int>(file.text.size())), &BIO_free);
+  const auto no_passphrase = [](char*, int, int, void*) { return -1; };
+  const std::unique_ptr<EVP_PKEY, void (*)(EVP_PKEY*)> key(
+      bio ? PEM_read_bio_PrivateKey(bio.get(), nullptr, no_passphrase, nullptr) : nullptr,
+      &EVP_PKEY_free);
+  if (!key || SSL_CTX_use_PrivateKey(context, key.get()) != 1 ||
+      SSL_CTX_check_private_key(context) != 1) {
+    return openssl_error("not the certificate's private key in PEM, without a passphrase", path);
+  }
+  return {};
+}
 }  // namespace
 
 Result<std::shared_ptr<TlsContext>> TlsContext::load(const TlsOptions& options) {
@@ -179,7 +200,7 @@ Error TlsContext::load_certificates(const std::string& directory, bool any_clien
   const std::string key = directory + "/server-key.pem";
   const std::string authority = directory + "/ca-cert.pem";
   const std::string revoked = directory + "/ca-crl.pem";
-  std::vector<std::string> needed{certificate, key};
+  std::vector<std::string> needed{certificate};
   // Without an authority whoever reaches the server is let in: only where somebody said so.
   if (!any_client || is_there(authority)) needed.push_back(authority);
   if (is_there(revoked)) needed.push_back(revoked);
@@ -197,10 +218,7 @@ Error TlsContext::load_certificates(const std::string& directory, bool any_clien
   if (SSL_CTX_use_certificate_chain_file(context_, certificate.c_str()) != 1) {
     return openssl_error("not a certificate in PEM", certificate);
   }
-  if (SSL_CTX_use_PrivateKey_file(context_, key.c_str(), SSL_FILETYPE_PEM) != 1 ||
-      SSL_CTX_check_private_key(context_) != 1) {
-    return openssl_error("not the certificate's private key in PEM", key);
-  }
+  if (Error e = use_private_key(context_, key)) return e;
   if (!is_there(authority)) return {};
   if (SSL_CTX_load_verify_locations(context_, authority.c_str(), nullptr) != 1) {
     return openssl_error("not a certificate in PEM", authority);

@@ -3,10 +3,12 @@ import { spawn, spawnSync } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import {
+  chmodSync,
   existsSync,
   mkdirSync,
   readFileSync,
   renameSync,
+  rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
@@ -383,8 +385,16 @@ describe('serve over TCP', () => {
     await vi.waitFor(() => expect(server.stderr()).toContain(line), PATIENCE);
     expect(await server.end()).toBe(0);
     writeFileSync(psk('bad'), 'alice:00\n');
-    const broken = await pqblk('serve', disk, ...ways, '--tls-psk', psk('bad'), ...store);
-    expect(broken.code).toBe(exitCode('invalid_argument'));
+    const refused = async () =>
+      await pqblk('serve', disk, ...ways, '--tls-psk', psk('bad'), ...store);
+    expect((await refused()).code).toBe(exitCode('invalid_argument'));
+    chmodSync(psk('bad'), 0o640);
+    expect(await refused()).toMatchObject({ code: exitCode('permission') });
+    rmSync(psk('bad'));
+    peer('mkfifo', '-m', '600', psk('bad')); // nobody writes
+    const fifo = await refused();
+    expect(fifo.code).toBe(exitCode('invalid_argument'));
+    expect(fifo.stderr).toContain('not a file of pre-shared keys');
   });
 
   it('speaks TLS with certificates, and asks clients for theirs', async () => {
@@ -435,6 +445,18 @@ describe('serve over TCP', () => {
       code: exitCode('not_found'),
     });
     renameSync(`${authority}.away`, authority);
+    const key = join(pki, 'server-key.pem');
+    chmodSync(key, 0o640);
+    const readable = await pqblk('serve', disk, ...tls);
+    expect(readable.code).toBe(exitCode('permission'));
+    expect(readable.stderr).toContain('server-key.pem: others may read it');
+    chmodSync(key, 0o600);
+    renameSync(key, `${key}.plain`);
+    openssl('pkey', '-in', `${key}.plain`, '-aes256', '-passout', 'pass:x', '-out', key);
+    const locked = await pqblk('serve', disk, ...tls);
+    expect(locked.code).toBe(exitCode('invalid_argument'));
+    expect(locked.stderr).toContain('without a passphrase');
+    renameSync(`${key}.plain`, key);
     const server = await serve(disk, '--nbd-tcp', 'localhost:0', '--tls-cert', pki, ...store);
     const { port } = new URL(String(server.uris[0]));
     expect(peer('nbdinfo', `nbds://localhost:${port}/?tls-certificates=${pki}`)).toContain(
