@@ -214,7 +214,9 @@ export class Pins {
   async record(seen: Observed, options: PinOptions = {}): Promise<PinVerdict> {
     const verdict = await this.check(seen, options);
     if (verdict === 'same') return verdict;
-    const release = await this.#hold(seen.volumeUuid);
+    const release = await this.#hold(seen.volumeUuid).catch((error) => {
+      throw unremembered(error);
+    });
     try {
       const now = await this.check(seen, options);
       if (now !== 'same') await this.#write(seen.volumeUuid, stateOf(seen));
@@ -268,6 +270,20 @@ export class Pins {
     const text = `${JSON.stringify(document, null, 2)}\n`;
     await writePrivateFile(this.#path(volumeUuid), text, 'replace');
   }
+}
+
+/** Who only opens a disk does not expect that anything is written. */
+function unremembered(error: unknown): unknown {
+  if (!(error instanceof PqblkError) || error.kind === 'locked') return error;
+  const { kind, message, path, cause } = error;
+  return new PqblkError(kind, message, {
+    path,
+    operation: 'remember key area',
+    hint:
+      'the keys of the disk are newer than what this host has seen, and it must be able to remember that: make ' +
+      'the key store writable, or prepare it elsewhere with `pqblk pin import`',
+    cause,
+  });
 }
 
 const stateOf = (seen: Observed): PinnedState => ({

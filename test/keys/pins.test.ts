@@ -1,5 +1,5 @@
 // Pins: an older key area or another master key is noticed, and accepted only when told to.
-import { chmod, readFile, stat, writeFile } from 'node:fs/promises';
+import { chmod, mkdir, readFile, rm, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { expect, test } from 'vitest';
 import { createKeyArea, formatUuid, KeyStore, openKeyArea, toHex } from '../../src/keys/index.js';
@@ -32,6 +32,21 @@ test('first use is trusted, the same and newer open, and newer moves the pin', a
   expect(await pins.record(seen(7, 2))).toBe('newer');
   expect(await pins.get(UUID)).toMatchObject({ generation: 7, epoch: 2 });
   expect(await pins.check({ ...seen(1), volumeUuid: new Uint8Array(16) })).toBe('new');
+});
+
+test('a store that takes no pin says what it is for, and is asked only when there is news', async () => {
+  const directory = join(await temporaryDirectory(), 'keys');
+  const { pins } = new KeyStore(directory);
+  await pins.record(seen(5));
+  const lock = join(directory, 'pins', `${formatUuid(UUID)}.lock`);
+  await rm(lock);
+  await mkdir(lock); // cannot be opened to be locked, not even by root
+  expect(await pins.record(seen(5))).toBe('same');
+  const error = await errorOf(() => pins.record(seen(6)));
+  expect(error).toMatchObject({
+    operation: 'remember key area',
+    hint: expect.stringContaining('pin import'),
+  });
 });
 
 test('older in generation or epoch is a rollback, unless allowed', async () => {
