@@ -4,7 +4,7 @@ import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
-import { peer, pqblkJson, scratch } from './helpers.js';
+import { exitCode, peer, pqblk, pqblkJson, scratch } from './helpers.js';
 import { serve } from './serving.js';
 
 const dir = scratch();
@@ -96,5 +96,22 @@ describe('examples/pqblk.service', () => {
     );
     expect(`${rating.stdout}${rating.stderr}`).toMatch(/exposure level.*: [0-2]\.\d/);
     expect(rating.status).toBe(0);
+  });
+
+  it('tries nothing again that stays wrong', async () => {
+    const unit = readFileSync(UNIT, 'utf8');
+    const never = /^RestartPreventExitStatus=(.*)$/m.exec(unit)?.[1]?.split(' ').map(Number);
+    writeFileSync(at('wrong.yaml'), 'disks: 7\n');
+    const config = await pqblk('serve', '--config', at('wrong.yaml'));
+    expect(never).toContain(config.code);
+    const others = [
+      'usage',
+      'wrong_key',
+      'wrong_passphrase',
+      'wrong_pin',
+      'pin_locked',
+      'policy',
+    ] as const;
+    expect(never).toEqual(expect.arrayContaining(others.map((kind) => exitCode(kind))));
   });
 });
