@@ -86,6 +86,11 @@ Task<Error> SealedBackend::fold(QueueContext& q, const LogScan& scan, Fold& fold
 Task<Result<bool>> SealedBackend::opens_at(QueueContext& q, Sector s, const Entry& entry,
                                            std::uint64_t host) {
   if (host == 0) co_return false;
+  if (sessions_->lacks_key(entry.session())) {
+    co_return Error(Kind::wrong_key, "the log cannot be folded: a version of sector " +
+                                         std::to_string(s.value) +
+                                         " is of an epoch whose data key is missing");
+  }
   QueueContext::Buffer buffer = q.buffer(2 * kSectorSize);
   const std::uint64_t at = host + geometry_.offset_in_cluster(s);
   if (Error e = co_await q.io.read(file_, at, buffer.data(), kSectorSize)) co_return e;

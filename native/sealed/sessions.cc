@@ -139,11 +139,15 @@ Error Sessions::require_newest() const {
                                        [](auto& a, auto& b) { return a.first < b.first; });
   if (newest == entries_.end()) return {};
   const std::uint32_t epoch = newest->second.raw.epoch;
-  const bool known = std::any_of(keys_.data.begin(), keys_.data.end(),
-                                 [epoch](const DataKey& key) { return key.epoch == epoch; });
-  if (known) return {};
+  if (data_key(epoch) != nullptr) return {};
   return Error(Kind::wrong_key, "the disk was last written under a data key of epoch " +
                                     std::to_string(epoch) + ", which is missing");
+}
+
+bool Sessions::lacks_key(std::uint32_t id) const {
+  std::lock_guard guard(mutex_);
+  const auto known = entries_.find(id);
+  return known != entries_.end() && data_key(known->second.raw.epoch) == nullptr;
 }
 
 Task<Error> Sessions::repair_copies(io::Queue& io, const io::File& file) {
@@ -151,18 +155,22 @@ Task<Error> Sessions::repair_copies(io::Queue& io, const io::File& file) {
   co_return Error();
 }
 
-Result<std::unique_ptr<SessionKeys>> Sessions::derive(const SessionEntryRaw& entry) const {
-  const DataKey* data_key = nullptr;
-  for (const DataKey& k : keys_.data) {
-    if (k.epoch == entry.epoch) data_key = &k;
+const DataKey* Sessions::data_key(std::uint32_t epoch) const {
+  for (const DataKey& key : keys_.data) {
+    if (key.epoch == epoch) return &key;
   }
-  if (data_key == nullptr) {
+  return nullptr;
+}
+
+Result<std::unique_ptr<SessionKeys>> Sessions::derive(const SessionEntryRaw& entry) const {
+  const DataKey* const key = data_key(entry.epoch);
+  if (key == nullptr) {
     return Error(Kind::wrong_key, "no data key of epoch " + std::to_string(entry.epoch.get()));
   }
   std::array<std::uint8_t, 32> bytes;
-  if (Error e = derive_key(data_key->key, "pqblk/v1 sector", entry, uuid_, suite_, bytes)) return e;
+  if (Error e = derive_key(key->key, "pqblk/v1 sector", entry, uuid_, suite_, bytes)) return e;
   Result<crypto::AeadKey> sector = crypto::AeadKey::create(suite_, bytes);
-  if (Error e = derive_key(data_key->key, "pqblk/v1 log", entry, uuid_, suite_, bytes)) return e;
+  if (Error e = derive_key(key->key, "pqblk/v1 log", entry, uuid_, suite_, bytes)) return e;
   Result<crypto::AeadKey> log = crypto::AeadKey::create(suite_, bytes);
   crypto::wipe(bytes.data(), bytes.size());
   if (!sector) return sector.take_error();

@@ -47,6 +47,9 @@ class Sessions {
   // The data key of the newest session is at hand: whoever wrote last wrote under it, so that keys
   // without it are of an epoch that is past, or was given up. Error: wrong_key.
   Error require_newest() const;
+  // The table has this session, and the volume keys lack its epoch: what is sealed under it may be
+  // whole all the same.
+  bool lacks_key(std::uint32_t id) const;
   // Entries that only the backup had.
   std::uint32_t restored() const { return restored_; }
   // Writes both copies anew where one of them lacks anything.
@@ -81,6 +84,7 @@ class Sessions {
   Task<Error> read_copies(io::Queue& io, const io::File& file, bool& any_head);
   Error require_room() const;
   Error absorb(const AlignedBuffer& copy, bool& head_valid);
+  const DataKey* data_key(std::uint32_t epoch) const;
   Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry) const;
   void put_head(AlignedBuffer& image) const;
   Task<Error> write_both(io::Queue& io, const io::File& file, const AlignedBuffer& image,

@@ -37,6 +37,33 @@ void fill_file(Lab& lab) {
   REQUIRE(e.kind() == Kind::no_space);
 }
 
+// The last of the epochs is the one to write under.
+image::SealedOptions with_keys(const SealedShape& shape,
+                               std::initializer_list<std::uint32_t> epochs) {
+  image::SealedOptions options = open_options(shape);
+  options.keys.data.clear();
+  for (const std::uint32_t epoch : epochs) {
+    options.keys.data.push_back(test_data_key(epoch));
+    options.keys.current_epoch = epoch;
+  }
+  return options;
+}
+
+// As a power loss would: of what was written since, the places that held nothing hold nothing
+// again.
+sim::Device without_fresh_places(const sim::Device& before, const sim::Device& after) {
+  sim::Device image = after;
+  std::vector<std::uint8_t> was(sealed::kPage), is(sealed::kPage);
+  const std::vector<std::uint8_t> zeros(sealed::kPage);
+  const auto log = places_of(after.cache()).extension;
+  for (std::uint64_t at = log.log_offset + log.log_length; at < after.size(); at += sealed::kPage) {
+    before.cache().read(at, was.data(), sealed::kPage);
+    after.cache().read(at, is.data(), sealed::kPage);
+    if (was == zeros && is != zeros) image.overwrite(at, zeros.data(), sealed::kPage);
+  }
+  return image;
+}
+
 }  // namespace
 
 TEST_SUITE_BEGIN("solo");
@@ -79,13 +106,7 @@ TEST_CASE("an epoch whose session could not begin is not finished") {
 TEST_CASE(
     "keys of an epoch that is past open nothing, also after a recovery that nobody followed") {
   const SealedShape shape;
-  const auto with_key = [&](std::uint32_t epoch) {
-    image::SealedOptions options = open_options(shape);
-    options.keys.data.clear();
-    options.keys.data.push_back(test_data_key(epoch));
-    options.keys.current_epoch = epoch;
-    return options;
-  };
+  const auto with_key = [&](std::uint32_t epoch) { return with_keys(shape, {epoch}); };
   Lab before(shape);
   REQUIRE_FALSE(before.create());
   REQUIRE_FALSE(before.open(with_key(1)));
@@ -103,6 +124,34 @@ TEST_CASE(
   REQUIRE_FALSE(lab.open(with_key(2)));
   CHECK(lab.look(0) == "v7");
   CHECK(lab.look(1) == "v8");
+}
+
+// Going back had come half the way: the newest session is of the old epoch, a sector's last whole
+// version of the one that was given up.
+TEST_CASE("a log is not folded with keys that lack one of the versions to choose from") {
+  const SealedShape shape;
+  Lab before(shape);
+  REQUIRE_FALSE(before.create());
+  REQUIRE_FALSE(before.open(with_keys(shape, {1})));
+  REQUIRE_FALSE(before.write(0, 1, 2));
+  REQUIRE_FALSE(begin(before, 2));
+  REQUIRE_FALSE(before.write(0, 2, 2));
+  REQUIRE_FALSE(before.write(2, 2, 2));
+  REQUIRE_FALSE(before.checkpoint());
+  REQUIRE_FALSE(begin(before, 1));
+  REQUIRE_FALSE(before.write(4, 3));
+  REQUIRE_FALSE(before.flush());
+  const sim::Device early = killed(before.image());
+  REQUIRE_FALSE(before.write(0, 4, 2));
+  REQUIRE_FALSE(before.flush());
+
+  Lab lab(shape, without_fresh_places(early, killed(before.image())));
+  CHECK(lab.open(with_keys(shape, {1})).kind() == Kind::wrong_key);
+  REQUIRE_FALSE(lab.open(with_keys(shape, {2, 1})));
+  CHECK(lab.backend().recovery().damaged == 0);
+  CHECK(lab.look(0) == "v2");
+  CHECK(lab.look(1) == "v2");
+  CHECK(lab.look(4) == "v3");
 }
 
 TEST_SUITE_END();
