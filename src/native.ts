@@ -130,7 +130,13 @@ export interface NativeAddon {
     keyAreaState: Uint8Array;
   }>;
   restoreHeader(
-    options: { path: string; uuid: Uint8Array; header: Uint8Array; sessions: Uint8Array },
+    options: {
+      path: string;
+      uuid: Uint8Array;
+      header: Uint8Array;
+      sessions: Uint8Array;
+      withSessions: boolean;
+    },
     keys: NativeKeys,
   ): Promise<{ header: boolean; sessions: number }>;
   clearCorrupt(options: { path: string }): Promise<void>;

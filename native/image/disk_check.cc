@@ -85,9 +85,15 @@ Task<Error> check_structure(QueueContext& q, SealedBackend& backend, CheckSpec& 
   qcow2::CheckOptions options;
   options.repair = spec.repair;
   options.progress = spec.progress;
-  options.entry_override = [&mapped](Slot slot, std::uint64_t raw) {
+  const sealed::SealedGeometry& geometry = backend.sealed_geometry();
+  options.entry_override = [&](Slot slot, std::uint64_t raw) {
     const auto found = mapped.find(slot.value);
-    return found == mapped.end() ? raw : found->second;
+    const std::uint64_t entry = found == mapped.end() ? raw : found->second;
+    if (entry != 0 && !geometry.is_entry_slot(slot)) {
+      const std::uint64_t end = (geometry.cluster_of_slot(slot).value + 1) << geometry.cluster_bits;
+      out.guest_end = std::max(out.guest_end, end);
+    }
+    return entry;
   };
   options.override_slots = [&mapped](const std::function<void(Slot)>& visit) {
     for (const auto& [slot, entry] : mapped) visit({slot});
@@ -107,6 +113,7 @@ Task<Error> check_sealed(QueueContext& q, const io::File& file, CheckSpec& spec,
   how.for_check = true;  // structure and tags are checked without the backing image
   how.keys = std::move(*spec.keys);
   how.expected_uuid = spec.expected_uuid;
+  if (!spec.repair) how.backup_sessions = std::move(spec.backup_sessions);
   how.allow_unauthenticated_backing = true;  // nothing is read from it
   auto backend = co_await SealedBackend::open(q, file, std::move(how));
   if (!backend) co_return backend.take_error();

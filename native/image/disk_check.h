@@ -22,6 +22,7 @@ struct CheckSpec {
   bool repair = false;                     // leaks and refcounts; guest data is never touched
   std::optional<sealed::VolumeKeys> keys;  // sealed
   sealed::Uuid expected_uuid{};
+  std::vector<std::uint8_t> backup_sessions;  // see SealedOptions; not for a repair
   // Steps done of all steps (L1 entries, then sectors); false stops (Kind::canceled).
   std::function<bool(std::uint64_t done, std::uint64_t total)> progress;
 };
@@ -31,6 +32,7 @@ struct DiskCheck {
   std::uint64_t corruptions_fixed = 0, leaks_fixed = 0;
   std::uint64_t total_clusters = 0, allocated_clusters = 0, compressed_clusters = 0;
   std::uint64_t image_end = 0;                          // bytes
+  std::uint64_t guest_end = 0;                          // see qcow2::CheckReport
   std::vector<std::string> messages;                    // the first findings
   std::uint64_t sectors_verified = 0, sectors_bad = 0;  // sealed: tags
   std::vector<std::uint64_t> bad_sectors;               // the first of them

@@ -106,7 +106,7 @@ Task<Error> write_header(io::Queue& io, const io::File& file, AlignedBuffer& clu
   co_return co_await io.fdatasync(file);
 }
 
-// The header that counts: the disk's own if its MAC holds, else the backup's.
+// The header that counts: the disk's own if its MAC holds and it is believed, else the backup's.
 struct TrueHeader {
   ParsedHeader parsed;
   AlignedBuffer backup;  // the backup's, a whole cluster
@@ -119,19 +119,33 @@ Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
   if (!start) co_return start.take_error();
   const auto size = storage::size_now(file);  // after the read, see disk_info.cc
   if (!size) co_return size.error();
-  auto present = parse(start->span(), *size);
-  if (present && present->extension.uuid != backup.uuid) {
-    co_return Error(Kind::wrong_key, "the backup is of another volume (UUID differs)");
-  }
-  const bool readable = present && !verify(*present, mac, start->span());
   auto cluster = whole_cluster(backup);
   if (!cluster) co_return cluster.take_error();
-  auto chosen = readable ? std::move(present) : parse(cluster->span(), *size);
-  if (!chosen) co_return chosen.take_error();
-  if (!readable) {
-    if (Error e = verify(*chosen, mac, cluster->span())) co_return e;
+  auto present = parse(start->span(), *size);
+  // Without its MAC it says nothing, not even of which volume it is. One that is marked was put
+  // back, and no check has believed it yet.
+  if (present && !verify(*present, mac, start->span()) &&
+      !present->header.has(qcow2::kCorruptBit)) {
+    co_return TrueHeader{std::move(*present), std::move(*cluster), true};
   }
-  co_return TrueHeader{std::move(*chosen), std::move(*cluster), readable};
+  auto chosen = parse(cluster->span(), *size);
+  if (!chosen) co_return chosen.take_error();
+  if (Error e = verify(*chosen, mac, cluster->span())) co_return e;
+  co_return TrueHeader{std::move(*chosen), std::move(*cluster), false};
+}
+
+// The session table where the header has it: the proof that this file is the volume.
+Task<Result<std::unique_ptr<Sessions>>> prove(io::Queue& io, const io::File& file,
+                                              const TrueHeader& header, const HeaderBackup& backup,
+                                              VolumeKeys& keys, const MacKeys& mac) {
+  auto table = co_await Sessions::load_with(io, file, header.parsed.extension, keys, mac,
+                                            backup.sessions, header.readable);
+  if (table || header.readable || table.error().kind() != Kind::integrity) co_return table;
+  auto start = co_await read_start(io, file);
+  if (!start) co_return start.take_error();
+  auto present = parse(start->span(), file.size);
+  if (!present || present->extension.uuid == backup.uuid) co_return table;
+  co_return Error(Kind::wrong_key, "the backup is of another volume (UUID differs)");
 }
 
 Task<Error> look(io::Queue& io, const io::File& file, const HeaderBackup& backup, VolumeKeys& keys,
@@ -140,6 +154,8 @@ Task<Error> look(io::Queue& io, const io::File& file, const HeaderBackup& backup
   if (!mac) co_return mac.take_error();
   auto header = co_await true_header(io, file, backup, *mac);
   if (!header) co_return header.take_error();
+  auto table = co_await prove(io, file, *header, backup, keys, *mac);
+  if (!table) co_return table.take_error();
   auto area = co_await read_key_area(io, file, header->parsed.extension);
   if (!area) co_return area.take_error();
   out = {header->readable, std::move(*area)};
@@ -147,21 +163,20 @@ Task<Error> look(io::Queue& io, const io::File& file, const HeaderBackup& backup
 }
 
 Task<Error> restore(io::Queue& io, const io::File& file, const HeaderBackup& backup,
-                    VolumeKeys& keys, HeaderRestored& out) {
+                    bool with_sessions, VolumeKeys& keys, HeaderRestored& out) {
   auto mac = derive_mac_keys(keys.integrity, backup.uuid);
   if (!mac) co_return mac.take_error();
   auto header = co_await true_header(io, file, backup, *mac);
   if (!header) co_return header.take_error();
-  // Proves that this file is the volume, before a byte of it changes.
-  auto table =
-      co_await Sessions::load_with(io, file, header->parsed.extension, keys, *mac, backup.sessions);
+  auto table = co_await prove(io, file, *header, backup, keys, *mac);
   if (!table) co_return table.take_error();
   if (!header->readable) {
     if (Error e = co_await write_header(io, file, header->backup)) co_return e;
     out.header = true;
   }
   out.sessions = (*table)->restored();
-  co_return co_await (*table)->repair_copies(io, file);
+  if (with_sessions) co_return co_await (*table)->repair_copies(io, file);
+  co_return Error();
 }
 
 Task<Error> clear(io::Queue& io, const io::File& file) {
@@ -215,10 +230,10 @@ Result<HeaderLook> look_at_header(const std::string& path, const HeaderBackup& b
 }
 
 Result<HeaderRestored> restore_header(const std::string& path, const HeaderBackup& backup,
-                                      VolumeKeys keys) {
+                                      bool with_sessions, VolumeKeys keys) {
   HeaderRestored restored;
   Error e = with_file(path, {}, [&](io::Queue& io, const io::File& file) {
-    return restore(io, file, backup, keys, restored);
+    return restore(io, file, backup, with_sessions, keys, restored);
   });
   if (e) return e;
   return restored;

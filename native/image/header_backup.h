@@ -24,28 +24,30 @@ struct HeaderBackup {
 Result<HeaderBackup> read_header_backup(const std::string& path);
 
 struct HeaderLook {
-  bool readable = false;       // the disk's own header, whose MAC holds
+  bool readable = false;       // the disk's own header: its MAC holds, and it is not marked
   sealed::KeyArea key_area{};  // where that header has it, or else the backup's
 };
 
 // What a restore would find: the copies of the key area in the places that an authentic header
 // names, though nobody can read the one on the disk. Blocking, takes no lock, writes nothing.
-// Errors: those of restore_header, but for the session table's and locked.
+// Errors: those of restore_header but locked.
 Result<HeaderLook> look_at_header(const std::string& path, const HeaderBackup& backup,
                                   sealed::VolumeKeys keys);
 
 struct HeaderRestored {
   bool header = false;         // it was unreadable and is the backup's now, marked corrupt
-  std::uint32_t sessions = 0;  // that the backup gave back
+  std::uint32_t sessions = 0;  // that the backup gives back
 };
 
-// Blocking, under the disk's lock. A header that is readable is left alone. Of the session table,
-// entries that the disk has lost come back, and nothing goes. A header that was put back is marked
-// corrupt until clear_corrupt: whether its table positions are still true, a check must tell.
-// Errors: wrong_key (another volume), integrity (the backup's MACs do not hold, or the session
-// table is not where the backup's header has it), locked.
+// Blocking, under the disk's lock. The header first, then, `with_sessions`, the session table:
+// where a header that was put back has the table may be live space of others, a check must tell
+// before anything is written there. A header that is readable, and not marked, is left alone. Of
+// the session table, entries that the disk has lost come back, and nothing goes. A header that was
+// put back is marked corrupt until clear_corrupt: whether its table positions are still true, a
+// check must tell. Errors: wrong_key (another volume), integrity (the backup's MACs do not hold, or
+// the session table is not where the backup's header has it), locked.
 Result<HeaderRestored> restore_header(const std::string& path, const HeaderBackup& backup,
-                                      sealed::VolumeKeys keys);
+                                      bool with_sessions, sealed::VolumeKeys keys);
 
 // Takes the mark off again. Blocking, under the disk's lock.
 Error clear_corrupt(const std::string& path);

@@ -71,8 +71,10 @@ Task<Error> SealedBackend::load_header(QueueContext& q) {
     co_return e;
   }
   if (header.has(qcow2::kCorruptBit) && !options_.read_only && !options_.for_check) {
-    co_return Error(Kind::corrupt,
-                    "marked corrupt: open it read-only, or run `pqblk check --repair`");
+    co_return Error(
+        Kind::corrupt,
+        "marked corrupt: its header was put back, and no check has believed it yet; run "
+        "`pqblk header restore` again or `pqblk check --repair`, or open it read-only");
   }
   geometry_.cluster_bits = bits;
   geometry_.size = header.size;
@@ -89,6 +91,21 @@ Task<Error> SealedBackend::require_key_area(QueueContext& q) {
   if (state_of(*area) == options_.keys.key_area_state) co_return Error();
   co_return Error(Kind::locked,
                   "the key area was replaced after these keys were taken from it: take them anew");
+}
+
+Task<Error> SealedBackend::load_sessions(QueueContext& q) {
+  const std::vector<std::uint8_t>& backup = options_.backup_sessions;
+  if (backup.empty()) {
+    auto own = co_await Sessions::load(q.io, file_, extension_, options_.keys, mac_);
+    if (!own) co_return own.take_error();
+    sessions_ = std::move(*own);
+  } else {
+    auto both =
+        co_await Sessions::load_with(q.io, file_, extension_, options_.keys, mac_, backup, true);
+    if (!both) co_return both.take_error();
+    sessions_ = std::move(*both);
+  }
+  co_return sessions_->require_newest();
 }
 
 Task<Error> SealedBackend::load(QueueContext& q) {
@@ -125,10 +142,7 @@ Task<Error> SealedBackend::load(QueueContext& q) {
       if (Error e = co_await q.io.fdatasync(file_)) co_return e;
     }
   }
-  auto sessions = co_await Sessions::load(q.io, file_, extension_, options_.keys, mac_);
-  if (!sessions) co_return sessions.take_error();
-  sessions_ = std::move(*sessions);
-  if (Error e = sessions_->require_newest()) co_return e;
+  if (Error e = co_await load_sessions(q)) co_return e;
   entries_ = std::make_unique<EntryCache>(
       geometry_, file_, options_.entry_cache_bytes,
       [this](io::Queue& io, Slot slot) { return home_mapping(io, slot); });

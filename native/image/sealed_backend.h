@@ -38,6 +38,8 @@ struct SealedOptions {
   bool read_only = false;
   sealed::VolumeKeys keys;  // moved in
   sealed::Uuid expected_uuid{};
+  // Of a header backup: entries that the disk's session table has lost. Only to look, read_only.
+  std::vector<std::uint8_t> backup_sessions;
   std::uint64_t l2_cache_bytes = 32 * kMiB;
   std::uint64_t entry_cache_bytes = 64 * kMiB;
   std::uint64_t pending_bytes = 32 * kMiB;
@@ -150,6 +152,7 @@ class SealedBackend final : public Backend {
   Task<Error> load(QueueContext& q);
   Task<Error> load_header(QueueContext& q);
   Task<Error> require_key_area(QueueContext& q);
+  Task<Error> load_sessions(QueueContext& q);
 
   // sealed_read.cc
   bool mapping_now(Slot slot, std::uint64_t& raw);

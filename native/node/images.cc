@@ -154,6 +154,7 @@ Napi::Value check_to_js(Napi::Env env, const image::DiskCheck& check) {
   out.Set("allocatedClusters", number_to_js(env, check.allocated_clusters));
   out.Set("compressedClusters", number_to_js(env, check.compressed_clusters));
   out.Set("imageEnd", number_to_js(env, check.image_end));
+  out.Set("guestEnd", number_to_js(env, check.guest_end));
   out.Set("sectorsVerified", number_to_js(env, check.sectors_verified));
   out.Set("sectorsBad", number_to_js(env, check.sectors_bad));
   const Napi::Array messages = Napi::Array::New(env);
@@ -225,6 +226,7 @@ Napi::Value check_disk(const Napi::CallbackInfo& info) {
   options.read_choice<image::Format>("format", format_names(), spec->format);
   options.read("repair", spec->repair);
   options.read("uuid", spec->expected_uuid);
+  options.read("backupSessions", spec->backup_sessions);
   spec->keys = optional_keys(env, info[1]);
   if (env.IsExceptionPending()) return env.Undefined();
   return answer_job<image::DiskCheck>(
@@ -275,6 +277,7 @@ struct BackupAndKeys {
   std::string path;
   image::HeaderBackup backup;
   sealed::VolumeKeys keys;
+  bool with_sessions = true;
 };
 
 std::shared_ptr<BackupAndKeys> read_backup(const Napi::CallbackInfo& info) {
@@ -284,6 +287,7 @@ std::shared_ptr<BackupAndKeys> read_backup(const Napi::CallbackInfo& info) {
   options.read("uuid", out->backup.uuid);
   options.read("header", out->backup.header);
   options.read("sessions", out->backup.sessions);
+  options.read("withSessions", out->with_sessions);
   read_keys(info.Env(), info[1], out->keys);
   return out;
 }
@@ -314,7 +318,8 @@ Napi::Value restore_header(const Napi::CallbackInfo& info) {
   return answer_job<image::HeaderRestored>(
       env, env.Undefined(),
       [given](TokenCore&) {
-        return image::restore_header(given->path, given->backup, std::move(given->keys));
+        return image::restore_header(given->path, given->backup, given->with_sessions,
+                                     std::move(given->keys));
       },
       +[](Napi::Env e, const image::HeaderRestored& restored) -> Napi::Value {
         const Napi::Object out = Napi::Object::New(e);

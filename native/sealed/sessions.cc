@@ -58,7 +58,7 @@ AlignedBuffer Sessions::empty_copy(std::size_t length, const Uuid& uuid, const M
 }
 
 // Takes the valid entries of one copy into the union. An invalid head or entry asks for a repair.
-Error Sessions::absorb(const AlignedBuffer& copy, bool& head_valid) {
+Error Sessions::absorb(const AlignedBuffer& copy, bool& head_valid, bool any_epoch) {
   SessionHeadRaw head;
   std::memcpy(&head, copy.data(), sizeof head);
   const Mac32 want = mac_of(mac_, "head", uuid_, copy.data());
@@ -75,6 +75,7 @@ Error Sessions::absorb(const AlignedBuffer& copy, bool& head_valid) {
       continue;
     }
     high_water_ = std::max(high_water_, raw.id.get());
+    if (!any_epoch && data_key(raw.epoch) == nullptr) continue;
     entries_.try_emplace(raw.id, Known{raw, n, nullptr});
   }
   return {};
@@ -114,19 +115,20 @@ Task<Result<std::unique_ptr<Sessions>>> Sessions::load(io::Queue& io, const io::
 Task<Result<std::unique_ptr<Sessions>>> Sessions::load_with(io::Queue& io, const io::File& file,
                                                             const Extension& extension,
                                                             VolumeKeys& keys, const MacKeys& mac,
-                                                            std::span<const std::uint8_t> backup) {
+                                                            std::span<const std::uint8_t> backup,
+                                                            bool place_certain) {
   std::unique_ptr<Sessions> table(new Sessions(extension, keys, mac));
   bool any_head = false;
   if (Error e = co_await table->read_copies(io, file, any_head)) co_return e;
   const std::size_t before = table->entries_.size();
-  if (!any_head && before == 0) {
+  if (!any_head && before == 0 && !place_certain) {
     co_return Error(Kind::integrity, "no session table is where the header has it");
   }
   AlignedBuffer third(
       std::max<std::size_t>(table->length_, align_up<std::size_t>(backup.size(), kPage)));
   std::copy(backup.begin(), backup.end(), third.data());
   bool valid = false;
-  if (Error e = table->absorb(third, valid)) co_return e;
+  if (Error e = table->absorb(third, valid, false)) co_return e;
   if (!valid) co_return Error(Kind::integrity, "the session table of the backup does not hold");
   if (Error e = table->require_room()) co_return e;
   table->restored_ = static_cast<std::uint32_t>(table->entries_.size() - before);

@@ -38,12 +38,14 @@ class Sessions {
                                                       const Extension& extension, VolumeKeys& keys,
                                                       const MacKeys& mac);
   // The same with a third copy, of a backup, which may be shorter than a table: entries that both
-  // copies on the disk have lost come back. At least one copy on the disk must show that the table
-  // is there: a head or an entry that holds.
+  // copies on the disk have lost come back, but for those of epochs that were forgotten. Unless the
+  // place is certain, a copy on the disk must show that the table is there: a head or an entry that
+  // holds.
   static Task<Result<std::unique_ptr<Sessions>>> load_with(io::Queue& io, const io::File& file,
                                                            const Extension& extension,
                                                            VolumeKeys& keys, const MacKeys& mac,
-                                                           std::span<const std::uint8_t> backup);
+                                                           std::span<const std::uint8_t> backup,
+                                                           bool place_certain);
   // The data key of the newest session is at hand: whoever wrote last wrote under it, so that keys
   // without it are of an epoch that is past, or was given up. Error: wrong_key.
   Error require_newest() const;
@@ -83,7 +85,7 @@ class Sessions {
   Sessions(const Extension& extension, VolumeKeys& keys, const MacKeys& mac);
   Task<Error> read_copies(io::Queue& io, const io::File& file, bool& any_head);
   Error require_room() const;
-  Error absorb(const AlignedBuffer& copy, bool& head_valid);
+  Error absorb(const AlignedBuffer& copy, bool& head_valid, bool any_epoch = true);
   const DataKey* data_key(std::uint32_t epoch) const;
   Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry) const;
   void put_head(AlignedBuffer& image) const;

@@ -129,7 +129,8 @@ async function restore(
         return opened.slot;
       }
       try {
-        using opened = (await openCopies(present, one, { pins: store.pins })).opened;
+        const words = keepKeyArea ? { allowRollback, confirmVmk } : {};
+        using opened = (await openCopies(present, one, { pins: store.pins, ...words })).opened;
         return opened.slot;
       } catch (error) {
         // An old one that was put back has no word, least of all against the backup that the pin knows.
@@ -201,8 +202,10 @@ function report(
   for (const warning of warnings) terminal.remark(`warning: ${warning}`);
 }
 
+const GROWN = 'the disk was grown after this backup was made, and has data beyond the size in it';
+
 /** Slots that open again, and those that are gone. */
-function warningsFor({ before = [], after }: RestoredHeader): string[] {
+function warningsFor({ before = [], after, grownTo }: RestoredHeader): string[] {
   const opens = (slots: readonly SlotDescription[], { fingerprint }: SlotDescription) =>
     slots.some((slot) => slot.fingerprint === fingerprint && slot.state !== 'revoked');
   const named = ({ label, fingerprint }: SlotDescription) =>
@@ -210,6 +213,7 @@ function warningsFor({ before = [], after }: RestoredHeader): string[] {
   const back = after.filter((slot) => opens(after, slot) && !opens(before, slot));
   const gone = before.filter((slot) => opens(before, slot) && !opens(after, slot));
   return [
+    ...(grownTo > 0 ? [`${GROWN}: \`pqblk resize DISK ${grownTo}\` brings it back`] : []),
     ...(before.length > 0 ? back.map((slot) => `${named(slot)} opens the disk again`) : []),
     ...gone.map((slot) => `${named(slot)} opens the disk no more`),
   ];

@@ -3,7 +3,7 @@
 // What a restore must never do: take away the only copy of a data key. So the disk's own key area, where an
 // authentic header has it, is compared with the backup's before a byte is written, whatever the pin of this
 // host thinks of the one or the other; only --force ends a data key.
-import { fromSystem, PqblkError } from '../errors.js';
+import { type ErrorKind, fromSystem, PqblkError } from '../errors.js';
 import { equalConstantTime } from '../keys/bytes.js';
 import {
   type AuditTrail,
@@ -24,9 +24,9 @@ import {
   toHex,
   type VolumeKeys,
 } from '../keys/index.js';
-import { calling, type LongWork, native, throwIfAborted } from '../native.js';
+import { calling, type LongWork, native } from '../native.js';
 import type { HeaderBackup } from './header-backup.js';
-import { type CheckResult, checkDisk } from './info.js';
+import { type CheckResult, checkWith, diskInfo } from './info.js';
 import { copiesIn, keyAreaOf } from './key-area-file.js';
 import { lendKeys, openCopies } from './unlock.js';
 
@@ -38,7 +38,10 @@ export interface RestoreHeaderOptions extends PinOptions, LongWork {
   readonly pins?: Pins | undefined;
   /** Put back header and sessions only: the key area of the disk, which must open, stays as it is. */
   readonly keepKeyArea?: boolean | undefined;
-  /** Replace a key area that has data keys which the backup lacks, or may have: their sectors are lost. */
+  /**
+   * Replace a key area that has data keys which the backup lacks, or may have: their sectors are lost. Believe
+   * a header that does not refer to all that is in the file: what it does not refer to is lost.
+   */
   readonly force?: boolean | undefined;
   /** Called before anything is written; what it throws is thrown. */
   readonly approve?: ((slots: RestoredSlots) => void | Promise<void>) | undefined;
@@ -63,14 +66,18 @@ export interface RestoredHeader extends Omit<RestoredSlots, 'present'> {
   readonly sessions: number;
   /** The key area is another one now. */
   readonly keyArea: boolean;
+  /** Bytes. The header is of before the disk was grown: it has data up to there. 0: it has not. */
+  readonly grownTo: number;
 }
 
 /**
  * Puts a backup back: the key area as it was, lost entries of the session table, and the header when
- * nobody can read the one on the disk. Where the header was gone, or both copies of the key area, a check of the
- * whole disk follows, with progress. Kinds: those of opening the backup's key area and of the pin,
- * `wrong_key` (another volume), `policy` (data keys would be lost), `corrupt` (the tables moved
- * since: the disk is left marked corrupt, to be read only), `locked`.
+ * nobody can read the one on the disk. Where the header was gone, or a copy of the key area, the whole disk is
+ * checked with the keys of the backup before they are written, with progress. Kinds: those of opening the
+ * backup's key area and of the pin, `wrong_key` (another volume), `policy` (data keys would be lost),
+ * `data_key_missing` (the backup does not have those of the disk; nothing was written but the header),
+ * `corrupt` (the tables moved since: the disk is left marked corrupt, to be read only), `integrity` (all is put
+ * back, and sectors are damaged), `interrupted` (the same command goes on), `locked`.
  */
 export async function restoreHeader(
   path: string,
@@ -108,26 +115,39 @@ async function lookAt(path: string, backup: HeaderBackup, keys: VolumeKeys) {
   return copiesIn({ ...found, uuid });
 }
 
-async function putTablesBack({ path, backup, keys }: Work) {
+/** The header, then what only a check of the whole disk tells, then the session table. */
+async function putTablesBack(work: Work, keys: VolumeKeys, compared: boolean) {
+  const { path, backup, options } = work;
   const { volumeUuid: uuid, header, sessions } = backup;
-  return await calling(() =>
-    lendKeys(keys, (lent) => native().restoreHeader({ path, uuid, header, sessions }, lent)),
-  );
+  const put = async (withSessions: boolean) =>
+    await calling(() =>
+      lendKeys(keys, (lent) =>
+        native().restoreHeader({ path, uuid, header, sessions, withSessions }, lent),
+      ),
+    );
+  const restored = await put(false);
+  const told = compared || options.force;
+  const found =
+    restored.header || restored.sessions > 0 || !told
+      ? await requireSound(work, keys, { ...restored, compared })
+      : undefined;
+  await put(true);
+  return { restored, found };
 }
 
 /** All but the key area. */
 async function restoreTables(work: Work): Promise<RestoredHeader> {
   const { backup, copies, options } = work;
   const { identity, pins, approve } = options;
-  using opened = (await openCopies(copies, identity, options)).opened;
-  const { slots } = describeKeyArea(copies.blob);
+  const { opened: area, index } = await openCopies(copies, identity, options);
+  using opened = area;
+  const { slots } = describeKeyArea(copies.copies[index].blob);
   await approve?.({ before: slots, after: slots, present: copies });
-  const restored = await putTablesBack(work);
+  const { restored, found } = await putTablesBack(work, opened, true);
   await pins?.record(opened, options);
-  const { header } = restored;
-  if (header) await requireSound(work, { header, compared: true });
+  const { grownTo } = await finish(work, restored.header, found);
   const volumeUuid = formatUuid(backup.volumeUuid);
-  return { volumeUuid, ...restored, keyArea: false, before: slots, after: slots };
+  return { volumeUuid, ...restored, keyArea: false, grownTo, before: slots, after: slots };
 }
 
 async function restoreAll(work: Work): Promise<RestoredHeader> {
@@ -137,12 +157,14 @@ async function restoreAll(work: Work): Promise<RestoredHeader> {
   using editor = await KeyAreaEditor.open(backup.keyArea, identity, {
     expectedVolumeUuid: volumeUuid,
   });
-  await pins?.check(editor.observed, options);
-  const after = editor.slots;
   const present = copies.blob.length > 0 ? copies : undefined;
+  await pins?.check(editor.observed, options).catch((error: unknown) => {
+    throw present ? namingTheWayOut(error) : error;
+  });
+  const after = editor.slots;
   const before = present && describeKeyArea(present.blob).slots;
   await options.approve?.({ before, after, present });
-  if (present && !options.force) await requireNothingLost(work, editor);
+  const compared = options.force ? false : await requireNothingLost(work, editor);
   requireLogged(editor, audit);
   const line = await audit?.prepare({
     operation: 'header-restore',
@@ -159,22 +181,23 @@ async function restoreAll(work: Work): Promise<RestoredHeader> {
       ? await editor.seal(line)
       : { blob: backup.keyArea, observed: editor.observed };
     await line?.append();
-    const restored = await writeBack(work, blob).catch(async (error: unknown) => {
-      await line?.failed(error);
-      throw error;
-    });
+    const { found, ...restored } = await writeBack(work, blob, compared).catch(
+      async (error: unknown) => {
+        await line?.failed(error);
+        throw error;
+      },
+    );
     await pins?.record(observed, options);
-    const { header } = restored;
-    if (header || !present) await requireSound(work, { header, compared: present !== undefined });
-    return { volumeUuid: formatUuid(volumeUuid), ...restored, before, after };
+    const { grownTo } = await finish(work, restored.header, found);
+    return { volumeUuid: formatUuid(volumeUuid), ...restored, grownTo, before, after };
   } finally {
     await line?.close();
   }
 }
 
-async function writeBack(work: Work, blob: Uint8Array) {
-  const restored = await putTablesBack(work);
-  const { copies } = work;
+async function writeBack(work: Work, blob: Uint8Array, compared: boolean) {
+  const { copies, keys } = work;
+  const { restored, found } = await putTablesBack(work, keys, compared);
   const place = keyAreaOf(work.path);
   const changes = copies.copies.some((copy) => !equalConstantTime(copy.blob, blob));
   const last = copies.order[0] ?? 0; // the newest one goes when its successor is durable
@@ -183,7 +206,17 @@ async function writeBack(work: Work, blob: Uint8Array) {
     await place.write(index, blob, state);
     ({ state } = await place.read());
   }
-  return { ...restored, keyArea: changes };
+  return { ...restored, keyArea: changes, found };
+}
+
+/** The pin refuses the backup's key area, and not its header. */
+function namingTheWayOut(error: unknown): unknown {
+  if (!(error instanceof PqblkError) || !isPinsWord(error)) return error;
+  const { kind, message, path, operation, hint, cause } = error;
+  return new PqblkError(kind, message, {
+    ...{ path, operation, cause },
+    hint: `${hint ?? ''}; --keep-key-area puts back all but the key area`,
+  });
 }
 
 function requireLogged(editor: KeyAreaEditor, audit: AuditTrail | undefined): void {
@@ -229,12 +262,11 @@ export async function isOutdated(
  * Data is under the data keys of the disk; the backup must have them all. Their numbers do not tell: a
  * rotation that was given up leaves its number to the next one, and copies of a disk count each for itself.
  * Nor does the pin: it takes old copies that were put back for what they are, but keys that were changed on
- * another host as well. A copy that is plainly false has nothing to lose; each other one must open.
+ * another host as well. False: of a copy that is damaged, or plainly false, nobody knows what it had.
  */
-async function requireNothingLost(work: Work, kept: KeyAreaEditor): Promise<void> {
+async function requireNothingLost(work: Work, kept: KeyAreaEditor): Promise<boolean> {
   const { copies, options } = work;
   let opens = 0;
-  let refusal: PqblkError | undefined;
   for (const index of copies.order) {
     try {
       using present = await openKeyArea(copies.copies[index].blob, options.identity, {
@@ -247,10 +279,9 @@ async function requireNothingLost(work: Work, kept: KeyAreaEditor): Promise<void
       if (!(error instanceof PqblkError)) throw error;
       if (isContested(error)) throw keysUnknown(work, error);
       if (!isPlainlyFalse(error)) throw error;
-      refusal ??= error;
     }
   }
-  if (opens === 0 && refusal) throw keysUnknown(work, refusal);
+  return opens === copies.copies.length;
 }
 
 const WAYS_OUT = '--keep-key-area puts back all but the key area, --force all of it';
@@ -280,47 +311,90 @@ function keysUnknown({ path }: Work, cause: PqblkError): PqblkError {
   );
 }
 
+/** Of so many sectors one may be damaged; where more do not open, the header or the keys are others. */
+const DAMAGED_AT_MOST = 1 / 16;
+
 /**
- * What could not be compared before it was written, a check of the whole disk tells: whether the tables are
- * where the backup's header has them, and whether sectors open with the backup's data keys.
+ * What could not be compared, a check of the whole disk tells: whether the tables are where the backup's header
+ * has them, and whether sectors open with these keys. Before a key area is written.
  */
-async function requireSound(work: Work, found: { header: boolean; compared: boolean }) {
+async function requireSound(
+  work: Work,
+  keys: VolumeKeys,
+  { header, sessions, compared }: { header: boolean; sessions: number; compared: boolean },
+): Promise<CheckResult> {
   const { path, options } = work;
-  const { sectorsBad, sectorsVerified, corruptions } = await checked(work);
-  if (found.header && (corruptions > 0 || (sectorsBad > 0 && found.compared))) {
-    throw new PqblkError(
-      'corrupt',
-      'the header of the backup is older than the tables of the disk, which have moved since',
-      {
-        path,
-        operation: OPERATION,
-        hint: 'the disk is marked corrupt: `pqblk export` may still read what is there',
-      },
-    );
+  const found = await checked(work, keys, header, sessions > 0);
+  const { sectorsBad: bad, corruptions } = found;
+  // Tables that are as old as the header can be whole, and know nothing of what came after them.
+  const leaks = options.force ? 0 : found.leaks;
+  const sectors = sectorsOf(found);
+  const refuse = (kind: ErrorKind, message: string, hint: string) =>
+    new PqblkError(kind, message, { path, operation: OPERATION, hint });
+  if (bad > 0 && !compared && !options.force) {
+    throw refuse('data_key_missing', `${sectors} of the backup`, OLDER_KEYS);
   }
-  if (sectorsBad > 0) {
-    throw new PqblkError(
-      'data_key_missing',
-      `${sectorsBad} of ${sectorsVerified} sectors do not open with the data keys of the backup`,
-      { path, operation: OPERATION, hint: OLDER },
-    );
+  const others = bad > found.sectorsVerified * DAMAGED_AT_MOST;
+  if (header && (corruptions > 0 || leaks > 0 || others)) {
+    const what = `${corruptions} errors, ${leaks} clusters that it does not refer to, ${sectors}`;
+    throw refuse('corrupt', `${OLDER_HEADER}: ${what}`, READ_ONLY);
   }
-  throwIfAborted(options.signal);
-  if (found.header) await calling(() => native().clearCorrupt({ path }));
+  return found;
 }
 
-const OLDER = 'the backup is older than the data key of the disk: restore a newer one';
+const sectorsOf = ({ sectorsBad, sectorsVerified }: CheckResult) =>
+  `${sectorsBad} of ${sectorsVerified} sectors do not open with the data keys`;
 
-async function checked({ path, options }: Work): Promise<CheckResult> {
-  const { identity, onProgress, signal } = options;
+const OLDER_HEADER =
+  'the header of the backup is older than the tables of the disk, which have moved since';
+const READ_ONLY =
+  'restore a newer backup; the disk is marked corrupt, and read-only. Should `pqblk export` find all of it ' +
+  'there (a process that was killed leaves clusters behind as well), --force believes this header';
+const OLDER_KEYS =
+  'the backup is older than the data keys of the disk: restore a newer one. Should there be none, or should ' +
+  'these sectors be damaged, --force puts this one back';
+
+/** Takes the mark off a header that was believed. Kind `integrity`: sectors that it leaves are damaged. */
+async function finish(
+  { path }: Work,
+  header: boolean,
+  found: CheckResult | undefined,
+): Promise<{ grownTo: number }> {
+  if (!found) return { grownTo: 0 };
+  if (header) await calling(() => native().clearCorrupt({ path }));
+  if (found.sectorsBad > 0) {
+    throw new PqblkError('integrity', sectorsOf(found), {
+      ...{ path, operation: OPERATION },
+      hint: 'all is put back; these sectors are damaged: restore or discard them',
+    });
+  }
+  const { size, clusterSize } = await diskInfo(path, 'sealed');
+  return { grownTo: found.guestEnd >= size + clusterSize ? found.guestEnd : 0 };
+}
+
+async function checked(
+  { path, backup, options }: Work,
+  keys: VolumeKeys,
+  header: boolean,
+  sessionsLost: boolean,
+): Promise<CheckResult> {
+  const backupSessions = sessionsLost ? backup.sessions : undefined;
   try {
-    return await checkDisk(path, { format: 'sealed', identity, onProgress, signal });
+    return await checkWith(path, { uuid: backup.volumeUuid, keys, backupSessions }, options);
   } catch (error) {
     const { kind, message } = fromSystem(error);
-    const hint =
-      kind === 'canceled' ? 'what was in it is put back: `pqblk check --repair` goes on' : OLDER;
-    throw new PqblkError(kind, `with this backup the disk does not open: ${message}`, {
-      ...{ path, operation: OPERATION, hint, cause: error },
-    });
+    if (kind === 'canceled') {
+      throw new PqblkError('interrupted', 'stopped while the disk was checked', {
+        ...{ path, operation: OPERATION, cause: error },
+        hint: header ? 'the disk is read-only until the same command has gone through' : undefined,
+      });
+    }
+    const missing = kind === 'wrong_key';
+    const hint = header ? `${OLDER_HEADER}; ${READ_ONLY}` : undefined;
+    throw new PqblkError(
+      missing ? 'data_key_missing' : kind,
+      `with this backup the disk does not open: ${message}`,
+      { path, operation: OPERATION, cause: error, hint: missing ? OLDER_KEYS : hint },
+    );
   }
 }

@@ -1,10 +1,12 @@
 // Room disk/: what a disk's file says of itself without a key, and checking it.
+import { PqblkError } from '../errors.js';
 import {
   describeKeyArea,
   formatUuid,
   type KeyAreaDescription,
   mendCopies,
   requireUncontested,
+  type VolumeKeys,
 } from '../keys/index.js';
 import {
   calling,
@@ -16,7 +18,7 @@ import {
 } from '../native.js';
 import { copiesIn, keyAreaOf, type RawKeyArea } from './key-area-file.js';
 import type { DiskFormat, KeyOptions } from './types.js';
-import { type UnlockedVolume, withUnlocked } from './unlock.js';
+import { lendKeys, type UnlockedVolume, withUnlocked } from './unlock.js';
 
 export interface Qcow2Info {
   readonly version: number;
@@ -130,6 +132,8 @@ export interface CheckResult {
   readonly allocatedClusters: number;
   readonly compressedClusters: number;
   readonly imageEnd: number;
+  /** Sealed: guest bytes up to the end of the last cluster that has an entry, be it beyond the size. */
+  readonly guestEnd: number;
   /** Sealed: tags that were computed, and those that do not hold. */
   readonly sectorsVerified: number;
   readonly sectorsBad: number;
@@ -141,23 +145,81 @@ export interface CheckResult {
 
 /** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
 export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
-  const { format, repair = false, onProgress, signal } = options;
-  const check = (extra: object, token: NativeToken, keys?: NativeKeys) =>
-    native().checkDisk({ path, format, repair, ...extra }, keys, token);
-  const work = { onProgress, signal };
+  const { format, repair = false } = options;
   if (format !== 'sealed') {
-    return (await longCall(work, (token) => check({}, token))) as CheckResult;
+    return await longCheck(options, (token) =>
+      native().checkDisk({ path, format, repair }, undefined, token),
+    );
   }
   return await withUnlocked(path, options, async (volume) => {
-    const { uuid, keyArea } = volume;
     // On somebody's word, and below only if every sector opens.
-    if (repair && !keyArea.refused?.confirmed) requireUncontested(keyArea);
-    const result = (await longCall(work, (token) =>
-      volume.lendKeys((keys) => check({ uuid }, token, keys)),
-    )) as CheckResult;
-    await volume.record();
+    if (repair && !volume.keyArea.refused?.confirmed) requireUncontested(volume.keyArea);
+    const marked = repair && (await diskInfo(path, format)).qcow2?.corrupt === true;
+    if (marked)
+      requireBelievable(path, await checkSealed(path, volume, { ...options, repair: false }));
+    const result = await checkSealed(path, volume, options);
+    if (marked && isSound(result)) await calling(() => native().clearCorrupt({ path }));
     return await withKeyArea(path, result, volume, repair);
   });
+}
+
+async function checkSealed(
+  path: string,
+  volume: UnlockedVolume,
+  options: LongWork & { repair?: boolean },
+): Promise<CheckResult> {
+  const result = await checkWithLent(path, volume.uuid, (fn) => volume.lendKeys(fn), options);
+  await volume.record();
+  return result;
+}
+
+/** All of a sealed disk but its key area, which may be damaged, with keys from elsewhere. Kinds: `wrong_key`. */
+export async function checkWith(
+  path: string,
+  { uuid, keys, backupSessions }: FromElsewhere,
+  work: LongWork,
+): Promise<CheckResult> {
+  const { onProgress, signal } = work;
+  const how = { onProgress, signal, ...(backupSessions && { backupSessions }) };
+  return await checkWithLent(path, uuid, (fn) => lendKeys(keys, fn), how);
+}
+
+interface FromElsewhere {
+  readonly uuid: Uint8Array;
+  readonly keys: VolumeKeys;
+  /** Entries that the disk's session table has lost. */
+  readonly backupSessions?: Uint8Array | undefined;
+}
+
+async function checkWithLent(
+  path: string,
+  uuid: Uint8Array,
+  lend: <T>(fn: (lent: NativeKeys) => T) => T,
+  options: LongWork & { repair?: boolean; backupSessions?: Uint8Array },
+): Promise<CheckResult> {
+  const { repair = false, backupSessions, ...work } = options;
+  const what = { path, format: 'sealed', repair, uuid, ...(backupSessions && { backupSessions }) };
+  return await longCheck(work, (token) => lend((keys) => native().checkDisk(what, keys, token)));
+}
+
+const longCheck = async (
+  { onProgress, signal }: LongWork,
+  call: (token: NativeToken) => Promise<unknown>,
+) => (await longCall({ onProgress, signal }, call)) as CheckResult;
+
+const isSound = ({ corruptions, sectorsBad }: CheckResult) => corruptions === 0 && sectorsBad === 0;
+
+// A header that was put back is marked until a check has found its tables true. What they do not refer to
+// may be what the disk got after the backup was made, and is not to be freed.
+function requireBelievable(path: string, looked: CheckResult): void {
+  if (isSound(looked) && looked.leaks === 0) return;
+  const { corruptions, leaks, sectorsBad } = looked;
+  throw new PqblkError(
+    'corrupt',
+    `its header was put back, and is not believed: ${corruptions} errors, ${leaks} clusters that it does not ` +
+      `refer to, ${sectorsBad} sectors that do not open`,
+    { path, operation: 'repair', hint: '`pqblk header restore` with a newer backup, or --force' },
+  );
 }
 
 // A damaged copy of the key area goes unnoticed until the other one fails as well; one that is left

@@ -56,10 +56,16 @@ const places = (path: string) => {
   return {
     header: { offset: 0, length: 512 },
     keyAreas: keyAreas.map(({ offset }) => ({ offset, length: KEY_AREA_COPY_BYTES })),
-    // All but the head: who damages both heads as well leaves no proof of what lies there.
+    // All but the head: beside a header that is gone as well nothing else proves what lies there.
     sessions: sessionTables.map(({ offset }) => ({ offset: offset + 128, length: 1024 })),
+    sessionTables: sessionTables.map(({ offset }) => ({ offset, length: 4096 })),
   };
 };
+
+const keyAreasOf = (path: string) =>
+  places(path).keyAreas.map(({ offset, length }) =>
+    readFileSync(path).subarray(offset, offset + length),
+  );
 
 /** A rotation of the data key that was begun, and no more. */
 async function stopInRotation(path: string, own: string[]): Promise<void> {
@@ -88,6 +94,23 @@ async function requireContent(path: string, own: string[]): Promise<void> {
   peer('cmp', source, out);
 }
 
+const restoredUuid = async (path: string) =>
+  (await pqblkJson<{ sealed: { uuid: string } }>('info', path)).sealed.uuid;
+
+/** Somewhere in the data of the disk, found by trying. */
+async function damageOneSector(path: string, own: string[]): Promise<void> {
+  const bytes = readFileSync(path);
+  for (let offset = bytes.length - 2048; offset > 0; offset -= 4096) {
+    if (bytes[offset] === 0) continue;
+    const damaged = Buffer.from(bytes);
+    damaged[offset] = (bytes[offset] ?? 0) ^ 1;
+    writeFileSync(path, damaged);
+    const { code, stdout } = await pqblk('check', path, '--key', 'alice', '--json', ...own);
+    if (code === exitCode('integrity') && JSON.parse(stdout).sectorsBad === 1) return;
+  }
+  throw new Error('no sector of the disk found');
+}
+
 /** Without --force; nothing is written. */
 async function requireRefused(path: string, backup: string, own: string[]): Promise<void> {
   const before = readFileSync(path);
@@ -114,25 +137,30 @@ const restoreJson = async (path: string, backup: string, ...argv: string[]) =>
   );
 
 describe('a backup brings back', () => {
-  it.each(['header', 'keyAreas', 'sessions', 'all'] as const)('%s', async (what) => {
-    const { path, backup, own } = await disk();
-    const known = places(path);
-    const ranges =
-      what === 'all' ? [known.header, ...known.keyAreas, ...known.sessions] : [known[what]].flat();
-    damage(path, ...ranges);
-    const broken = await pqblk('export', path, at('x.raw'), '--key', 'alice', '--force', ...own);
-    expect(broken.code).not.toBe(0);
-    const restored = await restoreJson(path, backup, ...own);
-    expect(restored).toMatchObject({
-      header: what === 'header' || what === 'all',
-      keyArea: what === 'keyAreas' || what === 'all',
-      sessions: what === 'sessions' || what === 'all' ? 1 : 0,
-    });
-    await requireContent(path, own);
-    expect((await pqblk('check', path, '--key', 'bob', ...own)).code).toBe(0);
-    const again = await restoreJson(path, backup, ...own);
-    expect(again).toMatchObject({ header: false, keyArea: false, sessions: 0 });
-  });
+  it.each(['header', 'keyAreas', 'sessions', 'sessionTables', 'all'] as const)(
+    '%s',
+    async (what) => {
+      const { path, backup, own } = await disk();
+      const known = places(path);
+      const ranges =
+        what === 'all'
+          ? [known.header, ...known.keyAreas, ...known.sessions]
+          : [known[what]].flat();
+      damage(path, ...ranges);
+      const broken = await pqblk('export', path, at('x.raw'), '--key', 'alice', '--force', ...own);
+      expect(broken.code).not.toBe(0);
+      const restored = await restoreJson(path, backup, ...own);
+      expect(restored).toMatchObject({
+        header: what === 'header' || what === 'all',
+        keyArea: what === 'keyAreas' || what === 'all',
+        sessions: ['sessions', 'sessionTables', 'all'].includes(what) ? 1 : 0,
+      });
+      await requireContent(path, own);
+      expect((await pqblk('check', path, '--key', 'bob', ...own)).code).toBe(0);
+      const again = await restoreJson(path, backup, ...own);
+      expect(again).toMatchObject({ header: false, keyArea: false, sessions: 0 });
+    },
+  );
 
   it('keys that were revoked since, and says so', async () => {
     const { path, backup, own } = await disk();
@@ -145,6 +173,135 @@ describe('a backup brings back', () => {
     const restored = await restoreJson(path, backup, ...own, ...confirm, '--allow-rollback');
     expect(restored.warnings).toEqual([expect.stringMatching(/"bob".*opens the disk again/)]);
     expect((await pqblk('slot', 'test', path, '--key', 'bob', ...own)).code).toBe(0);
+  });
+});
+
+describe('what a restore leaves', () => {
+  const pieces = async (path: string, own: string[]) => {
+    const { code } = await pqblk('resize', path, '20M', '--key', 'alice', ...own);
+    return code;
+  };
+
+  it.each([
+    ['by the same command', ['header', 'restore']],
+    ['by a repair', ['check', '--repair']],
+  ])('is finished %s, when it was stopped', async (_, [command = '', word = '']) => {
+    const { path, backup, own } = await disk();
+    const bytes = readFileSync(path);
+    bytes[79] = (bytes[79] ?? 0) | 2; // the mark of a header that nobody has checked
+    writeFileSync(path, bytes);
+    expect(await pieces(path, own)).toBe(exitCode('corrupt'));
+    const argv = command === 'check' ? [command, path, word] : [command, word, path, backup];
+    expect(await pqblk(...argv, '--key', 'alice', ...own)).toMatchObject({ code: 0 });
+    expect(readFileSync(path)[79]).toBe((bytes[79] ?? 0) & ~2);
+    expect(await pieces(path, own)).toBe(0);
+  });
+
+  it('is mended by a newer backup, when the older one was put back first', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('resize', path, '8G', '--key', 'alice', ...own);
+    {
+      using identity = await new KeyStore(own[1] as string).unlock('alice');
+      await using open = await openDisk(path, { format: 'sealed', identity });
+      for (let at = 1; at < 40; at += 1) await open.write(new Uint8Array(4096), at * 2 ** 27);
+      await open.write(new Uint8Array(4096).fill(3), 7 * 2 ** 30);
+    }
+    const newer = at(`${made}.newer`);
+    await pqblkJson('header', 'backup', path, newer);
+    damage(path, places(path).header);
+    for (const argv of [
+      ['header', 'restore', path, backup],
+      ['check', '--repair', path], // would free what that header does not refer to
+    ]) {
+      const refused = await pqblk(...argv, '--key', 'alice', ...own);
+      expect([refused.code, refused.stderr]).toEqual([
+        exitCode('corrupt'),
+        expect.stringMatching(/[1-9]\d* clusters that it does not refer to/),
+      ]);
+    }
+    expect(await restoreJson(path, newer, ...own)).toMatchObject({ header: true, warnings: [] });
+    expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(0);
+  });
+
+  it('is said to be smaller than the disk was, and grows again', async () => {
+    const { own } = await disk();
+    const path = at(`${made}.grows`);
+    const backup = at(`${made}.grows.backup`);
+    await pqblkJson('create', path, '16M', '--key', 'alice', ...own);
+    await pqblkJson('header', 'backup', path, backup);
+    await pqblkJson('resize', path, '20M', '--key', 'alice', ...own);
+    const content = new Uint8Array(4096).fill(3);
+    using identity = await new KeyStore(own[1] as string).unlock('alice');
+    {
+      await using open = await openDisk(path, { format: 'sealed', identity });
+      await open.write(content, 19 * 2 ** 20);
+    }
+    damage(path, places(path).header);
+    const { grownTo, warnings } = await restoreJson(path, backup, ...own);
+    expect([grownTo, warnings]).toEqual([
+      19 * 2 ** 20 + 65536,
+      [expect.stringContaining('has data beyond the size in it: `pqblk resize')],
+    ]);
+    await pqblkJson('resize', path, String(grownTo), '--key', 'alice', ...own);
+    await using open = await openDisk(path, { format: 'sealed', identity });
+    const found = new Uint8Array(4096);
+    await open.read(found, 19 * 2 ** 20);
+    expect(found).toEqual(content);
+  });
+
+  it('is right where one bit of the UUID in the header was wrong', async () => {
+    const { path, backup, own } = await disk();
+    const bytes = readFileSync(path);
+    const uuid = bytes.indexOf(Buffer.from((await restoredUuid(path)).replaceAll('-', ''), 'hex'));
+    bytes[uuid] = (bytes[uuid] ?? 0) ^ 1;
+    writeFileSync(path, bytes);
+    expect(await restoreJson(path, backup, ...own)).toMatchObject({ header: true });
+    await requireContent(path, own);
+  });
+
+  it('without its header is in use again, but for a sector that is damaged', async () => {
+    const { path, backup, own } = await disk();
+    await damageOneSector(path, own);
+    damage(path, places(path).header);
+    const ended = await pqblk('header', 'restore', path, backup, '--key', 'alice', ...own);
+    expect([ended.code, ended.stderr]).toEqual([
+      exitCode('integrity'),
+      expect.stringMatching(/: 1 of \d+ sectors do not open .*\n.*all is put back/),
+    ]);
+    expect(await pieces(path, own)).toBe(0);
+  });
+
+  it('without its key area is in use again, though a sector be damaged, with a word', async () => {
+    const { path, backup, own } = await disk();
+    await damageOneSector(path, own);
+    damage(path, ...places(path).keyAreas);
+    const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+    expect(await pqblk(...restore)).toMatchObject({
+      code: exitCode('data_key_missing'),
+      stderr: expect.stringMatching(/: 1 of \d+ sectors do not open .*\n.*should these sectors be/),
+    });
+    expect((await pqblk(...restore, '--force')).code).toBe(0);
+    expect(await pieces(path, own)).toBe(0);
+  });
+
+  it('opens with the word that was given for its key area', async () => {
+    const { path, backup, own } = await disk();
+    const { vmkCheck } = await pqblkJson<{ vmkCheck: string }>(
+      ...['slot', 'test', path, '--key', 'alice', ...own],
+    );
+    const elsewhere = at(`keys-${made}-elsewhere`);
+    peer('cp', '-a', own[1] as string, elsewhere);
+    await pqblkJson('slot', 'revoke', path, 'alice', '--key', 'bob', '--store', elsewhere);
+    const bytes = readFileSync(path);
+    const { header, keyAreas } = places(path);
+    const { offset, length } = keyAreas[0] ?? { offset: 0, length: 0 };
+    bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
+    writeFileSync(path, bytes);
+    damage(path, header);
+    const word = ['--confirm-vmk', vmkCheck];
+    const restored = await restoreJson(path, backup, '--keep-key-area', ...word, ...own);
+    expect(restored.after).toMatchObject([{ label: 'alice', state: 'active' }, { label: 'bob' }]);
+    await requireContent(path, own);
   });
 });
 
@@ -349,16 +506,12 @@ describe('a restore refuses', () => {
     const { path, backup, own } = await disk();
     await pqblkJson('rotate-data-key', path, '--key', 'alice', ...own);
     const { header } = places(path);
-    const keyAreas = () =>
-      places(path).keyAreas.map(({ offset, length }) =>
-        readFileSync(path).subarray(offset, offset + length),
-      );
-    const whole = keyAreas();
+    const whole = keyAreasOf(path);
     damage(path, header);
     await requireRefused(path, backup, own);
     const restored = await restoreJson(path, backup, '--keep-key-area', ...own);
     expect(restored).toMatchObject({ header: true, keyArea: false, warnings: [] });
-    expect(keyAreas()).toEqual(whole);
+    expect(keyAreasOf(path)).toEqual(whole);
     await requireContent(path, own);
   });
 
@@ -369,12 +522,38 @@ describe('a restore refuses', () => {
     const restore = ['header', 'restore', path, backup, '--key', 'alice', '--allow-rollback'];
     expect((await pqblk(...restore, ...own)).code).toBe(exitCode('policy'));
     expect(readFileSync(path).equals(rotated)).toBe(true);
+    const newest = at(`${made}.newest`);
+    await pqblkJson('header', 'backup', path, newest);
     damage(path, ...places(path).keyAreas);
-    const { code, stderr } = await pqblk(...restore, ...own);
-    expect([code, stderr]).toEqual([
-      exitCode('data_key_missing'),
-      expect.stringContaining('restore a newer one'),
-    ]);
+    const damaged = keyAreasOf(path);
+    for (let runs = 0; runs < 2; runs += 1) {
+      const { code, stderr } = await pqblk(...restore, ...own);
+      expect([code, stderr]).toEqual([
+        exitCode('data_key_missing'),
+        expect.stringContaining('restore a newer one'),
+      ]);
+      expect(keyAreasOf(path)).toEqual(damaged);
+    }
+    await restoreJson(path, newest, ...own);
+    await requireContent(path, own);
+  });
+
+  it('to overwrite a damaged copy, because an old one beside it opens', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('rotate-data-key', path, '--key', 'alice', ...own);
+    const [first, second] = places(path).keyAreas;
+    if (!first || !second) throw new Error('two copies');
+    const bytes = readFileSync(path);
+    bytes.set(
+      readFileSync(pristine).subarray(first.offset, first.offset + first.length),
+      first.offset,
+    );
+    bytes[second.offset + 5000] = (bytes[second.offset + 5000] ?? 0) ^ 1;
+    writeFileSync(path, bytes);
+    const argv = ['header', 'restore', path, backup, '--key', 'alice', '--allow-rollback', ...own];
+    const before = keyAreasOf(path);
+    expect((await pqblk(...argv)).code).toBe(exitCode('data_key_missing'));
+    expect(keyAreasOf(path)).toEqual(before);
   });
 
   // A rotation that was given up leaves its number to the next one.
