@@ -149,8 +149,11 @@ class Gate {
     if (state_.fetch_sub(1, std::memory_order_acq_rel) != kClosed + 1) return;
     Waiter* ready = nullptr;
     {
+      // Whoever comes here late, after a reopen(), may meet the waiter of the next close(), with
+      // somebody inside: whose leaving then wakes it. Acquired is what all those who left did.
       std::lock_guard guard(inner_);
-      ready = std::exchange(waiter_, nullptr);
+      if (state_.load(std::memory_order_acquire) == kClosed)
+        ready = std::exchange(waiter_, nullptr);
     }
     if (ready != nullptr) ready->wake();
   }
