@@ -205,6 +205,7 @@ class SealedBackend final : public Backend {
   Task<Error> append(QueueContext& q, WritePlan& plan, sealed::Log::Receipt& receipt);
   Task<Error> write_home_places(QueueContext& q, WritePlan& plan,
                                 const sealed::Log::Receipt& receipt);
+  Task<Error> ensure_table(QueueContext& q, Slot slot);
   Task<Error> ensure_entry_cluster(QueueContext& q, Slot entry_slot);
   Task<Result<std::uint64_t>> take_clusters(io::Queue& io, std::uint64_t count, std::uint64_t& got);
 

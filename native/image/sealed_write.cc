@@ -177,6 +177,14 @@ Task<Result<std::uint64_t>> SealedBackend::take_clusters(io::Queue& io, std::uin
   co_return at.bytes;
 }
 
+// Others see the table before its pointer is on the medium, and would acknowledge what is mapped in
+// it: whoever asks for it waits for the lock.
+Task<Error> SealedBackend::ensure_table(QueueContext& q, Slot slot) {
+  AsyncMutex::Guard lock = co_await allocation_.lock();
+  if (meta_->tables().has_table(slot)) co_return Error();
+  co_return co_await meta_->tables().ensure_table(q.io, slot);
+}
+
 // Precondition: room for one record is reserved. Nothing refers to the new cluster's old content:
 // the MAP says what its entries begin as.
 Task<Error> SealedBackend::ensure_entry_cluster(QueueContext& q, Slot entry_slot) {

@@ -40,9 +40,7 @@ Task<Error> SealedBackend::zero_span(QueueContext& q, Slot entry_slot, Sector fr
     if (!raw) co_return raw.take_error();
     if (l2_host(*raw) != 0) unmapped.emplace_back(slot, *raw);
   }
-  if (!meta_->tables().has_table(entry_slot)) {
-    if (Error e = co_await meta_->tables().ensure_table(q.io, entry_slot)) co_return e;
-  }
+  if (Error e = co_await ensure_table(q, entry_slot)) co_return e;
   const std::uint64_t pieces = div_ceil(to.value - from.value, kZeroPiece);
   const auto records = static_cast<std::uint32_t>(unmapped.size() + pieces + 2);
   Result<Log::Room> room = co_await log_->reserve(Log::pages_for(records, 0, 2));
