@@ -101,6 +101,13 @@ Result<AeadKey> AeadKey::create_with(const AeadBackend& backend,
   return AeadKey(state);
 }
 
+bool aead_keys_scarce() {
+  constexpr std::size_t kSlots =
+      kAeadStateRegionsMax * (kAeadStateRegionBytes / kAeadStateSlotBytes);
+  static_assert(kAeadStatesReserved < kSlots);
+  return secret_slots_used(SecretSlot::aead_state) >= kSlots - kAeadStatesReserved;
+}
+
 AeadKey::AeadKey(AeadKey&& other) noexcept : state_(std::exchange(other.state_, nullptr)) {}
 
 AeadKey& AeadKey::operator=(AeadKey&& other) noexcept {

@@ -55,6 +55,10 @@ class AeadKey {
   State* state_ = nullptr;
 };
 
+// So many expanded keys live in this process that no more should be kept than must be: what is left
+// is for keys of brief use, and for those that something is written under. Any thread.
+bool aead_keys_scarce();
+
 std::string_view aead_implementation(
     Suite suite);  // e.g. "vaes-avx2", "ipsec-mb avx512", "libcrypto"
 

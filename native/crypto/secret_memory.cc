@@ -63,6 +63,11 @@ class Pool {
     free_.push_back(slot);  // never allocates: grow() reserved a place for every slot
   }
 
+  std::size_t used() {
+    const std::scoped_lock lock(mutex_);
+    return regions_.size() * (region_bytes_ / slot_bytes_) - free_.size();
+  }
+
  private:
   Error grow() {
     if (regions_.size() == regions_max_) {
@@ -109,6 +114,8 @@ Pool& pool_of(SecretSlot kind) {
 Result<void*> secret_allocate(SecretSlot kind) { return pool_of(kind).allocate(); }
 
 void secret_release(SecretSlot kind, void* slot) { pool_of(kind).release(slot); }
+
+std::size_t secret_slots_used(SecretSlot kind) { return pool_of(kind).used(); }
 
 bool secret_memory_locked() { return all_locked.load(std::memory_order_relaxed); }
 

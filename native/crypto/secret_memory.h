@@ -22,10 +22,15 @@ inline constexpr std::size_t kKeyRegionBytes = 4096;
 inline constexpr std::size_t kAeadStateRegionBytes = 32768;
 inline constexpr std::size_t kKeyRegionsMax = 128;
 inline constexpr std::size_t kAeadStateRegionsMax = 256;
+// States that are left for those who give them back at once, or cannot do without.
+inline constexpr std::size_t kAeadStatesReserved = 1024;
 
 // A zeroed slot, aligned to 64 bytes for a state. Kind::no_memory at the bound. Thread-safe.
 Result<void*> secret_allocate(SecretSlot kind);
 void secret_release(SecretSlot kind, void* slot);  // wipes; `slot` came from secret_allocate
+
+// Slots of the kind that are given out now. Thread-safe.
+std::size_t secret_slots_used(SecretSlot kind);
 
 // False once a region could not be locked (RLIMIT_MEMLOCK): its secrets may reach swap.
 bool secret_memory_locked();

@@ -166,9 +166,10 @@ class SealedBackend final : public Backend {
                               GuestBuffers to);
   Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
                               std::uint8_t* buffer);
-  bool open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded, std::uint8_t* plain);
-  std::uint32_t open_sectors(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
-                             GuestBuffers loaded, GuestBuffers data);
+  Error open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded, std::uint8_t* plain,
+                    sealed::KeyLease& keys);
+  Error open_sectors(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
+                     GuestBuffers loaded, GuestBuffers data, std::uint32_t& bad);
   enum class Place : std::uint8_t { guests, own };  // the memory that ciphertext is loaded into
   bool takes_ciphertext(const GuestBuffers& data, std::uint32_t count) const;
   Task<Error> try_read(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,

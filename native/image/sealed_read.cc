@@ -190,20 +190,13 @@ Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count,
 }
 
 // Plaintext of a data sector. `loaded` holds its ciphertext unless that is in memory elsewhere;
-// `plain` may be the same place.
-bool SealedBackend::open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded,
-                                std::uint8_t* plain) {
-  const Entry& entry = r.version.entry;
-  const SessionKeys* keys = sessions_->find(entry.session());
-  if (keys == nullptr || (r.host == 0 && !r.version.cipher)) return false;
-  crypto::Nonce nonce;
-  crypto::Tag tag;
-  std::copy(std::begin(entry.nonce), std::end(entry.nonce), nonce.begin());
-  std::copy(std::begin(entry.tag), std::end(entry.tag), tag.begin());
-  const SectorAad aad(extension_.uuid, s, entry.session(), State::data);
+// `plain` may be the same place. Errors as those of sealed::open_sector.
+Error SealedBackend::open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded,
+                                 std::uint8_t* plain, KeyLease& keys) {
+  if (r.host == 0 && !r.version.cipher) return Error(Kind::integrity, "a sector is nowhere");
   const std::uint8_t* from = r.version.cipher ? r.version.cipher.data() : loaded;
   opened_count_.fetch_add(1, std::memory_order_relaxed);
-  return keys->sector.open(nonce, aad.span(), from, plain, kSectorSize, tag);
+  return sealed::open_sector(*sessions_, extension_.uuid, s, r.version.entry, from, plain, keys);
 }
 
 Task<Error> SealedBackend::mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale) {
@@ -219,23 +212,26 @@ Task<Error> SealedBackend::mismatch(io::Queue& io, Sector s, const Resolved& r, 
 
 // Decrypts and hands out sector by sector: what was just decrypted is still in the nearest cache,
 // and so is the guest's memory when its ciphertext was there. No byte of plaintext is in the
-// guest's memory before its tag holds. Returns the place of the first sector whose tag does not, or
-// `count`.
-std::uint32_t SealedBackend::open_sectors(QueueContext& q, Sector first, std::uint32_t count,
-                                          const Resolved* r, GuestBuffers loaded,
-                                          GuestBuffers data) {
+// guest's memory before its tag holds. Of the first sector that does not open `bad` is the place.
+Error SealedBackend::open_sectors(QueueContext& q, Sector first, std::uint32_t count,
+                                  const Resolved* r, GuestBuffers loaded, GuestBuffers data,
+                                  std::uint32_t& bad) {
   const QueueContext::Buffer near = q.buffer(kSectorSize);
+  KeyLease keys;
   for (std::uint32_t i = 0; i < count; ++i) {
     const std::uint64_t length = std::min<std::uint64_t>(kSectorSize, data.size);
     if (r[i].version.entry.state() == State::data) {
       const std::uint8_t* from = loaded.contiguous(0, kSectorSize);
-      if (!open_sector({first.value + i}, r[i], from, near.data())) return i;
+      if (Error e = open_sector({first.value + i}, r[i], from, near.data(), keys)) {
+        bad = i;
+        return e;
+      }
       data.part(0, length).copy_in(near.data());
     }
     data = data.part(length, data.size - length);
     loaded = loaded.part(kSectorSize, loaded.size - kSectorSize);
   }
-  return count;
+  return {};
 }
 
 // Whether ciphertext can be loaded where the plaintext goes: large reads then pass through no other
@@ -296,14 +292,13 @@ Task<Error> SealedBackend::try_read(QueueContext& q, Sector first, std::uint32_t
     loaded = {{&all, 1}, 0, all.iov_len};
   }
   if (Error e = co_await load_ciphertext(q, count, r, loaded)) co_return e;
-  const std::uint32_t opened = open_sectors(q, first, count, r, loaded, data);
-  if (opened < count && guests) {
+  std::uint32_t bad = 0;
+  if (Error e = open_sectors(q, first, count, r, loaded, data, bad)) {
+    if (e.kind() != Kind::integrity) co_return e;
+    if (!guests) co_return co_await mismatch(q.io, {first.value + bad}, r[bad], stale);
     place = Place::own;
     stale = true;
     co_return Error();
-  }
-  if (opened < count) {
-    co_return co_await mismatch(q.io, {first.value + opened}, r[opened], stale);
   }
   const bool all_data = std::all_of(
       r, r + count, [](const Resolved& x) { return x.version.entry.state() == State::data; });
@@ -336,7 +331,8 @@ bool SealedBackend::open_home(const QueueContext& q, Sector s, const HomePlace& 
   if (!entries_->peek(home.page, home.index, home.entry, q.index, r.version.entry)) return false;
   if (r.version.entry.state() != State::data) return false;
   r.host = home.host;
-  if (!open_sector(s, r, ciphertext, plain)) return false;
+  KeyLease keys;
+  if (open_sector(s, r, ciphertext, plain, keys)) return false;
   data.copy_in(plain);
   return true;
 }
@@ -404,12 +400,18 @@ Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t c
       continue;
     }
     if (Error e = co_await load_ciphertext(q, n, r.data(), buffer.data())) co_return e;
-    for (std::uint32_t i = 0; i < n; ++i) {
+    KeyLease keys;
+    Error failed;
+    for (std::uint32_t i = 0; i < n && !failed; ++i) {
       if (r[i].version.entry.state() != State::data) continue;
       std::uint8_t* const place = buffer.data() + std::size_t{i} * kSectorSize;
-      if (!open_sector({s + i}, r[i], place, place)) bad({s + i});
+      failed = open_sector({s + i}, r[i], place, place, keys);
+      if (failed.kind() != Kind::integrity) continue;
+      bad({s + i});
+      failed = Error();
     }
     crypto::wipe(buffer.data(), std::size_t{n} * kSectorSize);
+    if (failed) co_return failed;
   }
   co_return Error();
 }

@@ -94,8 +94,9 @@ Task<Result<bool>> SealedBackend::opens_at(QueueContext& q, Sector s, const Entr
   QueueContext::Buffer buffer = q.buffer(2 * kSectorSize);
   const std::uint64_t at = host + geometry_.offset_in_cluster(s);
   if (Error e = co_await q.io.read(file_, at, buffer.data(), kSectorSize)) co_return e;
+  KeyLease keys;
   co_return sector_opens(*sessions_, extension_.uuid, s, entry, buffer.data(),
-                         buffer.data() + kSectorSize);
+                         buffer.data() + kSectorSize, keys);
 }
 
 // Decides one sector and puts the outcome into the overlay when home must change.

@@ -46,8 +46,7 @@ Task<Error> SealedBackend::begin_epoch(QueueContext& q, DataKey key) {
   if (Error e = sessions_->use_epoch(std::move(key))) co_return e;
   const std::uint32_t session = session_.load(std::memory_order_acquire);
   if (session == 0) co_return Error();  // the first writer begins one
-  const SessionKeys* keys = sessions_->find(session);
-  if (keys != nullptr && keys->epoch == epoch()) co_return Error();
+  if (sessions_->epoch_of(session) == epoch()) co_return Error();
   co_return co_await replace_session(q);
 }
 
@@ -72,8 +71,7 @@ Task<Result<std::uint64_t>> SealedBackend::next_written(QueueContext& q, std::ui
 
 bool SealedBackend::of_other_epoch(const Entry& entry) {
   if (entry.state() != State::data) return false;
-  const SessionKeys* keys = sessions_->find(entry.session());
-  return keys == nullptr || keys->epoch != epoch();
+  return sessions_->epoch_of(entry.session()) != epoch();
 }
 
 // Clusters whose sectors all hold data go as a whole, so that write() relocates them: data is then
@@ -120,16 +118,14 @@ Error SealedBackend::reseal_sectors(QueueContext& q, OldVersions& old, Sector fi
   const auto skipped = static_cast<std::uint32_t>(first.value - old.first.value);
   cipher = old.cipher.at(std::size_t{skipped} * kSectorSize);
   alignas(64) std::array<std::uint8_t, kSectorSize> plain;
+  KeyLease keys;
   Error e;
   for (std::uint32_t i = 0; i < entries.size() && !e; ++i) {
     const Sector s{first.value + i};
     std::uint8_t* const place = cipher.data() + std::size_t{i} * kSectorSize;
-    if (open_sector(s, old.r[skipped + i], place, plain.data())) {
-      e = seal_sector(q, s, plain.data(), place, entries[i]);
-    } else {
-      old.bad = skipped + i;
-      e = Error(Kind::integrity, "a sector to seal again does not open");
-    }
+    e = open_sector(s, old.r[skipped + i], place, plain.data(), keys);
+    if (e.kind() == Kind::integrity) old.bad = skipped + i;
+    if (!e) e = seal_sector(q, s, plain.data(), place, entries[i]);
   }
   crypto::wipe(plain.data(), plain.size());
   return e;
@@ -232,8 +228,7 @@ Task<Error> SealedBackend::finish_epoch(QueueContext& q, std::uint32_t verified)
   }
   // begin_epoch() may have failed before the running session could be replaced: what is written
   // under a session that is forgotten would be lost.
-  const SessionKeys* running = sessions_->find(session_id());
-  if (running == nullptr || running->epoch != verified) {
+  if (sessions_->epoch_of(session_id()) != verified) {
     co_return Error(Kind::canceled, "the epoch was not begun: begin it again").in(file_.path);
   }
   Error e = co_await sessions_->forget_other_epochs(q.io, file_);

@@ -145,7 +145,7 @@ void Log::authenticate(Block& block) {
     trace(keys.id, keys.salt.data(), nonce, true);
   }
   crypto::Tag tag;
-  keys.log.seal(nonce, {bytes, used}, nullptr, nullptr, 0, tag);
+  keys.log->seal(nonce, {bytes, used}, nullptr, nullptr, 0, tag);
   std::memcpy(bytes + offsetof(LogBlockRaw, mac), tag.data(), tag.size());
   last_mac_ = tag;
 }

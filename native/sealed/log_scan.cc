@@ -116,18 +116,27 @@ SectorAad::SectorAad(const Uuid& uuid, Sector s, std::uint32_t session, State st
   std::memcpy(bytes + 32, &version, 4);
 }
 
-bool sector_opens(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
-                  const std::uint8_t* ciphertext, std::uint8_t* scratch) {
-  const SessionKeys* keys = sessions.find(entry.session());
-  if (keys == nullptr) return false;
+Error open_sector(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
+                  const std::uint8_t* ciphertext, std::uint8_t* plain, KeyLease& keys) {
+  if (Error e = sessions.find(entry.session(), keys)) {
+    if (e.kind() != Kind::wrong_key) return e;
+    return Error(Kind::integrity, e.message());
+  }
   crypto::Nonce nonce;
   crypto::Tag tag;
   std::copy(std::begin(entry.nonce), std::end(entry.nonce), nonce.begin());
   std::copy(std::begin(entry.tag), std::end(entry.tag), tag.begin());
   const SectorAad aad(uuid, s, entry.session(), State::data);
-  const bool ok = keys->sector.open(nonce, aad.span(), ciphertext, scratch, kSectorSize, tag);
+  if (keys->sector.open(nonce, aad.span(), ciphertext, plain, kSectorSize, tag)) return {};
+  return Error(Kind::integrity, "the tag of a sector does not hold");
+}
+
+Result<bool> sector_opens(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
+                          const std::uint8_t* ciphertext, std::uint8_t* scratch, KeyLease& keys) {
+  Error e = open_sector(sessions, uuid, s, entry, ciphertext, scratch, keys);
   crypto::wipe(scratch, kSectorSize);
-  return ok;
+  if (e && e.kind() != Kind::integrity) return e;
+  return e.ok();
 }
 
 namespace {
@@ -189,7 +198,7 @@ bool authenticates(const BlockView& view, const std::uint8_t* pages, const LogHe
   std::memcpy(nonce.data() + 4, &sequence, 8);
   crypto::Tag tag;
   std::copy(std::begin(raw.mac), std::end(raw.mac), tag.begin());
-  return session.log.open(nonce, message, nullptr, nullptr, 0, tag);
+  return session.log->open(nonce, message, nullptr, nullptr, 0, tag);
 }
 
 }  // namespace
@@ -199,8 +208,9 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
                                Sessions& sessions) {
   LogScan scan;
   if (header.session == 0) co_return std::move(scan);
-  const SessionKeys* session = sessions.find(header.session);
-  if (session == nullptr) {
+  Result<std::unique_ptr<SessionKeys>> session = sessions.log_keys(header.session);
+  if (!session) {
+    if (session.error().kind() != Kind::wrong_key) co_return session.take_error();
     co_return Error(Kind::wrong_key,
                     "the log's session " + std::to_string(header.session) +
                         " is not in the session table, or its epoch's key is missing");
@@ -218,20 +228,23 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
     if (!bytes) co_return bytes.take_error();
     const std::size_t have = std::min<std::uint64_t>(to_end, kBlockHeaderPagesMax) * kPage;
     Result<BlockView> view = parse_block({*bytes, have}, to_end, geometry);
-    if (!view || !authenticates(*view, *bytes, header, expected, *session)) break;
+    if (!view || !authenticates(*view, *bytes, header, expected, **session)) break;
     if (view->payload_pages != 0) {
       bytes = co_await ring.get(page, view->total_pages);
       if (!bytes) co_return bytes.take_error();
     }
-    bool whole = true;
+    KeyLease keys;
+    Result<bool> whole = true;
     for (LogRecord& r : view->records) {
       if (r.type != RecordType::wd) continue;
       const std::uint64_t index = view->header_pages + r.place;
-      whole = whole && sector_opens(sessions, extension.uuid, r.sector, r.entry,
-                                    *bytes + index * kPage, scratch.data());
+      whole = sector_opens(sessions, extension.uuid, r.sector, r.entry, *bytes + index * kPage,
+                           scratch.data(), keys);
+      if (!whole || !*whole) break;
       r.place = ring.host(page + index);
     }
-    if (!whole) break;
+    if (!whole) co_return whole.take_error();
+    if (!*whole) break;
     expected.sequence = view->raw.sequence + 1;
     std::copy(std::begin(view->raw.mac), std::end(view->raw.mac), expected.previous_mac.begin());
     scan.covered = std::max(scan.covered, view->raw.covered.get());

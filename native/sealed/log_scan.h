@@ -60,9 +60,14 @@ struct SectorAad {
   std::span<const std::uint8_t> span() const { return bytes; }
 };
 
+// Opens a sector; `plain` may be the place of `ciphertext`. Kind::integrity when it does not open
+// under this entry; any other error says nothing about that. `keys` serves the next sector too.
+Error open_sector(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
+                  const std::uint8_t* ciphertext, std::uint8_t* plain, KeyLease& keys);
+
 // Does this ciphertext open under this entry? `scratch` (4096 bytes) receives plaintext and is
 // wiped.
-bool sector_opens(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
-                  const std::uint8_t* ciphertext, std::uint8_t* scratch);
+Result<bool> sector_opens(Sessions& sessions, const Uuid& uuid, Sector s, const Entry& entry,
+                          const std::uint8_t* ciphertext, std::uint8_t* scratch, KeyLease& keys);
 
 }  // namespace pqblk::sealed

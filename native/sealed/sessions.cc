@@ -23,15 +23,23 @@ bool is_free(const SessionEntryRaw& raw) {
   return true;
 }
 
-Error derive_key(const crypto::SecretKey& data_key, const char* label, const SessionEntryRaw& entry,
-                 const Uuid& uuid, crypto::Suite suite, std::array<std::uint8_t, 32>& out) {
+Result<crypto::AeadKey> derive_key(const crypto::SecretKey& data_key, const char* label,
+                                   const SessionEntryRaw& entry, const Uuid& uuid,
+                                   crypto::Suite suite) {
   std::vector<std::uint8_t> info(label, label + std::strlen(label));
   info.insert(info.end(), uuid.begin(), uuid.end());
   const auto* id = reinterpret_cast<const std::uint8_t*>(&entry.id);
   info.insert(info.end(), id, id + 4);
   info.push_back(static_cast<std::uint8_t>(suite));
-  crypto::hkdf_sha3_256(data_key.bytes(), entry.salt, info, out);
-  return {};
+  std::array<std::uint8_t, 32> bytes;
+  crypto::hkdf_sha3_256(data_key.bytes(), entry.salt, info, bytes);
+  Result<crypto::AeadKey> key = crypto::AeadKey::create(suite, bytes);
+  crypto::wipe(bytes.data(), bytes.size());
+  return key;
+}
+
+Error no_session(std::uint32_t id) {
+  return Error(Kind::wrong_key, "no session " + std::to_string(id) + " is in the session table");
 }
 
 }  // namespace
@@ -164,39 +172,55 @@ const DataKey* Sessions::data_key(std::uint32_t epoch) const {
   return nullptr;
 }
 
-Result<std::unique_ptr<SessionKeys>> Sessions::derive(const SessionEntryRaw& entry) const {
+Result<std::unique_ptr<SessionKeys>> Sessions::derive(const SessionEntryRaw& entry, Use use) const {
   const DataKey* const key = data_key(entry.epoch);
   if (key == nullptr) {
     return Error(Kind::wrong_key, "no data key of epoch " + std::to_string(entry.epoch.get()));
   }
-  std::array<std::uint8_t, 32> bytes;
-  if (Error e = derive_key(key->key, "pqblk/v1 sector", entry, uuid_, suite_, bytes)) return e;
-  Result<crypto::AeadKey> sector = crypto::AeadKey::create(suite_, bytes);
-  if (Error e = derive_key(key->key, "pqblk/v1 log", entry, uuid_, suite_, bytes)) return e;
-  Result<crypto::AeadKey> log = crypto::AeadKey::create(suite_, bytes);
-  crypto::wipe(bytes.data(), bytes.size());
+  Result<crypto::AeadKey> sector = derive_key(key->key, "pqblk/v1 sector", entry, uuid_, suite_);
   if (!sector) return sector.take_error();
-  if (!log) return log.take_error();
   std::unique_ptr<SessionKeys> out(
-      new SessionKeys{entry.id, entry.epoch, {}, std::move(*sector), std::move(*log)});
+      new SessionKeys{entry.id, entry.epoch, {}, std::move(*sector), std::nullopt});
   std::copy(std::begin(entry.salt), std::end(entry.salt), out->salt.begin());
+  if (use == Use::sectors) return out;
+  Result<crypto::AeadKey> log = derive_key(key->key, "pqblk/v1 log", entry, uuid_, suite_);
+  if (!log) return log.take_error();
+  out->log = std::move(*log);
   return out;
 }
 
-const SessionKeys* Sessions::find(std::uint32_t id) {
-  std::atomic<const SessionKeys*>& recent = recent_[id % kRecent];
-  const SessionKeys* keys = recent.load(std::memory_order_acquire);
-  if (keys != nullptr && keys->id == id) return keys;
+Error Sessions::find_or_derive(std::uint32_t id, KeyLease& lease) {
+  lease.keys_ = lease.own_.get();
+  if (lease.keys_ != nullptr && lease.keys_->id == id) return {};
   std::lock_guard guard(mutex_);
   const auto known = entries_.find(id);
-  if (known == entries_.end()) return nullptr;
-  if (!known->second.keys) {
-    Result<std::unique_ptr<SessionKeys>> derived = derive(known->second.raw);
-    if (!derived) return nullptr;
-    known->second.keys = std::move(*derived);
+  if (known == entries_.end()) return no_session(id);
+  std::unique_ptr<SessionKeys>& kept = known->second.keys;
+  if (!kept) {
+    const bool scarce = crypto::aead_keys_scarce();
+    if (scarce) lease.own_.reset();  // its slots first
+    Result<std::unique_ptr<SessionKeys>> derived = derive(known->second.raw, Use::sectors);
+    if (!derived) return derived.take_error();
+    (scarce ? lease.own_ : kept) = std::move(*derived);
   }
-  recent.store(known->second.keys.get(), std::memory_order_release);
-  return known->second.keys.get();
+  lease.keys_ = kept ? kept.get() : lease.own_.get();
+  if (kept) recent_[id % kRecent].store(kept.get(), std::memory_order_release);
+  return {};
+}
+
+Result<std::unique_ptr<SessionKeys>> Sessions::log_keys(std::uint32_t id) const {
+  std::lock_guard guard(mutex_);
+  const auto known = entries_.find(id);
+  if (known == entries_.end()) return no_session(id);
+  return derive(known->second.raw, Use::log_too);
+}
+
+std::uint32_t Sessions::epoch_of(std::uint32_t id) const {
+  const SessionKeys* keys = recent_[id % kRecent].load(std::memory_order_acquire);
+  if (keys != nullptr && keys->id == id) return keys->epoch;
+  std::lock_guard guard(mutex_);
+  const auto known = entries_.find(id);
+  return known == entries_.end() ? 0 : known->second.raw.epoch.get();
 }
 
 Error Sessions::use_epoch(DataKey key) {
@@ -301,17 +325,19 @@ Task<Result<const SessionKeys*>> Sessions::begin(io::Queue& io, const io::File& 
   const Mac32 mac = mac_of(mac_, "entry", uuid_, reinterpret_cast<const std::uint8_t*>(&raw));
   std::memcpy(raw.mac, mac.data(), mac.size());
   std::size_t position = 1;
+  const SessionKeys* keys = nullptr;
   {
     std::lock_guard guard(mutex_);
+    Result<std::unique_ptr<SessionKeys>> derived = derive(raw, Use::log_too);
+    if (!derived) co_return derived.take_error();
+    keys = derived->get();
     for (const auto& [id, known] : entries_) position = std::max(position, known.position + 1);
-    entries_.emplace(raw.id, Known{raw, position, nullptr});
+    entries_.emplace(raw.id, Known{raw, position, std::move(*derived)});
     high_water_ = raw.id;
   }
   const AlignedBuffer image = build_image();
   const std::size_t first = align_down<std::size_t>(position * kSessionEntryBytes, kPage);
   if (Error e = co_await write_both(io, file, image, first, kPage)) co_return e;
-  const SessionKeys* keys = find(raw.id);
-  if (keys == nullptr) co_return Error(Kind::wrong_key, "no data key of the current epoch");
   co_return keys;
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <span>
 #include <unordered_map>
 
@@ -27,7 +28,20 @@ struct SessionKeys {
   std::uint32_t epoch = 0;
   std::array<std::uint8_t, 32> salt{};
   crypto::AeadKey sector;
-  crypto::AeadKey log;
+  std::optional<crypto::AeadKey> log;  // where the log is written or read under this session
+};
+
+// The keys of a session, for whoever does not suspend while they hold them: those that are kept,
+// or, where a process keeps too many already, some that were derived for this holder and go with
+// it.
+class KeyLease {
+ public:
+  const SessionKeys* operator->() const { return keys_; }  // of the last find() that had an answer
+
+ private:
+  friend class Sessions;
+  const SessionKeys* keys_ = nullptr;
+  std::unique_ptr<SessionKeys> own_;
 };
 
 class Sessions {
@@ -59,9 +73,20 @@ class Sessions {
   // Bytes of an empty table copy, for a new image.
   static AlignedBuffer empty_copy(std::size_t length, const Uuid& uuid, const MacKeys& mac);
 
-  // Keys of a session, derived on first use; null when the table has no such session or the
-  // volume keys lack its epoch. Any thread.
-  const SessionKeys* find(std::uint32_t id);
+  // Keys of a session, derived on first use, and kept unless keys are scarce: any number of
+  // sessions works, and those met first are faster. Errors: wrong_key when the table has no such
+  // session or the volume keys lack its epoch; any other (no_memory) says nothing about the
+  // session, nor about what was sealed under it. Any thread.
+  Error find(std::uint32_t id, KeyLease& lease) {
+    const SessionKeys* keys = recent_[id % kRecent].load(std::memory_order_acquire);
+    if (keys == nullptr || keys->id != id) return find_or_derive(id, lease);
+    lease.keys_ = keys;
+    return {};
+  }
+  // Of one's own, with the log's. Errors as find().
+  Result<std::unique_ptr<SessionKeys>> log_keys(std::uint32_t id) const;
+  // The epoch of a session; 0 when the table has none of this id. Any thread.
+  std::uint32_t epoch_of(std::uint32_t id) const;
 
   // The epoch of new sessions. Any thread.
   std::uint32_t epoch() const { return epoch_.load(std::memory_order_acquire); }
@@ -74,7 +99,8 @@ class Sessions {
 
   bool full() const;
   std::size_t count() const { return entries_.size(); }
-  // A new session under the current epoch, durable in both copies on return. Precondition: !full().
+  // A new session under the current epoch, durable in both copies on return; its keys are kept,
+  // however scarce. Precondition: !full(). Errors: no_memory before anything is written.
   Task<Result<const SessionKeys*>> begin(io::Queue& io, const io::File& file);
   // Writes the whole table to two new places of `length` bytes each and flushes; the caller then
   // makes the header point there. begin() uses the new places from now on.
@@ -87,7 +113,9 @@ class Sessions {
   Error require_room() const;
   Error absorb(const AlignedBuffer& copy, bool& head_valid, bool any_epoch = true);
   const DataKey* data_key(std::uint32_t epoch) const;
-  Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry) const;
+  enum class Use : std::uint8_t { sectors, log_too };
+  Error find_or_derive(std::uint32_t id, KeyLease& lease);
+  Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry, Use use) const;
   void put_head(AlignedBuffer& image) const;
   Task<Error> write_both(io::Queue& io, const io::File& file, const AlignedBuffer& image,
                          std::size_t first, std::size_t bytes);
