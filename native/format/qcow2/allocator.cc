@@ -6,6 +6,8 @@
 #include <iterator>
 #include <utility>
 
+#include "base/aligned.h"
+
 namespace pqblk::format::qcow2 {
 
 Task<Result<HostRun>> Allocator::take(io::Queue& q, std::uint64_t clusters, bool contiguous) {
@@ -101,7 +103,12 @@ Task<Error> Allocator::claim_space(io::Queue& q, const HostRun& run) {
   if (file.block_device) co_return Error();
   const std::uint64_t length = run.clusters * refcounts_.layout().cluster_size();
   Error error = co_await q.fallocate(file, io::FallocateMode::allocate, run.at.bytes, length);
-  if (error && error.os_errno() == EOPNOTSUPP) co_return Error();
+  if (!error || error.os_errno() != EOPNOTSUPP) co_return error;
+  // The file must be as long as what is given out: an entry may name a cluster whose data was lost
+  // in a crash.
+  AlignedBuffer last(std::min<std::uint64_t>(length, kBufferAlign));
+  const std::uint64_t at = run.at.bytes + length - last.size();
+  error = co_await q.write(file, at, last.data(), last.size());
   co_return error;
 }
 

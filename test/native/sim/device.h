@@ -56,6 +56,7 @@ struct Write {
 struct DeviceFacts {
   bool non_volatile = false;
   bool atomic_4k = false;
+  bool allocates = true;  // the file system has fallocate
 };
 
 class Device {

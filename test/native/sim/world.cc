@@ -275,6 +275,10 @@ int World::check(const io::Op& op, std::uint64_t length) const {
                        op.type == io::OpType::truncate;
   if (changes && op.file->read_only) return op.type == io::OpType::truncate ? -EINVAL : -EBADF;
   if (op.type == io::OpType::fallocate && op.length == 0) return -EINVAL;
+  const auto file = static_cast<std::size_t>(op.file->fd - kFirstFd);
+  if (op.type == io::OpType::fallocate && !files_[file].device.facts().allocates) {
+    return -EOPNOTSUPP;
+  }
   const bool transfer = op.type == io::OpType::read || op.type == io::OpType::write;
   if (!transfer || !op.file->direct) return 0;
   if ((op.offset + op.done) % op.file->offset_align != 0) return -EINVAL;
