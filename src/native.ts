@@ -138,7 +138,7 @@ export interface NativeAddon {
       withSessions: boolean;
     },
     keys: NativeKeys,
-  ): Promise<{ header: boolean; sessions: number }>;
+  ): Promise<{ header: boolean; sessions: number; sessionsLost: boolean }>;
   clearCorrupt(options: { path: string }): Promise<void>;
   engineInfo(): Promise<unknown>;
   /** 0, or the errno of flock(2). */

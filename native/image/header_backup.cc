@@ -137,9 +137,10 @@ Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
 // The session table where the header has it: the proof that this file is the volume.
 Task<Result<std::unique_ptr<Sessions>>> prove(io::Queue& io, const io::File& file,
                                               const TrueHeader& header, const HeaderBackup& backup,
+                                              std::span<const std::uint8_t> sessions,
                                               VolumeKeys& keys, const MacKeys& mac) {
-  auto table = co_await Sessions::load_with(io, file, header.parsed.extension, keys, mac,
-                                            backup.sessions, header.readable);
+  auto table = co_await Sessions::load_with(io, file, header.parsed.extension, keys, mac, sessions,
+                                            header.readable);
   if (table || header.readable || table.error().kind() != Kind::integrity) co_return table;
   auto start = co_await read_start(io, file);
   if (!start) co_return start.take_error();
@@ -154,7 +155,7 @@ Task<Error> look(io::Queue& io, const io::File& file, const HeaderBackup& backup
   if (!mac) co_return mac.take_error();
   auto header = co_await true_header(io, file, backup, *mac);
   if (!header) co_return header.take_error();
-  auto table = co_await prove(io, file, *header, backup, keys, *mac);
+  auto table = co_await prove(io, file, *header, backup, {}, keys, *mac);
   if (!table) co_return table.take_error();
   auto area = co_await read_key_area(io, file, header->parsed.extension);
   if (!area) co_return area.take_error();
@@ -168,13 +169,14 @@ Task<Error> restore(io::Queue& io, const io::File& file, const HeaderBackup& bac
   if (!mac) co_return mac.take_error();
   auto header = co_await true_header(io, file, backup, *mac);
   if (!header) co_return header.take_error();
-  auto table = co_await prove(io, file, *header, backup, keys, *mac);
+  auto table = co_await prove(io, file, *header, backup, backup.sessions, keys, *mac);
   if (!table) co_return table.take_error();
   if (!header->readable) {
     if (Error e = co_await write_header(io, file, header->backup)) co_return e;
     out.header = true;
   }
   out.sessions = (*table)->restored();
+  out.sessions_lost = (*table)->damaged();
   if (with_sessions) co_return co_await (*table)->repair_copies(io, file);
   co_return Error();
 }

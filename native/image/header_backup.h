@@ -37,6 +37,7 @@ Result<HeaderLook> look_at_header(const std::string& path, const HeaderBackup& b
 struct HeaderRestored {
   bool header = false;         // it was unreadable and is the backup's now, marked corrupt
   std::uint32_t sessions = 0;  // that the backup gives back
+  bool sessions_lost = false;  // nothing on the disk told how many there were
 };
 
 // Blocking, under the disk's lock. The header first, then, `with_sessions`, the session table:

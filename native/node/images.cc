@@ -325,6 +325,7 @@ Napi::Value restore_header(const Napi::CallbackInfo& info) {
         const Napi::Object out = Napi::Object::New(e);
         out.Set("header", restored.header);
         out.Set("sessions", restored.sessions);
+        out.Set("sessionsLost", restored.sessions_lost);
         return out;
       });
 }

@@ -132,6 +132,8 @@ Task<Result<std::unique_ptr<Sessions>>> Sessions::load_with(io::Queue& io, const
   if (!any_head && before == 0 && !place_certain) {
     co_return Error(Kind::integrity, "no session table is where the header has it");
   }
+  table->damaged_ = !any_head;
+  if (backup.empty()) co_return std::move(table);
   AlignedBuffer third(
       std::max<std::size_t>(table->length_, align_up<std::size_t>(backup.size(), kPage)));
   std::copy(backup.begin(), backup.end(), third.data());

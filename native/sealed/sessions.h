@@ -54,7 +54,7 @@ class Sessions {
   // The same with a third copy, of a backup, which may be shorter than a table: entries that both
   // copies on the disk have lost come back, but for those of epochs that were forgotten. Unless the
   // place is certain, a copy on the disk must show that the table is there: a head or an entry that
-  // holds.
+  // holds. An empty backup: only that proof.
   static Task<Result<std::unique_ptr<Sessions>>> load_with(io::Queue& io, const io::File& file,
                                                            const Extension& extension,
                                                            VolumeKeys& keys, const MacKeys& mac,
@@ -68,6 +68,7 @@ class Sessions {
   bool lacks_key(std::uint32_t id) const;
   // Entries that only the backup had.
   std::uint32_t restored() const { return restored_; }
+  bool damaged() const { return damaged_; }  // load_with(): neither copy on the disk had a head
   // Writes both copies anew where one of them lacks anything.
   Task<Error> repair_copies(io::Queue& io, const io::File& file);
   // Bytes of an empty table copy, for a new image.
@@ -132,6 +133,7 @@ class Sessions {
   std::uint32_t high_water_ = 0;
   bool needs_repair_ = false;
   std::uint32_t restored_ = 0;
+  bool damaged_ = false;
   struct Known {
     SessionEntryRaw raw;
     std::size_t position;  // entry number in the table

@@ -125,10 +125,10 @@ async function putTablesBack(work: Work, keys: VolumeKeys, compared: boolean) {
         native().restoreHeader({ path, uuid, header, sessions, withSessions }, lent),
       ),
     );
-  const restored = await put(false);
+  const { sessionsLost, ...restored } = await put(false);
   const told = compared || options.force;
   const found =
-    restored.header || restored.sessions > 0 || !told
+    restored.header || restored.sessions > 0 || sessionsLost || !told
       ? await requireSound(work, keys, { ...restored, compared })
       : undefined;
   await put(true);
@@ -322,19 +322,19 @@ async function requireSound(
   work: Work,
   keys: VolumeKeys,
   { header, sessions, compared }: { header: boolean; sessions: number; compared: boolean },
-): Promise<CheckResult> {
+): Promise<CheckResult | undefined> {
   const { path, options } = work;
   const found = await checked(work, keys, header, sessions > 0);
-  const { sectorsBad: bad, corruptions } = found;
-  // Tables that are as old as the header can be whole, and know nothing of what came after them.
-  const leaks = options.force ? 0 : found.leaks;
+  if (!found || options.force) return found;
+  const { sectorsBad: bad, corruptions, leaks } = found;
   const sectors = sectorsOf(found);
   const refuse = (kind: ErrorKind, message: string, hint: string) =>
     new PqblkError(kind, message, { path, operation: OPERATION, hint });
-  if (bad > 0 && !compared && !options.force) {
+  if (bad > 0 && !compared) {
     throw refuse('data_key_missing', `${sectors} of the backup`, OLDER_KEYS);
   }
   const others = bad > found.sectorsVerified * DAMAGED_AT_MOST;
+  // Tables that are as old as the header can be whole, and know nothing of what came after them.
   if (header && (corruptions > 0 || leaks > 0 || others)) {
     const what = `${corruptions} errors, ${leaks} clusters that it does not refer to, ${sectors}`;
     throw refuse('corrupt', `${OLDER_HEADER}: ${what}`, READ_ONLY);
@@ -350,23 +350,33 @@ const OLDER_HEADER =
 const READ_ONLY =
   'restore a newer backup; the disk is marked corrupt, and read-only. Should `pqblk export` find all of it ' +
   'there (a process that was killed leaves clusters behind as well), --force believes this header';
+const WORD = 'the disk is read-only; --force believes this header all the same';
 const OLDER_KEYS =
   'the backup is older than the data keys of the disk: restore a newer one. Should there be none, or should ' +
   'these sectors be damaged, --force puts this one back';
 
-/** Takes the mark off a header that was believed. Kind `integrity`: sectors that it leaves are damaged. */
+/** Takes the mark off a header that was believed. Kinds `integrity`, `corrupt`: what it leaves is damaged. */
 async function finish(
   { path }: Work,
   header: boolean,
   found: CheckResult | undefined,
 ): Promise<{ grownTo: number }> {
-  if (!found) return { grownTo: 0 };
   if (header) await calling(() => native().clearCorrupt({ path }));
-  if (found.sectorsBad > 0) {
-    throw new PqblkError('integrity', sectorsOf(found), {
+  if (!found) return { grownTo: 0 };
+  const but = (kind: ErrorKind, message: string, hint: string) =>
+    new PqblkError(kind, message, {
       ...{ path, operation: OPERATION },
-      hint: 'all is put back; these sectors are damaged: restore or discard them',
+      hint: `all is put back; ${hint}`,
     });
+  if (found.corruptions > 0) {
+    throw but(
+      'corrupt',
+      `${found.corruptions} errors in the structure`,
+      '`pqblk check --repair` before anything is written',
+    );
+  }
+  if (found.sectorsBad > 0) {
+    throw but('integrity', sectorsOf(found), 'restore or discard these sectors: they are damaged');
   }
   const { size, clusterSize } = await diskInfo(path, 'sealed');
   return { grownTo: found.guestEnd >= size + clusterSize ? found.guestEnd : 0 };
@@ -377,7 +387,7 @@ async function checked(
   keys: VolumeKeys,
   header: boolean,
   sessionsLost: boolean,
-): Promise<CheckResult> {
+): Promise<CheckResult | undefined> {
   const backupSessions = sessionsLost ? backup.sessions : undefined;
   try {
     return await checkWith(path, { uuid: backup.volumeUuid, keys, backupSessions }, options);
@@ -390,11 +400,18 @@ async function checked(
       });
     }
     const missing = kind === 'wrong_key';
-    const hint = header ? `${OLDER_HEADER}; ${READ_ONLY}` : undefined;
+    if (options.force && !missing) return undefined; // somebody's word instead: of a block that cannot be read
+    const older = kind === 'corrupt' || kind === 'integrity';
+    const hint = older ? `${OLDER_HEADER}; ${READ_ONLY}` : WORD;
     throw new PqblkError(
       missing ? 'data_key_missing' : kind,
       `with this backup the disk does not open: ${message}`,
-      { path, operation: OPERATION, cause: error, hint: missing ? OLDER_KEYS : hint },
+      {
+        path,
+        operation: OPERATION,
+        cause: error,
+        hint: missing ? OLDER_KEYS : header ? hint : undefined,
+      },
     );
   }
 }

@@ -271,6 +271,22 @@ describe('what a restore leaves', () => {
     expect(await pieces(path, own)).toBe(0);
   });
 
+  it('is in use again by a word, whatever the check found', async () => {
+    const { own } = await disk();
+    const path = at(`${made}.tiny`);
+    const backup = at(`${made}.tiny.backup`);
+    const tiny = at('tiny.raw');
+    writeFileSync(tiny, Buffer.alloc(16384, 5));
+    await pqblkJson('import', tiny, path, '--key', 'alice', ...own);
+    await pqblkJson('header', 'backup', path, backup);
+    await damageOneSector(path, own);
+    damage(path, places(path).header);
+    const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+    expect((await pqblk(...restore)).code).toBe(exitCode('corrupt')); // 1 of 4 sectors
+    expect((await pqblk(...restore, '--force')).code).toBe(exitCode('integrity'));
+    expect(await pieces(path, own)).toBe(0);
+  });
+
   it('without its key area is in use again, though a sector be damaged, with a word', async () => {
     const { path, backup, own } = await disk();
     await damageOneSector(path, own);
