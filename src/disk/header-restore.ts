@@ -126,10 +126,11 @@ async function putTablesBack(work: Work, keys: VolumeKeys, compared: boolean) {
       ),
     );
   const { sessionsLost, ...restored } = await put(false);
+  const lost = sessionsLost || restored.sessions > 0;
   const told = compared || options.force;
   const found =
-    restored.header || restored.sessions > 0 || sessionsLost || !told
-      ? await requireSound(work, keys, { ...restored, compared })
+    restored.header || lost || !told
+      ? await requireSound(work, keys, { header: restored.header, lost, compared })
       : undefined;
   await put(true);
   return { restored, found };
@@ -321,10 +322,10 @@ const DAMAGED_AT_MOST = 1 / 16;
 async function requireSound(
   work: Work,
   keys: VolumeKeys,
-  { header, sessions, compared }: { header: boolean; sessions: number; compared: boolean },
+  { header, lost, compared }: { header: boolean; lost: boolean; compared: boolean },
 ): Promise<CheckResult | undefined> {
   const { path, options } = work;
-  const found = await checked(work, keys, header, sessions > 0);
+  const found = await checked(work, keys, header, lost);
   if (!found || options.force) return found;
   const { sectorsBad: bad, corruptions, leaks } = found;
   const sectors = sectorsOf(found);
