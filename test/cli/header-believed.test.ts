@@ -1,0 +1,163 @@
+// `pqblk header restore`: what becomes of a header that was put back, from the mark that it gets until
+// the disk is in use again.
+import { readFileSync, writeFileSync } from 'node:fs';
+import { describe, expect, it } from 'vitest';
+import { KeyStore, openDisk } from '../../src/index.js';
+import {
+  at,
+  damage,
+  damageOneSector,
+  disk,
+  made,
+  places,
+  pristine,
+  requireContent,
+  restoredUuid,
+  restoreJson,
+} from './header-disks.js';
+import { exitCode, peer, pqblk, pqblkJson } from './helpers.js';
+
+describe('what a restore leaves', () => {
+  const pieces = async (path: string, own: string[]) => {
+    const { code } = await pqblk('resize', path, '20M', '--key', 'alice', ...own);
+    return code;
+  };
+
+  it.each([
+    ['by the same command', ['header', 'restore']],
+    ['by a repair', ['check', '--repair']],
+  ])('is finished %s, when it was stopped', async (_, [command = '', word = '']) => {
+    const { path, backup, own } = await disk();
+    const bytes = readFileSync(path);
+    bytes[79] = (bytes[79] ?? 0) | 2; // the mark of a header that nobody has checked
+    writeFileSync(path, bytes);
+    expect(await pieces(path, own)).toBe(exitCode('corrupt'));
+    const argv = command === 'check' ? [command, path, word] : [command, word, path, backup];
+    expect(await pqblk(...argv, '--key', 'alice', ...own)).toMatchObject({ code: 0 });
+    expect(readFileSync(path)[79]).toBe((bytes[79] ?? 0) & ~2);
+    expect(await pieces(path, own)).toBe(0);
+  });
+
+  it('is mended by a newer backup, when the older one was put back first', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('resize', path, '8G', '--key', 'alice', ...own);
+    {
+      using identity = await new KeyStore(own[1] as string).unlock('alice');
+      await using open = await openDisk(path, { format: 'sealed', identity });
+      for (let at = 1; at < 40; at += 1) await open.write(new Uint8Array(4096), at * 2 ** 27);
+      await open.write(new Uint8Array(4096).fill(3), 7 * 2 ** 30);
+    }
+    const newer = at(`${made}.newer`);
+    await pqblkJson('header', 'backup', path, newer);
+    damage(path, places(path).header);
+    for (const argv of [
+      ['header', 'restore', path, backup],
+      ['check', '--repair', path], // would free what that header does not refer to
+    ]) {
+      const refused = await pqblk(...argv, '--key', 'alice', ...own);
+      expect([refused.code, refused.stderr]).toEqual([
+        exitCode('corrupt'),
+        expect.stringMatching(/[1-9]\d* clusters that it does not refer to/),
+      ]);
+    }
+    expect(await restoreJson(path, newer, ...own)).toMatchObject({ header: true, warnings: [] });
+    expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(0);
+  });
+
+  it('is said to be smaller than the disk was, and grows again', async () => {
+    const { own } = await disk();
+    const path = at(`${made}.grows`);
+    const backup = at(`${made}.grows.backup`);
+    await pqblkJson('create', path, '16M', '--key', 'alice', ...own);
+    await pqblkJson('header', 'backup', path, backup);
+    await pqblkJson('resize', path, '20M', '--key', 'alice', ...own);
+    const content = new Uint8Array(4096).fill(3);
+    using identity = await new KeyStore(own[1] as string).unlock('alice');
+    {
+      await using open = await openDisk(path, { format: 'sealed', identity });
+      await open.write(content, 19 * 2 ** 20);
+    }
+    damage(path, places(path).header);
+    const { grownTo, warnings } = await restoreJson(path, backup, ...own);
+    expect([grownTo, warnings]).toEqual([
+      19 * 2 ** 20 + 65536,
+      [expect.stringContaining('has data beyond the size in it: `pqblk resize')],
+    ]);
+    await pqblkJson('resize', path, String(grownTo), '--key', 'alice', ...own);
+    await using open = await openDisk(path, { format: 'sealed', identity });
+    const found = new Uint8Array(4096);
+    await open.read(found, 19 * 2 ** 20);
+    expect(found).toEqual(content);
+  });
+
+  it('is right where one bit of the UUID in the header was wrong', async () => {
+    const { path, backup, own } = await disk();
+    const bytes = readFileSync(path);
+    const uuid = bytes.indexOf(Buffer.from((await restoredUuid(path)).replaceAll('-', ''), 'hex'));
+    bytes[uuid] = (bytes[uuid] ?? 0) ^ 1;
+    writeFileSync(path, bytes);
+    expect(await restoreJson(path, backup, ...own)).toMatchObject({ header: true });
+    await requireContent(path, own);
+  });
+
+  it('without its header is in use again, but for a sector that is damaged', async () => {
+    const { path, backup, own } = await disk();
+    await damageOneSector(path, own);
+    damage(path, places(path).header);
+    const ended = await pqblk('header', 'restore', path, backup, '--key', 'alice', ...own);
+    expect([ended.code, ended.stderr]).toEqual([
+      exitCode('integrity'),
+      expect.stringMatching(/: 1 of \d+ sectors do not open .*\n.*all is put back/),
+    ]);
+    expect(await pieces(path, own)).toBe(0);
+  });
+
+  it('is in use again by a word, whatever the check found', async () => {
+    const { own } = await disk();
+    const path = at(`${made}.tiny`);
+    const backup = at(`${made}.tiny.backup`);
+    const tiny = at('tiny.raw');
+    writeFileSync(tiny, Buffer.alloc(16384, 5));
+    await pqblkJson('import', tiny, path, '--key', 'alice', ...own);
+    await pqblkJson('header', 'backup', path, backup);
+    await damageOneSector(path, own);
+    damage(path, places(path).header);
+    const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+    expect((await pqblk(...restore)).code).toBe(exitCode('corrupt')); // 1 of 4 sectors
+    expect((await pqblk(...restore, '--force')).code).toBe(exitCode('integrity'));
+    expect(await pieces(path, own)).toBe(0);
+  });
+
+  it('without its key area is in use again, though a sector be damaged, with a word', async () => {
+    const { path, backup, own } = await disk();
+    await damageOneSector(path, own);
+    damage(path, ...places(path).keyAreas);
+    const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+    expect(await pqblk(...restore)).toMatchObject({
+      code: exitCode('data_key_missing'),
+      stderr: expect.stringMatching(/: 1 of \d+ sectors do not open .*\n.*should these sectors be/),
+    });
+    expect((await pqblk(...restore, '--force')).code).toBe(0);
+    expect(await pieces(path, own)).toBe(0);
+  });
+
+  it('opens with the word that was given for its key area', async () => {
+    const { path, backup, own } = await disk();
+    const { vmkCheck } = await pqblkJson<{ vmkCheck: string }>(
+      ...['slot', 'test', path, '--key', 'alice', ...own],
+    );
+    const elsewhere = at(`keys-${made}-elsewhere`);
+    peer('cp', '-a', own[1] as string, elsewhere);
+    await pqblkJson('slot', 'revoke', path, 'alice', '--key', 'bob', '--store', elsewhere);
+    const bytes = readFileSync(path);
+    const { header, keyAreas } = places(path);
+    const { offset, length } = keyAreas[0] ?? { offset: 0, length: 0 };
+    bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
+    writeFileSync(path, bytes);
+    damage(path, header);
+    const word = ['--confirm-vmk', vmkCheck];
+    const restored = await restoreJson(path, backup, '--keep-key-area', ...word, ...own);
+    expect(restored.after).toMatchObject([{ label: 'alice', state: 'active' }, { label: 'bob' }]);
+    await requireContent(path, own);
+  });
+});
