@@ -26,7 +26,7 @@ export function addCheck(program: Command, terminal: Terminal): void {
       'after',
       `
 The report is printed whatever is found. Exit codes: 0 whole, 1 only leaked space, 5 sectors whose
-tags do not hold, 11 damaged structure.
+tags do not hold, 11 damaged structure, or a header that was put back and is not believed yet.
 ${examples('pqblk check vm.sealed --key alice', 'pqblk check vm.qcow2 --repair --json')}`,
     )
     .action(async (path: string, flags: Flags) => {
@@ -34,7 +34,9 @@ ${examples('pqblk check vm.sealed --key alice', 'pqblk check vm.qcow2 --repair -
       if (flags.json) terminal.json({ path, ...result });
       else show(terminal, result);
       const finding = findingIn(result);
-      if (finding) throw new PqblkError(finding[0], finding[1], { path, operation: 'check' });
+      if (!finding) return;
+      const [kind, message, hint] = finding;
+      throw new PqblkError(kind, message, { path, operation: 'check', hint });
     });
 }
 
@@ -53,11 +55,21 @@ async function check(terminal: Terminal, path: string, flags: Flags): Promise<Ch
   }
 }
 
-/** The worst that was found, as the kind whose exit code the command ends with. */
-function findingIn(result: CheckResult): [ErrorKind, string] | undefined {
-  const { sectorsBad, corruptions, leaks } = result;
-  if (sectorsBad > 0) return ['integrity', `${sectorsBad} sectors do not authenticate`];
-  if (corruptions > 0) return ['corrupt', `${corruptions} errors in the structure`];
+const NEWER_BACKUP = '`pqblk header restore` with a newer backup, or --force';
+const REPAIR_BELIEVES = 'it fits the disk: `pqblk check --repair` believes it';
+
+/** The worst that was found, as the kind whose exit code the command ends with, and what to do about it. */
+function findingIn(result: CheckResult): [ErrorKind, string, (string | undefined)?] | undefined {
+  const { sectorsBad, corruptions, leaks, headerPutBack } = result;
+  const hint = headerPutBack ? NEWER_BACKUP : undefined;
+  if (sectorsBad > 0) return ['integrity', `${sectorsBad} sectors do not authenticate`, hint];
+  if (corruptions > 0) return ['corrupt', `${corruptions} errors in the structure`, hint];
+  if (headerPutBack) {
+    const fits = leaks === 0;
+    const not = fits ? '' : `: ${leaks} clusters that it does not refer to`;
+    const what = `its header was put back, and is not believed yet${not}`;
+    return ['corrupt', what, fits ? REPAIR_BELIEVES : NEWER_BACKUP];
+  }
   if (leaks > 0) return ['general', `${leaks} clusters of space leaked; --repair frees them`];
   return undefined;
 }

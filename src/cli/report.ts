@@ -20,6 +20,7 @@ interface Flags extends InventoryFlags, PolicyFlags {
 type FindingKind =
   | 'unreadable'
   | 'damaged'
+  | 'unbelieved'
   | 'policy'
   | 'expired'
   | 'expiring'
@@ -39,6 +40,9 @@ interface DiskReport {
   readonly findings: readonly Finding[];
 }
 
+const NOT_BELIEVED =
+  'its header was put back, and no check has believed it yet: the disk is read-only; run `pqblk header ' +
+  'restore` again, or `pqblk check`';
 const DAY = 86_400_000;
 const LOOKED_AT_ONCE = 8;
 
@@ -64,8 +68,8 @@ export function addReport(program: Command, terminal: Terminal): void {
       'after',
       `
 Exit codes: 0 nothing to do soon (stale and expiring keys and unfinished rotations are shown), 6 a policy
-is broken or a slot is past its date, 18 a damaged key area, 14 a disk or directory that cannot be read, or
-a name that stands for nothing.
+is broken or a slot is past its date, 11 a header that was put back and is not believed yet, 18 a damaged
+key area, 14 a disk or directory that cannot be read, or a name that stands for nothing.
 ${examples('pqblk report /srv/disks', "pqblk report '/srv/**/*.sealed' --policy policy.yaml --json")}`,
     )
     .action(async (names: string[], flags: Flags) => {
@@ -102,17 +106,15 @@ async function lookAt(
 ): Promise<DiskReport> {
   try {
     if (error) throw error;
-    const { sealed } = await diskInfo(path, 'sealed');
-    if (!sealed?.keyArea) {
-      const finding: Finding = {
-        kind: 'damaged',
-        message: 'both copies of the key area are damaged',
-      };
-      return { path, slots: 0, findings: [finding] };
-    }
-    const { slots, generation, currentEpoch, nextEpoch } = sealed.keyArea;
+    const { sealed, qcow2 } = await diskInfo(path, 'sealed');
     const findings: Finding[] = [];
     const add = (kind: FindingKind, message: string) => findings.push({ kind, message });
+    if (qcow2?.corrupt) add('unbelieved', NOT_BELIEVED);
+    if (!sealed?.keyArea) {
+      add('damaged', 'both copies of the key area are damaged');
+      return { path, slots: 0, findings };
+    }
+    const { slots, generation, currentEpoch, nextEpoch } = sealed.keyArea;
     for (const message of sealed.keyAreaFindings) add('damaged', message);
     if (nextEpoch !== undefined) {
       const what = `a rotation of the data key from epoch ${currentEpoch} to ${nextEpoch}`;
@@ -165,8 +167,15 @@ function requireFine(reports: readonly DiskReport[]): void {
   const count = (...kinds: FindingKind[]) =>
     reports.filter(({ findings }) => findings.some(({ kind }) => kinds.includes(kind))).length;
   const [unreadable, damaged] = [count('unreadable'), count('damaged')];
+  const unbelieved = count('unbelieved');
   const broken = count('policy', 'expired');
   if (unreadable > 0) throw new PqblkError('io_error', `${unreadable} disks cannot be read`);
   if (damaged > 0) throw new PqblkError('key_area_damaged', `${damaged} damaged key areas`);
+  if (unbelieved > 0) {
+    throw new PqblkError(
+      'corrupt',
+      `${unbelieved} headers were put back, and are not believed yet`,
+    );
+  }
   if (broken > 0) throw new PqblkError('policy', `${broken} disks break the rules for keys`);
 }

@@ -26,7 +26,7 @@ import {
 } from '../keys/index.js';
 import { calling, type LongWork, native } from '../native.js';
 import type { HeaderBackup } from './header-backup.js';
-import { type CheckResult, checkWith, diskInfo } from './info.js';
+import { type Checked, checkWith, diskInfo } from './info.js';
 import { copiesIn, keyAreaOf } from './key-area-file.js';
 import { lendKeys, openCopies } from './unlock.js';
 
@@ -323,7 +323,7 @@ async function requireSound(
   work: Work,
   keys: VolumeKeys,
   { header, lost, compared }: { header: boolean; lost: boolean; compared: boolean },
-): Promise<CheckResult | undefined> {
+): Promise<Checked | undefined> {
   const { path, options } = work;
   const found = await checked(work, keys, header, lost);
   if (!found || options.force) return found;
@@ -343,7 +343,7 @@ async function requireSound(
   return found;
 }
 
-const sectorsOf = ({ sectorsBad, sectorsVerified }: CheckResult) =>
+const sectorsOf = ({ sectorsBad, sectorsVerified }: Checked) =>
   `${sectorsBad} of ${sectorsVerified} sectors do not open with the data keys`;
 
 const OLDER_HEADER =
@@ -360,7 +360,7 @@ const OLDER_KEYS =
 async function finish(
   { path }: Work,
   header: boolean,
-  found: CheckResult | undefined,
+  found: Checked | undefined,
 ): Promise<{ grownTo: number }> {
   if (header) await calling(() => native().clearCorrupt({ path }));
   if (!found) return { grownTo: 0 };
@@ -388,7 +388,7 @@ async function checked(
   keys: VolumeKeys,
   header: boolean,
   sessionsLost: boolean,
-): Promise<CheckResult | undefined> {
+): Promise<Checked | undefined> {
   const backupSessions = sessionsLost ? backup.sessions : undefined;
   try {
     return await checkWith(path, { uuid: backup.volumeUuid, keys, backupSessions }, options);

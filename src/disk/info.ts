@@ -137,29 +137,38 @@ export interface CheckResult {
   /** Sealed: tags that were computed, and those that do not hold. */
   readonly sectorsVerified: number;
   readonly sectorsBad: number;
+  /** Sealed: its header was put back, and no check has believed it yet: the disk is read-only. */
+  readonly headerPutBack: boolean;
   /** The first findings, for people. */
   readonly messages: readonly string[];
   /** Numbers of 4096-byte sectors, the first ones. */
   readonly badSectors: readonly number[];
 }
 
+/** What the engine alone tells. */
+export type Checked = Omit<CheckResult, 'headerPutBack'>;
+
 /** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
 export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
   const { format, repair = false } = options;
   if (format !== 'sealed') {
-    return await longCheck(options, (token) =>
-      native().checkDisk({ path, format, repair }, undefined, token),
-    );
+    const call = (token: NativeToken) =>
+      native().checkDisk({ path, format, repair }, undefined, token);
+    return { ...(await longCheck(options, call)), headerPutBack: false };
   }
   return await withUnlocked(path, options, async (volume) => {
     // On somebody's word, and below only if every sector opens.
     if (repair && !volume.keyArea.refused?.confirmed) requireUncontested(volume.keyArea);
-    const marked = repair && (await diskInfo(path, format)).qcow2?.corrupt === true;
-    if (marked)
-      requireBelievable(path, await checkSealed(path, volume, { ...options, repair: false }));
-    const result = await checkSealed(path, volume, options);
-    if (marked && isSound(result)) await calling(() => native().clearCorrupt({ path }));
-    return await withKeyArea(path, result, volume, repair);
+    const marked = (await diskInfo(path, format)).qcow2?.corrupt === true;
+    const check = async (how: LongWork & { repair?: boolean }) =>
+      await checkSealed(path, volume, how).catch((error: unknown) => {
+        throw marked ? aboutMark(error) : error;
+      });
+    if (marked && repair) requireBelievable(path, await check({ ...options, repair: false }));
+    const result = await check(options);
+    const believed = marked && repair && isSound(result);
+    if (believed) await calling(() => native().clearCorrupt({ path }));
+    return await withKeyArea(path, withMark(result, marked && !believed), volume, repair);
   });
 }
 
@@ -167,7 +176,7 @@ async function checkSealed(
   path: string,
   volume: UnlockedVolume,
   options: LongWork & { repair?: boolean },
-): Promise<CheckResult> {
+): Promise<Checked> {
   const result = await checkWithLent(path, volume.uuid, (fn) => volume.lendKeys(fn), options);
   await volume.record();
   return result;
@@ -178,7 +187,7 @@ export async function checkWith(
   path: string,
   { uuid, keys, backupSessions }: FromElsewhere,
   work: LongWork,
-): Promise<CheckResult> {
+): Promise<Checked> {
   const { onProgress, signal } = work;
   const how = { onProgress, signal, ...(backupSessions && { backupSessions }) };
   return await checkWithLent(path, uuid, (fn) => lendKeys(keys, fn), how);
@@ -196,7 +205,7 @@ async function checkWithLent(
   uuid: Uint8Array,
   lend: <T>(fn: (lent: NativeKeys) => T) => T,
   options: LongWork & { repair?: boolean; backupSessions?: Uint8Array },
-): Promise<CheckResult> {
+): Promise<Checked> {
   const { repair = false, backupSessions, ...work } = options;
   const what = { path, format: 'sealed', repair, uuid, ...(backupSessions && { backupSessions }) };
   return await longCheck(work, (token) => lend((keys) => native().checkDisk(what, keys, token)));
@@ -205,22 +214,45 @@ async function checkWithLent(
 const longCheck = async (
   { onProgress, signal }: LongWork,
   call: (token: NativeToken) => Promise<unknown>,
-) => (await longCall({ onProgress, signal }, call)) as CheckResult;
+) => (await longCall({ onProgress, signal }, call)) as Checked;
 
-const isSound = ({ corruptions, sectorsBad }: CheckResult) => corruptions === 0 && sectorsBad === 0;
+const isSound = ({ corruptions, sectorsBad }: Checked) => corruptions === 0 && sectorsBad === 0;
+
+const NEWER_BACKUP = '`pqblk header restore` with a newer backup';
+
+/** Where the tables are not where it has them a check does not come to its end. */
+function aboutMark(error: unknown): unknown {
+  if (!(error instanceof PqblkError)) return error;
+  const { kind, message, path, operation, cause } = error;
+  if (kind !== 'corrupt' && kind !== 'integrity') return error;
+  const hint = `its header was put back, and is not believed: ${NEWER_BACKUP}`;
+  return new PqblkError(kind, message, { path, operation, hint, cause });
+}
 
 // A header that was put back is marked until a check has found its tables true. What they do not refer to
 // may be what the disk got after the backup was made, and is not to be freed.
-function requireBelievable(path: string, looked: CheckResult): void {
+function requireBelievable(path: string, looked: Checked): void {
   if (isSound(looked) && looked.leaks === 0) return;
   const { corruptions, leaks, sectorsBad } = looked;
   throw new PqblkError(
     'corrupt',
     `its header was put back, and is not believed: ${corruptions} errors, ${leaks} clusters that it does not ` +
       `refer to, ${sectorsBad} sectors that do not open`,
-    { path, operation: 'repair', hint: '`pqblk header restore` with a newer backup, or --force' },
+    { path, operation: 'repair', hint: `${NEWER_BACKUP}, or --force` },
   );
 }
+
+const withMark = (result: Checked, headerPutBack: boolean): CheckResult => ({
+  ...result,
+  headerPutBack,
+  clean: result.clean && !headerPutBack,
+  messages: [
+    ...(headerPutBack
+      ? ['its header was put back, and is not believed: the disk is read-only']
+      : []),
+    ...result.messages,
+  ],
+});
 
 // A damaged copy of the key area goes unnoticed until the other one fails as well; one that is left
 // of a change that was cut short may open to keys that were revoked.

@@ -17,6 +17,23 @@ import {
 } from './header-disks.js';
 import { exitCode, peer, pqblk, pqblkJson } from './helpers.js';
 
+/** Who looks at the disk is told that its header is not believed, and what to do about it. */
+async function requireNamed(path: string, own: string[], hint: string): Promise<void> {
+  const reported = await pqblk('report', path, '--json');
+  expect(reported.code).toBe(exitCode('corrupt'));
+  expect(JSON.parse(reported.stdout)).toMatchObject({
+    disks: [{ findings: [{ kind: 'unbelieved' }] }],
+  });
+  const check = ['check', path, '--key', 'alice', ...own];
+  const checked = await pqblk(...check);
+  expect(checked.code).toBe(exitCode('corrupt'));
+  expect(checked.stdout).toContain('was put back, and is not believed: the disk is read-only');
+  expect(checked.stderr).toContain(hint);
+  expect(checked.stderr).not.toContain('--repair frees');
+  const { stdout } = await pqblk(...check, '--json');
+  expect(JSON.parse(stdout)).toMatchObject({ clean: false, headerPutBack: true });
+}
+
 describe('what a restore leaves', () => {
   const pieces = async (path: string, own: string[]) => {
     const { code } = await pqblk('resize', path, '20M', '--key', 'alice', ...own);
@@ -32,10 +49,14 @@ describe('what a restore leaves', () => {
     bytes[79] = (bytes[79] ?? 0) | 2; // the mark of a header that nobody has checked
     writeFileSync(path, bytes);
     expect(await pieces(path, own)).toBe(exitCode('corrupt'));
+    await requireNamed(path, own, 'check --repair` believes it');
     const argv = command === 'check' ? [command, path, word] : [command, word, path, backup];
     expect(await pqblk(...argv, '--key', 'alice', ...own)).toMatchObject({ code: 0 });
     expect(readFileSync(path)[79]).toBe((bytes[79] ?? 0) & ~2);
     expect(await pieces(path, own)).toBe(0);
+    expect((await pqblk('report', path)).code).toBe(0);
+    const { clean, headerPutBack } = await pqblkJson('check', path, '--key', 'alice', ...own);
+    expect([clean, headerPutBack]).toEqual([true, false]);
   });
 
   it('is mended by a newer backup, when the older one was put back first', async () => {
@@ -60,6 +81,7 @@ describe('what a restore leaves', () => {
         expect.stringMatching(/[1-9]\d* clusters that it does not refer to/),
       ]);
     }
+    await requireNamed(path, own, '`pqblk header restore` with a newer backup');
     expect(await restoreJson(path, newer, ...own)).toMatchObject({ header: true, warnings: [] });
     expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(0);
   });

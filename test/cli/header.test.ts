@@ -89,6 +89,8 @@ describe('a restore refuses', () => {
       exitCode('corrupt'),
       expect.stringContaining('marked corrupt'),
     ]);
+    const checked = await pqblk('check', path, '--key', 'alice', ...own);
+    expect(checked.stderr).toContain('`pqblk header restore` with a newer backup');
     // The header that can be read is the truth, whatever an old backup says.
     writeFileSync(path, grown);
     expect(await restoreJson(path, backup, ...own)).toMatchObject({ header: false });
