@@ -10,6 +10,7 @@ export function groupOf(plan, set) {
   const xs = x ? x.values : [undefined];
   return {
     ...{ set, group, about, unit, better, base, x },
+    host: { repeated: 0, disturbed: 0 }, // samples: lib/host.mjs
     rows: plan.contenders.map(({ name, missing }) => ({
       name,
       ...(missing && { missing }),

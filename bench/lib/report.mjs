@@ -1,7 +1,7 @@
 // The HTML report of a run: one file, no network, no script.
 import { escaped } from './html.mjs';
 import { bars, lines, percentiles } from './plots.mjs';
-import { found, goal, number, ratio, targetName, verdict } from './units.mjs';
+import { found, goal, hostRemark, number, ratio, targetName, verdict } from './units.mjs';
 
 const STYLE = `
 :root { color-scheme: light; --ink: #1d2127; --dim: #5f6875; --line: #e2e6eb; }
@@ -109,11 +109,13 @@ function section(group) {
     const value = escaped(target.missing ?? found(target, unit));
     return `<p><span class="${word}">${word}</span> ${what}${value}</p>`;
   });
+  const disturbed = hostRemark(group);
   return [
     `<h3>${escaped(name)}</h3>`,
     about ? `<p class="dim">${escaped(about)}</p>` : '',
     x && x.values.length > 1 ? lines(group) : bars(group),
     x ? seriesFigures(group) : figures(group),
+    disturbed ? `<p class="dim">${escaped(disturbed)}</p>` : '',
     ...verdicts,
     percentiles(group),
     commands(rows),

@@ -2,7 +2,7 @@
 // Tables go to stdout, progress to stderr; on a terminal the progress is one line that changes.
 import { styleText } from 'node:util';
 import { load } from './machine.mjs';
-import { found, goal, number, ratio, targetName, verdict } from './units.mjs';
+import { found, goal, hostRemark, number, ratio, targetName, verdict } from './units.mjs';
 
 const coloured = process.stdout.isTTY && !process.env.NO_COLOR;
 const paint = (style, text) => (coloured ? styleText(style, text) : text);
@@ -67,6 +67,8 @@ export function printGroup(group) {
     heading,
     rows.map((row) => (x ? seriesRow(row, unit) : plainRow(row, unit))),
   );
+  const disturbed = hostRemark(group);
+  if (disturbed) line(`  ${paint('yellow', disturbed)}`);
   for (const target of group.targets) line(`  ${targetLine(target, unit)}`);
 }
 

@@ -40,4 +40,11 @@ export function found(target, unit) {
 export const targetName = ({ name, to, x, about }) =>
   about ?? `${name}${to === undefined ? '' : ` / ${to}`}${x === undefined ? '' : ` at ${x}`}`;
 
+/** What the host did to a group's samples; nothing where it left them alone. */
+export function hostRemark({ host }) {
+  if (!host || host.repeated + host.disturbed === 0) return undefined;
+  const counted = host.disturbed > 0 ? `; ${host.disturbed} counted all the same` : '';
+  return `the host took the cores away: ${host.repeated} samples measured again${counted}`;
+}
+
 export const verdict = ({ missing, met }) => (missing ? 'missing' : met ? 'met' : 'MISSED');

@@ -14,6 +14,7 @@ const QUEUES = 2;
 const MANY = 64;
 const IDLE_MS = 10_000;
 const FILE = 'fio io_uring on the file';
+const FILE_TWICE = 'fio io_uring on the file, 2 jobs';
 const QEMU = 'qemu-storage-daemon';
 const NBDKIT = 'nbdkit, luks filter';
 
@@ -94,9 +95,10 @@ async function startServers(bench, at) {
   return rows;
 }
 
-function theFile(bench, at, rw) {
-  const run = () => fioFile(bench, at('disk.raw'), { rw, direct: bench.direct.ram });
-  return { name: FILE, missing: bench.needs('fio'), run };
+function theFile(bench, at, rw, jobs = 1) {
+  const load = { rw, jobs, direct: bench.direct.ram };
+  const run = () => fioFile(bench, at('disk.raw'), load);
+  return { name: jobs === 1 ? FILE : FILE_TWICE, missing: bench.needs('fio'), run };
 }
 
 /** Quick: the two that a target compares. */
@@ -149,6 +151,7 @@ async function vhostUser(bench, at, rows, program, size) {
     ...{ unit: 'IOPS', base: FILE },
     contenders: [
       theFile(bench, at, 'randread'),
+      theFile(bench, at, 'randread', 2), // what two cores are worth here, without a front-end
       ...measured.flatMap(([name, { missing, vhost: socket }]) =>
         counts.map((count) => ({
           ...{ name: rings(name, count), missing },

@@ -7,7 +7,8 @@ const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
 const { median, pairedRatios, summarise, summary } = await lib('stats');
 const { groupOf, measure } = await lib('compare');
-const { found, goal, number, verdict } = await lib('units');
+const { coreTime, undisturbed } = await lib('host');
+const { found, goal, hostRemark, number, verdict } = await lib('units');
 
 interface Step {
   row: { name: string };
@@ -152,5 +153,55 @@ describe('figures as text', () => {
     expect(goal({ atMost: 160 }, 'MiB')).toBe('≤ 160 MiB');
     const spread = { median: 0.981, min: 0.9, max: 12.34 };
     expect(found({ to: 'x', found: spread }, 'IOPS')).toBe('0.98 (0.90–12.3)');
+  });
+});
+
+describe('a host that takes the cores away', () => {
+  const stat = 'cpu  100 5 50 800 10 3 2 30 7 7\ncpu0 50 2 25 400 5 1 1 15 3 3\n';
+
+  /** Samples 1, 2, 3, … during which the host takes these shares of 100 ticks. */
+  function sampler(shares: readonly number[]) {
+    const sum = { all: 0, stolen: 0 };
+    let calls = 0;
+    const once = async () => {
+      sum.all += 100;
+      sum.stolen += shares[calls] ?? 0;
+      calls += 1;
+      return calls;
+    };
+    return { once, now: () => ({ ...sum }) };
+  }
+
+  it('is seen in the time that the kernel counts as stolen', () => {
+    expect(coreTime(stat)).toEqual({ all: 1000, stolen: 30 });
+    expect(coreTime('')).toEqual({ all: 0, stolen: 0 });
+  });
+
+  it('has a sample measured again, however it came out, until it leaves one alone', async () => {
+    const { once, now } = sampler([40, 6, 5, 0]);
+    const found = await undisturbed(once, { tries: 6, now, clock: () => 0 });
+    expect(found).toEqual({ result: 3, repeated: 2, disturbed: false });
+  });
+
+  it('is put up with at last, and then it is told', async () => {
+    const { once, now } = sampler([40, 40, 40, 40]);
+    const found = await undisturbed(once, { tries: 3, now, clock: () => 0 });
+    expect(found).toEqual({ result: 3, repeated: 2, disturbed: true });
+    expect(hostRemark({ host: { repeated: 2, disturbed: 1 } })).toBe(
+      'the host took the cores away: 2 samples measured again; 1 counted all the same',
+    );
+    expect(hostRemark({ host: { repeated: 0, disturbed: 0 } })).toBeUndefined();
+    expect(hostRemark({})).toBeUndefined();
+  });
+
+  it('does not have a long sample repeated', async () => {
+    const { once, now } = sampler([40, 0]);
+    let at = 0;
+    const clock = () => {
+      at += 6000;
+      return at;
+    };
+    const found = await undisturbed(once, { tries: 6, now, clock });
+    expect(found).toEqual({ result: 1, repeated: 0, disturbed: true });
   });
 });
