@@ -56,6 +56,19 @@ async function buildTypeScript() {
   return status;
 }
 
+const CHILD_PROCESS = "require('node:child_process')";
+
+/** Commander asks for child_process for commands that are programs of their own; pqblk has none. */
+function withoutChildProcess(code, id) {
+  if (!id.endsWith('commander/lib/command.js')) return null;
+  if (code.split(CHILD_PROCESS).length !== 2) {
+    throw new Error(`${id}: expected ${CHILD_PROCESS} once`);
+  }
+  return {
+    code: code.replace(CHILD_PROCESS, `{ get spawn() { return ${CHILD_PROCESS}.spawn; } }`),
+  };
+}
+
 /**
  * A module costs Node about a millisecond, whatever is in it, and a short run of `pqblk` would load a
  * hundred: what tsc made is joined into few files, each with what is loaded together. The library is
@@ -68,6 +81,7 @@ async function joinCommandLine(directory) {
     platform: 'node',
     external: (id) => !/^[./]/.test(id) && id !== 'commander',
     treeshake: { moduleSideEffects: false },
+    plugins: [{ name: 'lazy-child-process', transform: withoutChildProcess }],
   });
   const { output } = await bundle.generate({
     chunkFileNames: '[name].js',

@@ -11,6 +11,7 @@ import { createServer, type Server, Socket } from 'node:net';
 import { constants } from 'node:os';
 import { setTimeout } from 'node:timers/promises';
 import { fromSystem, PqblkError } from '../errors.js';
+import { monotonicMs } from '../keys/monotonic.js';
 import { native } from '../native.js';
 
 const RANDOM_BYTES = 8;
@@ -101,7 +102,7 @@ export interface Search {
 export async function findControl(path: string): Promise<Search> {
   const { prefix, owner } = await prefixOf(path);
   const foreign: Peer[] = [];
-  const deadline = performance.now() + PATIENCE_MS;
+  const deadline = monotonicMs() + PATIENCE_MS;
   for (const name of await namesWith(prefix)) {
     const fd = await connect(name, deadline);
     if (fd === undefined) continue;
@@ -119,7 +120,7 @@ async function connect(name: string, deadline: number): Promise<number | undefin
   for (;;) {
     const fd = native().connectLocal(name);
     if (fd >= 0) return fd;
-    if (-fd !== constants.errno.EAGAIN || performance.now() >= deadline) return undefined;
+    if (-fd !== constants.errno.EAGAIN || monotonicMs() >= deadline) return undefined;
     await setTimeout(POLL_MS);
   }
 }

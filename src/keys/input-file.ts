@@ -7,6 +7,7 @@ import { closeSync, constants, fstatSync, openSync, read as readCallback } from 
 import { setTimeout } from 'node:timers/promises';
 import { promisify } from 'node:util';
 import { type ErrorKind, fromSystem, PqblkError } from '../errors.js';
+import { monotonicMs } from './monotonic.js';
 import { waitingFor } from './waiting.js';
 
 const POLL_MS = 10;
@@ -47,7 +48,7 @@ export async function readSome(
   at: number,
   patienceMs = 0,
 ): Promise<number> {
-  const deadline = performance.now() + patienceMs;
+  const deadline = monotonicMs() + patienceMs;
   for (;;) {
     const bytes = await waitingFor(read(fd, buffer, at, buffer.length - at, null)).then(
       ({ bytesRead }) => bytesRead,
@@ -57,7 +58,7 @@ export async function readSome(
       },
     );
     if (bytes !== undefined && bytes > 0) return bytes;
-    if (bytes === 0 && (at > 0 || performance.now() >= deadline)) return 0;
+    if (bytes === 0 && (at > 0 || monotonicMs() >= deadline)) return 0;
     await waitingFor(setTimeout(POLL_MS));
   }
 }

@@ -8,6 +8,7 @@ import { hostname } from 'node:os';
 import { setTimeout } from 'node:timers/promises';
 import { fromSystem, PqblkError } from '../errors.js';
 import { native } from '../native.js';
+import { monotonicMs } from './monotonic.js';
 
 const POLL_MS = 20;
 /** flock(2): somebody else has it. */
@@ -29,7 +30,7 @@ export async function takeLock(
   const flags = O_RDWR | O_CREAT | O_NOFOLLOW | O_NONBLOCK;
   const file = await open(path, flags, 0o600).catch((error) => Promise.reject(fail(error)));
   try {
-    await waitFor(file, performance.now() + patienceMs, { path: of, operation });
+    await waitFor(file, monotonicMs() + patienceMs, { path: of, operation });
     await note(file, `${hostname()} ${process.pid}\n`);
   } catch (error) {
     await file.close();
@@ -52,7 +53,7 @@ async function waitFor(
     if (errno !== EWOULDBLOCK) {
       throw new PqblkError('io_error', `the file cannot be locked (errno ${errno})`, details);
     }
-    if (performance.now() >= deadline) {
+    if (monotonicMs() >= deadline) {
       const holder = await holderIn(file);
       throw new PqblkError('locked', `another process is at it (${holder || 'unknown'})`, details);
     }

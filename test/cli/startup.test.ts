@@ -1,7 +1,7 @@
 // What a run of `pqblk` loads before it does anything: files, packages and parts of Node. Loading is
 // most of the time that a short command takes, and counting it needs no clock.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
@@ -47,6 +47,23 @@ test('--version loads the command line and no command', () => {
   expect([...parts(files)].sort()).toEqual(['fs', 'module', 'path', 'url', 'util']);
 });
 
+/** What of Node is in the process when `argv` has been done, asked of the process itself. */
+function inside(...argv: string[]): string[] {
+  const list = join(directory, 'list.txt');
+  const hook = join(directory, 'hook.cjs');
+  writeFileSync(
+    hook,
+    `process.on('exit', () => require('node:fs').writeFileSync(${JSON.stringify(list)},
+      process.moduleLoadList.join('\\n')));`,
+  );
+  const env = { ...process.env, PQBLK_KEYS: store };
+  const args = ['--require', hook, MAIN, ...argv];
+  const { status, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8', env });
+  expect(stderr).toBe('');
+  expect(status).toBe(0);
+  return readFileSync(list, 'utf8').split('\n');
+}
+
 test('a change of keys loads few files, liboqs, and nothing that it does not use', () => {
   const made = [
     ['key', 'gen', 'alice', '--no-passphrase', '--store', store],
@@ -67,6 +84,11 @@ test('a change of keys loads few files, liboqs, and nothing that it does not use
     expect(names(files.filter((file) => !isOurs(file)))).toEqual(['ml-kem-768.min.js']);
     const heavy = ['child_process', 'dgram', 'http', 'https', 'tls', 'worker_threads'];
     expect(heavy.filter((name) => parts(ours).has(name))).toEqual([]);
+    // What packages and globals bring in counts as well.
+    const builtins = new Set(inside(...argv, '--key', 'alice', '--json'));
+    expect(builtins).toContain('NativeModule fs');
+    const never = [...heavy, 'perf_hooks'].map((name) => `NativeModule ${name}`);
+    expect(never.filter((name) => builtins.has(name))).toEqual([]);
   }
 });
 
