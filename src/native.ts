@@ -123,6 +123,7 @@ export interface NativeAddon {
     keys: NativeKeys,
   ): Promise<{
     readable: boolean;
+    lacksNewest: boolean;
     keyAreaCopies: readonly [
       { number: bigint; blob: Uint8Array },
       { number: bigint; blob: Uint8Array },
@@ -138,7 +139,7 @@ export interface NativeAddon {
       withSessions: boolean;
     },
     keys: NativeKeys,
-  ): Promise<{ header: boolean; sessions: number; sessionsLost: boolean }>;
+  ): Promise<{ header: boolean; sessions: number; sessionsLost: boolean; byLogAlone: boolean }>;
   clearCorrupt(options: { path: string }): Promise<void>;
   engineInfo(): Promise<unknown>;
   /** 0, or the errno of flock(2). */

@@ -9,6 +9,7 @@
 #include "io/queue_thread.h"
 #include "sealed/extension.h"
 #include "sealed/key_area.h"
+#include "sealed/log.h"
 #include "sealed/sessions.h"
 #include "storage/file.h"
 
@@ -134,18 +135,26 @@ Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
   co_return TrueHeader{std::move(*chosen), std::move(*cluster), false};
 }
 
-// The session table where the header has it: the proof that this file is the volume.
+// The session table where the header has it: the proof that this file is the volume. Where nothing
+// is left of it the log's own header is, which stays where it was made. `by_log` says so.
 Task<Result<std::unique_ptr<Sessions>>> prove(io::Queue& io, const io::File& file,
                                               const TrueHeader& header, const HeaderBackup& backup,
                                               std::span<const std::uint8_t> sessions,
-                                              VolumeKeys& keys, const MacKeys& mac) {
-  auto table = co_await Sessions::load_with(io, file, header.parsed.extension, keys, mac, sessions,
-                                            header.readable);
+                                              VolumeKeys& keys, const MacKeys& mac, bool& by_log) {
+  const Extension& x = header.parsed.extension;
+  auto table = co_await Sessions::load_with(io, file, x, keys, mac, sessions, header.readable);
   if (table || header.readable || table.error().kind() != Kind::integrity) co_return table;
+  if (auto log = co_await read_log_header(io, file, x, mac)) {
+    by_log = true;
+    co_return co_await Sessions::load_with(io, file, x, keys, mac, sessions, true);
+  }
   auto start = co_await read_start(io, file);
   if (!start) co_return start.take_error();
   auto present = parse(start->span(), file.size);
-  if (!present || present->extension.uuid == backup.uuid) co_return table;
+  if (!present || present->extension.uuid == backup.uuid) {
+    co_return Error(Kind::integrity, "neither session table nor log is where the header has it")
+        .at("find volume");
+  }
   co_return Error(Kind::wrong_key, "the backup is of another volume (UUID differs)");
 }
 
@@ -155,11 +164,13 @@ Task<Error> look(io::Queue& io, const io::File& file, const HeaderBackup& backup
   if (!mac) co_return mac.take_error();
   auto header = co_await true_header(io, file, backup, *mac);
   if (!header) co_return header.take_error();
-  auto table = co_await prove(io, file, *header, backup, {}, keys, *mac);
+  bool by_log = false;
+  auto table = co_await prove(io, file, *header, backup, {}, keys, *mac, by_log);
   if (!table) co_return table.take_error();
+  const Error newest = (*table)->require_newest();
   auto area = co_await read_key_area(io, file, header->parsed.extension);
   if (!area) co_return area.take_error();
-  out = {header->readable, std::move(*area)};
+  out = {header->readable, !newest.ok(), std::move(*area)};
   co_return Error();
 }
 
@@ -169,7 +180,8 @@ Task<Error> restore(io::Queue& io, const io::File& file, const HeaderBackup& bac
   if (!mac) co_return mac.take_error();
   auto header = co_await true_header(io, file, backup, *mac);
   if (!header) co_return header.take_error();
-  auto table = co_await prove(io, file, *header, backup, backup.sessions, keys, *mac);
+  auto table =
+      co_await prove(io, file, *header, backup, backup.sessions, keys, *mac, out.by_log_alone);
   if (!table) co_return table.take_error();
   if (!header->readable) {
     if (Error e = co_await write_header(io, file, header->backup)) co_return e;

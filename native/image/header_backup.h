@@ -25,6 +25,7 @@ Result<HeaderBackup> read_header_backup(const std::string& path);
 
 struct HeaderLook {
   bool readable = false;       // the disk's own header: its MAC holds, and it is not marked
+  bool lacks_newest = false;   // the keys are without the data key that was written under last
   sealed::KeyArea key_area{};  // where that header has it, or else the backup's
 };
 
@@ -38,6 +39,7 @@ struct HeaderRestored {
   bool header = false;         // it was unreadable and is the backup's now, marked corrupt
   std::uint32_t sessions = 0;  // that the backup gives back
   bool sessions_lost = false;  // nothing on the disk told how many there were
+  bool by_log_alone = false;   // of what the header names only the log shows that it is there
 };
 
 // Blocking, under the disk's lock. The header first, then, `with_sessions`, the session table:
@@ -46,7 +48,7 @@ struct HeaderRestored {
 // the session table, entries that the disk has lost come back, and nothing goes. A header that was
 // put back is marked corrupt until clear_corrupt: whether its table positions are still true, a
 // check must tell. Errors: wrong_key (another volume), integrity (the backup's MACs do not hold, or
-// the session table is not where the backup's header has it), locked.
+// neither session table nor log is where the backup's header has it), locked.
 Result<HeaderRestored> restore_header(const std::string& path, const HeaderBackup& backup,
                                       bool with_sessions, sealed::VolumeKeys keys);
 

@@ -306,6 +306,7 @@ Napi::Value look_at_header(const Napi::CallbackInfo& info) {
       +[](Napi::Env e, const image::HeaderLook& look) -> Napi::Value {
         const Napi::Object out = Napi::Object::New(e);
         out.Set("readable", look.readable);
+        out.Set("lacksNewest", look.lacks_newest);
         set_key_area(e, out, look.key_area);
         return out;
       });
@@ -326,6 +327,7 @@ Napi::Value restore_header(const Napi::CallbackInfo& info) {
         out.Set("header", restored.header);
         out.Set("sessions", restored.sessions);
         out.Set("sessionsLost", restored.sessions_lost);
+        out.Set("byLogAlone", restored.by_log_alone);
         return out;
       });
 }

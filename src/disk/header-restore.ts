@@ -75,7 +75,7 @@ export interface RestoredHeader extends Omit<RestoredSlots, 'present'> {
  * nobody can read the one on the disk. Where the header was gone, or a copy of the key area, the whole disk is
  * checked with the keys of the backup before they are written, with progress. Kinds: those of opening the
  * backup's key area and of the pin, `wrong_key` (another volume), `policy` (data keys would be lost),
- * `data_key_missing` (the backup does not have those of the disk; nothing was written but the header),
+ * `data_key_missing` (the backup does not have those of the disk; nothing was written but perhaps the header),
  * `corrupt` (the tables moved since: the disk is left marked corrupt, to be read only), `integrity` (all is put
  * back, and sectors are damaged), `interrupted` (the same command goes on), `locked`.
  */
@@ -89,7 +89,7 @@ export async function restoreHeader(
   try {
     const expectedVolumeUuid = backup.volumeUuid;
     using keys = await openKeyArea(backup.keyArea, identity, { expectedVolumeUuid });
-    const work = { path, backup, keys, copies: await lookAt(path, backup, keys), options };
+    const work = { path, backup, keys, ...(await lookAt(path, backup, keys)), options };
     return keepKeyArea ? await restoreTables(work) : await restoreAll(work);
   } finally {
     await release?.();
@@ -103,6 +103,8 @@ interface Work {
   readonly keys: VolumeKeys;
   /** On the disk. */
   readonly copies: KeyAreaCopies;
+  /** The backup is without the data key that the disk was last written under: nothing would open it. */
+  readonly lacksNewest: boolean;
   readonly options: RestoreHeaderOptions;
 }
 
@@ -111,8 +113,20 @@ async function lookAt(path: string, backup: HeaderBackup, keys: VolumeKeys) {
   const { volumeUuid: uuid, header, sessions } = backup;
   const found = await calling(() =>
     lendKeys(keys, (lent) => native().lookAtHeader({ path, uuid, header, sessions }, lent)),
-  );
-  return copiesIn({ ...found, uuid });
+  ).catch((error: unknown) => {
+    throw notThisDisk(error);
+  });
+  return { copies: copiesIn({ ...found, uuid }), lacksNewest: found.lacksNewest };
+}
+
+/** Neither header nor session table nor log is there. */
+function notThisDisk(error: unknown): unknown {
+  if (!(error instanceof PqblkError) || error.operation !== 'find volume') return error;
+  const { kind, message, path, cause } = error;
+  const hint =
+    'nothing in this file shows that it is the disk of the backup: look whether it is the right one; of ' +
+    'a newer backup the header may know better where things are. Nothing was written';
+  return new PqblkError(kind, message, { path, operation: OPERATION, hint, cause });
 }
 
 /** The header, then what only a check of the whole disk tells, then the session table. */
@@ -125,12 +139,12 @@ async function putTablesBack(work: Work, keys: VolumeKeys, compared: boolean) {
         native().restoreHeader({ path, uuid, header, sessions, withSessions }, lent),
       ),
     );
-  const { sessionsLost, ...restored } = await put(false);
+  const { sessionsLost, byLogAlone, ...restored } = await put(false);
   const lost = sessionsLost || restored.sessions > 0;
   const told = compared || options.force;
   const found =
     restored.header || lost || !told
-      ? await requireSound(work, keys, { header: restored.header, lost, compared })
+      ? await requireSound(work, keys, { header: restored.header, lost, compared, byLogAlone })
       : undefined;
   await put(true);
   return { restored, found };
@@ -166,6 +180,7 @@ async function restoreAll(work: Work): Promise<RestoredHeader> {
   const before = present && describeKeyArea(present.blob).slots;
   await options.approve?.({ before, after, present });
   const compared = options.force ? false : await requireNothingLost(work, editor);
+  if (work.lacksNewest) throw newestLost(work);
   requireLogged(editor, audit);
   const line = await audit?.prepare({
     operation: 'header-restore',
@@ -285,13 +300,12 @@ async function requireNothingLost(work: Work, kept: KeyAreaEditor): Promise<bool
   return opens === copies.copies.length;
 }
 
-const WAYS_OUT = '--keep-key-area puts back all but the key area, --force all of it';
+const KEEP = '--keep-key-area puts back all but the key area';
+const waysOut = ({ lacksNewest }: Work) => (lacksNewest ? KEEP : `${KEEP}, --force all of it`);
 
-async function keyLost(
-  { path, copies, options: { identity, pins } }: Work,
-  epoch: number,
-  backup: Observed,
-): Promise<PqblkError> {
+async function keyLost(work: Work, epoch: number, backup: Observed): Promise<PqblkError> {
+  const { path, copies, options } = work;
+  const { identity, pins } = options;
   const why = (await isOutdated(copies, backup, identity, pins))
     ? 'the pin of this host knows the backup, and not what is on the disk: old copies may have been put ' +
       'there, or the keys changed on another host'
@@ -299,17 +313,37 @@ async function keyLost(
   return new PqblkError(
     'policy',
     `the backup does not have the disk's data key of epoch ${epoch}: what is under it would be lost`,
-    { path, operation: OPERATION, hint: `${why}; ${WAYS_OUT}` },
+    { path, operation: OPERATION, hint: `${why}; ${waysOut(work)}` },
   );
 }
 
-function keysUnknown({ path }: Work, cause: PqblkError): PqblkError {
+/** With or without --force: what it would leave opens to nobody. */
+function newestLost({ path, copies }: Work): PqblkError {
+  const message = 'the backup does not have the data key that the disk was last written under';
+  const hint = copies.blob.length > 0 ? `${NEWER}; ${KEEP}` : NEWER;
+  return new PqblkError('data_key_missing', message, { path, operation: OPERATION, hint });
+}
+
+function keysUnknown(work: Work, cause: PqblkError): PqblkError {
+  const { path } = work;
   return new PqblkError(
     'policy',
     `the disk's own key area does not open with this key (${cause.message}), so that nobody can tell ` +
       'whether the backup has its data keys',
-    { path, operation: OPERATION, hint: `name a key that opens both; ${WAYS_OUT}`, cause },
+    { path, operation: OPERATION, hint: `name a key that opens both; ${waysOut(work)}`, cause },
   );
+}
+
+/** Before the check. */
+interface Known {
+  /** It was put back, and is marked. */
+  readonly header: boolean;
+  /** Sessions are the backup's. */
+  readonly lost: boolean;
+  /** The key area of the disk with that of the backup. */
+  readonly compared: boolean;
+  /** Where the header has the session table may be anything: nothing is written there unlooked. */
+  readonly byLogAlone: boolean;
 }
 
 /** Of so many sectors one may be damaged; where more do not open, the header or the keys are others. */
@@ -322,10 +356,11 @@ const DAMAGED_AT_MOST = 1 / 16;
 async function requireSound(
   work: Work,
   keys: VolumeKeys,
-  { header, lost, compared }: { header: boolean; lost: boolean; compared: boolean },
+  known: Known,
 ): Promise<Checked | undefined> {
   const { path, options } = work;
-  const found = await checked(work, keys, header, lost);
+  const { header, compared } = known;
+  const found = await checked(work, keys, known);
   if (!found || options.force) return found;
   const { sectorsBad: bad, corruptions, leaks } = found;
   const sectors = sectorsOf(found);
@@ -351,10 +386,15 @@ const OLDER_HEADER =
 const READ_ONLY =
   'restore a newer backup; the disk is marked corrupt, and read-only. Should `pqblk export` find all of it ' +
   'there (a process that was killed leaves clusters behind as well), --force believes this header';
+const NO_WORD =
+  'the disk is read-only: header and session table are gone, and no word makes up for a whole check; ' +
+  'restore a newer backup';
 const WORD = 'the disk is read-only; --force believes this header all the same';
-const OLDER_KEYS =
-  'the backup is older than the data keys of the disk: restore a newer one. Should there be none, or should ' +
-  'these sectors be damaged, --force puts this one back';
+const NEWER = 'the backup is older than the disk: restore a newer one';
+const OLDER_KEYS = `${NEWER}. Should there be none, or should these sectors be damaged, --force puts this one back`;
+const OLDER_KEY_AREA =
+  'the key area of the disk, or the session table of the backup, is older than what was written last: ' +
+  'restore a newer backup, without --keep-key-area';
 
 /** Takes the mark off a header that was believed. Kinds `integrity`, `corrupt`: what it leaves is damaged. */
 async function finish(
@@ -386,10 +426,9 @@ async function finish(
 async function checked(
   { path, backup, options }: Work,
   keys: VolumeKeys,
-  header: boolean,
-  sessionsLost: boolean,
+  { header, lost, byLogAlone }: Known,
 ): Promise<Checked | undefined> {
-  const backupSessions = sessionsLost ? backup.sessions : undefined;
+  const backupSessions = lost ? backup.sessions : undefined;
   try {
     return await checkWith(path, { uuid: backup.volumeUuid, keys, backupSessions }, options);
   } catch (error) {
@@ -401,9 +440,11 @@ async function checked(
       });
     }
     const missing = kind === 'wrong_key';
-    if (options.force && !missing) return undefined; // somebody's word instead: of a block that cannot be read
+    // Somebody's word instead: of a block that cannot be read.
+    if (options.force && !missing && !byLogAlone) return undefined;
     const older = kind === 'corrupt' || kind === 'integrity';
-    const hint = older ? `${OLDER_HEADER}; ${READ_ONLY}` : WORD;
+    const hint = byLogAlone ? NO_WORD : older ? `${OLDER_HEADER}; ${READ_ONLY}` : WORD;
+    const newer = options.keepKeyArea ? OLDER_KEY_AREA : NEWER;
     throw new PqblkError(
       missing ? 'data_key_missing' : kind,
       `with this backup the disk does not open: ${message}`,
@@ -411,7 +452,7 @@ async function checked(
         path,
         operation: OPERATION,
         cause: error,
-        hint: missing ? OLDER_KEYS : header ? hint : undefined,
+        hint: missing ? newer : header ? hint : undefined,
       },
     );
   }

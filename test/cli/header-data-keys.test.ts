@@ -129,12 +129,13 @@ describe('a restore refuses', () => {
     await pqblkJson('header', 'backup', path, newest);
     damage(path, ...places(path).keyAreas);
     const damaged = keyAreasOf(path);
-    for (let runs = 0; runs < 2; runs += 1) {
-      const { code, stderr } = await pqblk(...restore, ...own);
+    for (const more of [[], [], ['--force']]) {
+      const { code, stderr } = await pqblk(...restore, ...more, ...own);
       expect([code, stderr]).toEqual([
         exitCode('data_key_missing'),
         expect.stringContaining('restore a newer one'),
       ]);
+      expect(stderr).not.toContain('--force');
       expect(keyAreasOf(path)).toEqual(damaged);
     }
     await restoreJson(path, newest, ...own);

@@ -50,13 +50,14 @@ export function damage(path: string, ...ranges: { offset: number; length: number
 }
 
 export const places = (path: string) => {
-  const { keyAreas, sessionTables } = headerOf(path);
+  const { keyAreas, sessionTables, log } = headerOf(path);
   return {
     header: { offset: 0, length: 512 },
     keyAreas: keyAreas.map(({ offset }) => ({ offset, length: KEY_AREA_COPY_BYTES })),
     // All but the head: beside a header that is gone as well nothing else proves what lies there.
     sessions: sessionTables.map(({ offset }) => ({ offset: offset + 128, length: 1024 })),
     sessionTables: sessionTables.map(({ offset }) => ({ offset, length: 4096 })),
+    log: { offset: log.offset, length: 8192 }, // its header, twice
   };
 };
 
@@ -109,7 +110,7 @@ export async function damageOneSector(path: string, own: string[]): Promise<void
   throw new Error('no sector of the disk found');
 }
 
-/** Without --force; nothing is written. */
+/** Without --force; nothing is written. What the hint says of --force is so. */
 export async function requireRefused(path: string, backup: string, own: string[]): Promise<void> {
   const before = readFileSync(path);
   const ended = await pqblk(
@@ -124,9 +125,23 @@ export async function requireRefused(path: string, backup: string, own: string[]
   );
   expect([ended.code, ended.stderr]).toEqual([
     exitCode('policy'),
-    expect.stringContaining('--force'),
+    expect.stringContaining('--keep-key-area'),
   ]);
   expect(readFileSync(path).equals(before)).toBe(true);
+  const helps = ended.stderr.includes('--force');
+  const forced = `${path}.forced`;
+  copyFileSync(path, forced);
+  const store = `${own[1]}.forced`;
+  peer('cp', '-a', own[1] as string, store);
+  const restore = ['header', 'restore', forced, backup, '--key', 'alice', '--allow-rollback'];
+  const { code } = await pqblk(...restore, '--force', '--store', store);
+  const opens = (await pqblk('check', forced, '--key', 'alice', '--store', store)).code;
+  if (helps) expect([code, opens]).toEqual([0, exitCode('integrity')]);
+  else
+    expect([code, readFileSync(forced).equals(before)]).toEqual([
+      exitCode('data_key_missing'),
+      true,
+    ]);
 }
 
 export const restoreJson = async (path: string, backup: string, ...argv: string[]) =>

@@ -17,28 +17,50 @@ import {
 import { exitCode, peer, pqblk, pqblkJson } from './helpers.js';
 
 describe('a backup brings back', () => {
-  it.each(['header', 'keyAreas', 'sessions', 'sessionTables', 'all'] as const)(
-    '%s',
+  type Part = 'header' | 'keyAreas' | 'sessions' | 'sessionTables';
+  const parts = (what: string) => what.split(', ') as Part[];
+  const damageParts = (path: string, what: string) => {
+    const known = places(path);
+    damage(path, ...parts(what).flatMap((part) => known[part]));
+  };
+
+  it.each([
+    'header',
+    'keyAreas',
+    'sessions',
+    'sessionTables',
+    'header, keyAreas, sessions',
+    'header, sessionTables',
+    'header, keyAreas, sessionTables',
+  ])('%s', async (what) => {
+    const { path, backup, own } = await disk();
+    damageParts(path, what);
+    const broken = await pqblk('export', path, at('x.raw'), '--key', 'alice', '--force', ...own);
+    expect(broken.code).not.toBe(0);
+    const restored = await restoreJson(path, backup, ...own);
+    expect(restored).toMatchObject({
+      header: parts(what).includes('header'),
+      keyArea: parts(what).includes('keyAreas'),
+      sessions: what.includes('session') ? 1 : 0,
+    });
+    await requireContent(path, own);
+    expect((await pqblk('check', path, '--key', 'bob', ...own)).code).toBe(0);
+    const again = await restoreJson(path, backup, ...own);
+    expect(again).toMatchObject({ header: false, keyArea: false, sessions: 0 });
+  });
+
+  it.each(['sessionTables', 'header, sessionTables'])(
+    '%s of a disk that nobody has written',
     async (what) => {
-      const { path, backup, own } = await disk();
-      const known = places(path);
-      const ranges =
-        what === 'all'
-          ? [known.header, ...known.keyAreas, ...known.sessions]
-          : [known[what]].flat();
-      damage(path, ...ranges);
-      const broken = await pqblk('export', path, at('x.raw'), '--key', 'alice', '--force', ...own);
-      expect(broken.code).not.toBe(0);
-      const restored = await restoreJson(path, backup, ...own);
-      expect(restored).toMatchObject({
-        header: what === 'header' || what === 'all',
-        keyArea: what === 'keyAreas' || what === 'all',
-        sessions: ['sessions', 'sessionTables', 'all'].includes(what) ? 1 : 0,
-      });
-      await requireContent(path, own);
-      expect((await pqblk('check', path, '--key', 'bob', ...own)).code).toBe(0);
-      const again = await restoreJson(path, backup, ...own);
-      expect(again).toMatchObject({ header: false, keyArea: false, sessions: 0 });
+      const { own } = await disk();
+      const path = at(`${made}.fresh`);
+      const backup = at(`${made}.fresh.backup`);
+      await pqblkJson('create', path, '16M', '--key', 'alice', ...own);
+      await pqblkJson('header', 'backup', path, backup);
+      damageParts(path, what);
+      await restoreJson(path, backup, ...own);
+      expect((await pqblk('resize', path, '20M', '--key', 'alice', ...own)).code).toBe(0);
+      expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(0);
     },
   );
 
@@ -95,6 +117,39 @@ describe('a restore refuses', () => {
     writeFileSync(path, grown);
     expect(await restoreJson(path, backup, ...own)).toMatchObject({ header: false });
     expect(readFileSync(path).subarray(0, 4096).equals(grown.subarray(0, 4096))).toBe(true);
+  });
+
+  it('to write a session table where only the log shows that it was, unless it is the newest', async () => {
+    const { path, backup, own } = await disk();
+    await pqblkJson('resize', path, '20M', '--key', 'alice', ...own); // in a session of its own
+    const { header, sessionTables } = places(path);
+    damage(path, header, ...sessionTables);
+    const damaged = readFileSync(path);
+    const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+    for (const more of [[], ['--force'], ['--keep-key-area']]) {
+      const { code, stderr } = await pqblk(...restore, ...more);
+      expect([code, stderr]).toEqual([
+        exitCode('data_key_missing'),
+        expect.stringMatching(/log's session.*\n.*restore a newer/),
+      ]);
+      expect(stderr).not.toContain('--force');
+      expect(readFileSync(path).subarray(4096).equals(damaged.subarray(4096))).toBe(true);
+    }
+  });
+
+  it('a file in which nothing shows that it is the disk', async () => {
+    const { path, backup, own } = await disk();
+    const { header, sessionTables, log } = places(path);
+    damage(path, header, ...sessionTables, log);
+    const damaged = readFileSync(path);
+    const { code, stderr } = await pqblk(
+      ...['header', 'restore', path, backup, '--key', 'alice', '--force', ...own],
+    );
+    expect([code, stderr]).toEqual([
+      exitCode('integrity'),
+      expect.stringContaining('nothing in this file shows that it is the disk of the backup'),
+    ]);
+    expect(readFileSync(path).equals(damaged)).toBe(true);
   });
 
   it('the backup of another disk, and a file that is no disk', async () => {
