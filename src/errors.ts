@@ -204,6 +204,11 @@ export const ERROR_TABLE = {
     exitCode: 55,
     means: 'the audit log is not whole, or not that of this disk',
   },
+  output: {
+    code: 'PQBLK_OUTPUT',
+    exitCode: 56,
+    means: 'stdout took no more; what was to be done is done',
+  },
 } as const;
 
 export type ErrorKind = keyof typeof ERROR_TABLE;

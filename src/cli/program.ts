@@ -8,7 +8,7 @@ import { Command, CommanderError } from 'commander';
 import { ERROR_TABLE } from '../errors.js';
 import { packageRoot } from '../package-root.js';
 import { reportError } from './report-error.js';
-import { type Streams, Terminal } from './terminal.js';
+import { type Streams, Terminal, type Unread } from './terminal.js';
 
 const { version } = createRequire(import.meta.url)(join(packageRoot, 'package.json')) as {
   version: string;
@@ -43,6 +43,29 @@ const COMMANDS: Readonly<Record<string, () => Promise<Add>>> = {
   bench: async () => (await import('./bench.js')).addBench,
   'exit-codes': async () => (await import('./exit-codes.js')).addExitCodes,
 };
+
+/** They do nothing but tell: without a reader there is no work left. Every other command goes on. */
+const TELLING = new Set([
+  'info',
+  'key list',
+  'key show',
+  'key export',
+  'token list',
+  'token profile',
+  'slot list',
+  'pin list',
+  'pin export',
+  'bench',
+  'exit-codes',
+]);
+
+/** What to do where stdout has lost its reader. */
+function unreadFor(action: Command): Unread {
+  const { parent } = action;
+  const name = parent?.parent ? `${parent.name()} ${action.name()}` : action.name();
+  const toFile = action.opts<{ output?: string }>().output !== undefined;
+  return TELLING.has(name) && !toFile ? 'stop' : 'go-on';
+}
 
 const VERSION = ['-V', '--version'];
 
@@ -82,7 +105,8 @@ async function buildProgram(
       writeOut: (text) => streams.stdout.write(text),
       writeErr: (text) => streams.stdout.write(text), // help for a lone `pqblk key`
       outputError: () => {}, // reportError prints it
-    });
+    })
+    .hook('preAction', (_, action) => streams.whenUnread?.(unreadFor(action)));
   const called = Object.keys(COMMANDS).filter((name) => name === argv[0]);
   const any = called.length > 0 || VERSION.includes(argv[0] ?? '');
   const wanted = any ? called : Object.keys(COMMANDS); // help, or a slip

@@ -108,7 +108,7 @@ export async function serveWhile(
 ): Promise<void> {
   for (const disk of plan.disks) requireWayIn(disk);
   requireNew(plan.stats);
-  terminal.goOnUnread();
+  terminal.forgetUnread();
   const sandbox = enterSandbox(plan.sandbox ?? true);
   const served: Served[] = [];
   const many = plan.disks.length > 1;

@@ -18,9 +18,16 @@ export interface Streams {
   readonly env: NodeJS.ProcessEnv;
   /** Aborted by Ctrl-C or SIGTERM: long work stops, leaves things consistent, and says so. */
   readonly signal: AbortSignal;
-  /** From now on stdout is not what the work is for, which goes on where nobody takes it. */
-  goOnUnread?(): void;
+  /** What to do, from now on, when nobody takes stdout. At first: stop. */
+  whenUnread?(what: Unread): void;
 }
+
+/**
+ * What becomes of a command whose stdout nobody takes. `stop`: its output is its work. `go-on`: its work is
+ * done to its end, though a report that could not be written is an error. `forget`: a server, whose ready
+ * line may have been nobody's business.
+ */
+export type Unread = 'stop' | 'go-on' | 'forget';
 
 export type Style = Parameters<typeof styleText>[0];
 
@@ -44,8 +51,8 @@ export class Terminal {
   }
 
   /** For servers: whoever waited for the ready line may be gone, and nothing ends for that. */
-  goOnUnread(): void {
-    this.#streams.goOnUnread?.();
+  forgetUnread(): void {
+    this.#streams.whenUnread?.('forget');
   }
 
   /** One line of result. */
