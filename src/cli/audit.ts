@@ -83,16 +83,48 @@ function show(terminal: Terminal, { records, standings, findings, lines, lost }:
     String(record.line),
     record.time.slice(0, 19),
     whoIn(record),
-    record.operation,
+    whatIn(record),
     String(record.generation),
-    record.unlockedBy.slice(0, 16),
+    shortOf(record.unlockedBy),
+    record.approvedBy.map(shortOf).join(', '),
     outcome(record.result, standings[index] as AuditStanding),
+    slotsIn(record),
   ]);
-  terminal.table(['LINE', 'TIME', 'WHO', 'OPERATION', 'GENERATION', 'KEY', 'RESULT'], rows);
+  terminal.table(
+    HEADING,
+    rows.map((row) => row.map(printable)),
+  );
   for (const finding of findings) terminal.line(`FINDING: ${finding}`);
   if (lost > 0) terminal.line(`WARNING: it begins after a log of ${lost} lines that was lost`);
   if (findings.length === 0) terminal.line(`${lines} lines, whole`);
 }
+
+const HEADING = [
+  ...['LINE', 'TIME', 'WHO', 'OPERATION', 'GENERATION', 'KEY', 'APPROVED BY', 'RESULT'],
+  'SLOTS', // of any width
+];
+
+/** `rotate-data-key begun, 1 to 2`: which step, from which epoch to which. */
+function whatIn({ operation, rotation }: AuditRecord): string {
+  if (!rotation) return operation;
+  const { step, fromEpoch, toEpoch } = rotation;
+  return `${operation} ${step}, ${fromEpoch} to ${toEpoch}`;
+}
+
+/** `2 "bob" 0123456789abcdef: active to revoked`, of each slot whose key or state became another one. */
+const slotsIn = ({ slots }: AuditRecord) =>
+  slots
+    .map(({ index, label, fingerprint, from, to }) => {
+      const [state = '', key = ''] = from.split(' ');
+      const former = key === '' || key === fingerprint ? state : `${state} ${shortOf(key)}`;
+      return `${index} "${label}" ${shortOf(fingerprint)}: ${former} to ${to}`;
+    })
+    .join('; ');
+
+/** Anybody may have written into the file what a terminal would obey. */
+const printable = (text: string) => text.replace(/\p{C}/gu, '\ufffd');
+
+const shortOf = (fingerprint: string) => fingerprint.slice(0, 16);
 
 /** `root@host for alice`: whose rights the process had, and who was behind it as far as that is known. */
 function whoIn({ user, host, sudoUser, loginUid }: AuditRecord): string {
@@ -104,6 +136,7 @@ const OUTCOMES: Readonly<Record<AuditStanding, string>> = {
   counted: 'counted',
   uncounted: 'did not come about',
   undone: 'undone by a header backup',
+  unknown: 'undone by a header backup, or did not come about',
 };
 
 const outcome = (result: string, standing: AuditStanding) =>

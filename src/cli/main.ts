@@ -50,7 +50,9 @@ function tellOfLoss(streams: Streams): void {
   if (!lost || unread === 'forget') return;
   const error = new PqblkError('output', `stdout: ${fromSystem(lost).message}`, {
     operation: 'write',
-    hint: process.exitCode ? undefined : 'what was to be done is done; only the report is not whole',
+    hint: process.exitCode
+      ? undefined
+      : 'what was to be done is done; only the report is not whole',
     cause: lost,
   });
   const code = reportError(new Terminal(streams), error, process.argv.includes('--json'));

@@ -181,12 +181,14 @@ async function restoreAll(work: Work): Promise<RestoredHeader> {
   await options.approve?.({ before, after, present });
   const compared = options.force ? false : await requireNothingLost(work, editor);
   if (work.lacksNewest) throw newestLost(work);
-  requireLogged(editor, audit);
+  const replaced = await auditHeadOnDisk(work);
+  requireLogged(Math.max(editor.audit.lines, replaced?.lines ?? 0), audit);
   const line = await audit?.prepare({
     operation: 'header-restore',
     volumeUuid,
     generation: audit ? editor.nextGeneration : editor.observed.generation,
     known: editor.audit,
+    replaced,
     unlockedBy: toHex(identity.fingerprint),
     approvedBy,
     before: before ?? [],
@@ -235,9 +237,27 @@ function namingTheWayOut(error: unknown): unknown {
   });
 }
 
-function requireLogged(editor: KeyAreaEditor, audit: AuditTrail | undefined): void {
-  if (audit || editor.audit.lines === 0) return;
-  throw new PqblkError('policy', `this disk keeps an audit log of ${editor.audit.lines} lines`, {
+/**
+ * Which lines came about, as the disk's own key area says. Undefined when it does not open with this key, or
+ * the pin refuses it: what the operator allows is meant for the backup.
+ */
+async function auditHeadOnDisk({ copies, options: { identity, pins } }: Work) {
+  try {
+    using own = (await openCopies(copies, identity, { pins })).opened;
+    return { ...own.audit, generation: own.generation };
+  } catch (error) {
+    if (error instanceof PqblkError && isRefusal(error)) return undefined;
+    throw error;
+  }
+}
+
+/** Whether an error is about a key area, and not about what was asked to open it. */
+const isRefusal = (error: PqblkError) =>
+  isPinsWord(error) || isContested(error) || isPlainlyFalse(error);
+
+function requireLogged(lines: number, audit: AuditTrail | undefined): void {
+  if (audit || lines === 0) return;
+  throw new PqblkError('policy', `this disk keeps an audit log of ${lines} lines`, {
     operation: OPERATION,
     hint: 'name it with --audit',
   });
@@ -269,7 +289,7 @@ export async function isOutdated(
   const open = async () => (await openCopies(copies, identity, { pins })).opened[Symbol.dispose]();
   const [ofBackup, ofDisk] = [await refusal(pins?.check(backup)), await refusal(open())];
   for (const error of [ofBackup, ofDisk]) {
-    if (error && !isPinsWord(error) && !isContested(error) && !isPlainlyFalse(error)) throw error;
+    if (error && !isRefusal(error)) throw error;
   }
   return ofBackup === undefined && ofDisk !== undefined && isPinsWord(ofDisk);
 }

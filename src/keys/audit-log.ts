@@ -3,8 +3,8 @@
 // One line of JSON for each change, each with the hash of the line before it; the key area, which only
 // a key holder can make, has the number and the hash of the last one. A line is written before the key
 // area that counts it, so a log may be ahead by changes that did not come about: those are of the
-// generation that follows the key area's, and of no other. Lines name keys by fingerprint and hold no
-// secret.
+// generation that follows the key area's, or restores of a backup, and no others. Lines name keys by
+// fingerprint and hold no secret.
 import { constants } from 'node:fs';
 import { access, type FileHandle, open } from 'node:fs/promises';
 import { hostname } from 'node:os';
@@ -55,13 +55,19 @@ export interface AuditRecord extends Who {
   readonly formerLines?: number;
   /** So many lines before this one are of changes that did not come about. */
   readonly uncounted?: number;
-  /** A header backup was put back: it counts so many lines, and what the others did is undone. */
+  /**
+   * A header backup was put back: it counts so many lines, and what the others did is undone. Without
+   * `uncounted` no key area could be asked whether it was done at all.
+   */
   readonly restoredFrom?: number;
   readonly rotation?: AuditRemarks;
 }
 
-/** Whether what a line says came about, did not, or did until an older key area was put back. */
-export type AuditStanding = 'counted' | 'uncounted' | 'undone';
+/**
+ * Whether what a line says came about, did not, or did until an older key area was put back. `unknown`: not, or
+ * until then.
+ */
+export type AuditStanding = 'counted' | 'uncounted' | 'undone' | 'unknown';
 
 export interface AuditReport {
   readonly lines: number;
@@ -143,19 +149,26 @@ export function verifyAuditLog(
   return { lines: lines.length, beyond, findings, records, standings, lost };
 }
 
-/** What is counted by number need not have come about: a later line says of earlier ones that they did not. */
+/**
+ * What is counted by number need not have come about: a later line says of earlier ones that they did not, or
+ * are undone. Of a line that is undone itself the latter is not so any more.
+ */
 function standingsOf(records: readonly AuditRecord[], counted: number): AuditStanding[] {
   const standings = records.map(
     ({ line }): AuditStanding => (line <= counted ? 'counted' : 'uncounted'),
   );
-  const mark = (from: number, to: number, standing: AuditStanding) => {
+  const mark = (from: number, to: number, standing: AuditStanding, of: AuditStanding[]) => {
     for (const [at, { line }] of records.entries()) {
-      if (line > from && line < to && standings[at] === 'counted') standings[at] = standing;
+      const former = standings[at] as AuditStanding;
+      if (line > from && line < to && of.includes(former)) standings[at] = standing;
     }
   };
-  for (const { line, uncounted = 0, restoredFrom } of records.slice(0, counted)) {
-    mark(line - 1 - uncounted, line, 'uncounted');
-    if (restoredFrom !== undefined) mark(restoredFrom, line, 'undone');
+  for (const [at, { line, uncounted, restoredFrom }] of [...records.entries()].reverse()) {
+    const standing = standings[at];
+    if (standing !== 'counted' && standing !== 'undone') continue;
+    if (uncounted) mark(line - 1 - uncounted, line, 'uncounted', ['counted', 'undone']);
+    if (restoredFrom === undefined || standing === 'undone') continue;
+    mark(restoredFrom, line, uncounted === undefined ? 'unknown' : 'undone', ['counted']);
   }
   return standings;
 }
@@ -188,17 +201,32 @@ const follows = (generation: number, next: number) =>
 /** A change that did not come about, or its failure after the key area had it. */
 function isAttempt(record: AuditRecord, generation: number): boolean {
   if (follows(generation, record.generation)) return true;
+  // It would have followed the generation of the backup.
+  if (record.operation === 'header-restore') return record.generation <= generation;
   return record.generation === generation && record.result.startsWith('failed');
+}
+
+const TEXTS = [
+  ...(['time', 'user', 'host', 'volume', 'operation', 'unlockedBy', 'result'] as const),
+  'previous',
+] as const;
+const SLOT_TEXTS = ['label', 'fingerprint', 'from', 'to'] as const;
+
+const isText = (value: unknown) => typeof value === 'string';
+
+function areAll<T>(values: readonly T[] | undefined, fits: (value: T) => boolean): boolean {
+  return Array.isArray(values) && values.every(fits);
 }
 
 function parseRecord(line: string): AuditRecord | undefined {
   try {
     const value = JSON.parse(line) as Partial<AuditRecord> | null;
     const whole =
-      Number.isSafeInteger(value?.line) &&
-      Number.isSafeInteger(value?.generation) &&
-      typeof value?.previous === 'string' &&
-      typeof value.volume === 'string';
+      value !== null &&
+      [value.line, value.generation].every(Number.isSafeInteger) &&
+      TEXTS.every((name) => isText(value[name])) &&
+      areAll(value.approvedBy, isText) &&
+      areAll(value.slots, (slot) => SLOT_TEXTS.every((name) => isText(slot?.[name])));
     return whole ? (value as AuditRecord) : undefined;
   } catch {
     return undefined;
@@ -329,7 +357,8 @@ export class AuditLog implements AuditTrail {
     const line = JSON.stringify({
       ...recordOf(subject, 'begun', lines, first),
       ...(this.restarts && { formerLines: known.lines }),
-      ...(restores ? { restoredFrom: known.lines } : uncounted > 0 && { uncounted }),
+      ...(restores && { restoredFrom: known.lines }),
+      ...(uncounted !== undefined && (restores || uncounted > 0) && { uncounted }),
       ...(rotation && { rotation }),
     });
     const write = async (text: string) => {
@@ -356,24 +385,28 @@ export class AuditLog implements AuditTrail {
     return unreachable(error, { path: this.#path, operation: 'write audit log' });
   }
 
-  /** Returns how many lines the key area does not count: changes that did not come about. */
-  #requireContinued(lines: readonly string[], subject: AuditSubject): number {
-    const { known, volumeUuid, generation, operation } = subject;
-    const counted = this.restarts ? 0 : known.lines;
+  /**
+   * Returns how many lines are of changes that did not come about; undefined where a backup takes the place
+   * of a key area that cannot tell.
+   */
+  #requireContinued(lines: readonly string[], subject: AuditSubject): number | undefined {
+    const { known, replaced, volumeUuid, generation, operation } = subject;
+    const former = generation > 1 ? generation - 1 : Number.MAX_SAFE_INTEGER;
+    const own = operation === 'header-restore' ? replaced : { ...known, generation: former };
     const other = lines.find((line) => parseRecord(line)?.volume !== formatUuid(volumeUuid));
-    const whole = counted === 0 || hashOf(lines[counted - 1] ?? '') === known.hash;
+    const has = (head: AuditHead) =>
+      this.restarts || head.lines === 0 || hashOf(lines[head.lines - 1] ?? '') === head.hash;
+    const whole = has(known) && (own === undefined || has(own));
     const linked = lines.every(
       (line, index) =>
         (index === 0 && beginsAnew(parseRecord(line))) ||
         parseRecord(line)?.previous === (index === 0 ? NO_LINE : hashOf(lines[index - 1] ?? '')),
     );
-    const beyond = lines.slice(counted).map(parseRecord);
-    // A restored key area is older than its log; any other writer follows it closely.
-    const before = generation > 1 ? generation - 1 : Number.MAX_SAFE_INTEGER;
-    const close = beyond.every((record) => record && isAttempt(record, before));
-    if (other === undefined && whole && linked && (close || operation === 'header-restore')) {
-      return beyond.length;
-    }
+    // One that is older than the backup knows nothing of what followed the backup.
+    const judge = own && own.lines >= known.lines ? own : undefined;
+    const beyond = lines.slice(this.restarts ? 0 : judge?.lines).map(parseRecord);
+    const close = !judge || beyond.every((record) => record && isAttempt(record, judge.generation));
+    if (other === undefined && whole && linked && close) return judge && beyond.length;
     throw new PqblkError('audit_broken', 'not the audit log that the key area knows', {
       path: this.#path,
       hint: '`pqblk audit verify` tells what is wrong; --restart-audit begins a new log',

@@ -66,6 +66,8 @@ export interface AuditSubject {
   readonly generation: number;
   /** What the key area that was opened says of the log. */
   readonly known: AuditHead;
+  /** The same of the disk's own, where a backup takes its place; undefined when it cannot be asked. */
+  readonly replaced?: (AuditHead & { readonly generation: number }) | undefined;
   /** Key that unlocked the disk, hex. */
   readonly unlockedBy: string;
   readonly approvedBy: readonly string[];

@@ -84,7 +84,9 @@ describe('a command that changes disks goes on to its end', () => {
     const { code, stderr } = unread('no room', ...rewrap(top));
     expect(await openTo('old', top)).toBe(0);
     expect(code).toBe(exitCode('output'));
-    expect(stderr).toMatch(/^pqblk: write: stdout: ENOSPC[^\n]*\nhint: what was to be done is done/);
+    expect(stderr).toMatch(
+      /^pqblk: write: stdout: ENOSPC[^\n]*\nhint: what was to be done is done/,
+    );
     expect(stderr).not.toMatch(/^ +at /m);
   });
 
