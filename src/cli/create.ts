@@ -15,7 +15,7 @@ import {
   sizeArgument,
   storeOption,
 } from './options.js';
-import { policyOption } from './policy.js';
+import { policyOf, policyOption } from './policy.js';
 import type { Terminal } from './terminal.js';
 
 const VERSIONS = { '0.10': 2, '1.1': 3, '2': 2, '3': 3 } as const;
@@ -63,6 +63,7 @@ export function addCreate(program: Command, terminal: Terminal): void {
     )
     .action(async (path: string, size: string, flags: Flags) => {
       requireBacking(path, flags);
+      if (flags.force) await requireReplaceable(path, flags);
       const options = await makeOptions(flags.format, sizeArgument(size), flags);
       const bar = terminal.progress('preallocate');
       try {
@@ -77,6 +78,22 @@ export function addCreate(program: Command, terminal: Terminal): void {
       }
       await showInfo(terminal, await diskInfo(path, flags.format), flags.json);
     });
+}
+
+/**
+ * Another disk in the place of a sealed one ends every key of that, which nobody approves here. Kind `policy`
+ * where two persons are demanded for it.
+ */
+async function requireReplaceable(path: string, flags: Flags): Promise<void> {
+  const policy = await policyOf(flags);
+  if (!policy?.twoPersons.includes('slot-revoke') || !existsSync(path)) return;
+  const { format } = await diskInfo(path);
+  if (format !== 'sealed') return;
+  throw new PqblkError('policy', 'there is a sealed disk, and all of its keys would be revoked', {
+    path,
+    operation: 'replace disk',
+    hint: 'the policy demands two persons for that: move the disk away instead',
+  });
 }
 
 /** A relative name is looked for beside the new image, as it will be when that is opened. */

@@ -23,8 +23,12 @@ export function policyOption(): Option {
   );
 }
 
-/** The policy that applies, or undefined when none was named. Kinds `not_found`, `invalid_argument`. */
+/** The policy that applies, or undefined when none was named. Kinds `usage`, `not_found`, `invalid_argument`. */
 export async function policyOf(flags: PolicyFlags): Promise<Policy | undefined> {
+  if (flags.policy === '') {
+    // Of a variable that is not set, most likely: no policy at all would be the wrong guess.
+    throw new PqblkError('usage', '--policy: expected the name of a file, found nothing');
+  }
   const path = flags.policy ?? process.env.PQBLK_POLICY;
   if (!path) return undefined;
   if (flags.policy === undefined && !isAbsolute(path)) {
@@ -37,9 +41,8 @@ export async function policyOf(flags: PolicyFlags): Promise<Policy | undefined> 
 
 async function parseText(text: string, path: string): Promise<unknown> {
   try {
-    if (text.trimStart().startsWith('{')) return JSON.parse(text);
-    const { parse } = await import('yaml'); // only whoever has a policy in YAML waits for it
-    return parse(text);
+    const { parse } = await import('yaml'); // only whoever has a policy waits for it
+    return parse(text); // JSON is YAML, and here a rule that is said twice is refused in both
   } catch (error) {
     const [message] = (error as Error).message.split('\n');
     throw new PqblkError('invalid_argument', `policy: ${message}`, { path });

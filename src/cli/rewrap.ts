@@ -44,7 +44,7 @@ export function addRewrap(program: Command, terminal: Terminal): void {
     )
     .action(async (path: string, slot: string | undefined, flags: Flags & RotateFlag) => {
       const recipient = flags.to === undefined ? undefined : await newRecipient(flags.to, flags);
-      if (!recipient && (flags.keepOld || flags.label || flags.notAfter)) {
+      if (!recipient && (flags.keepOld || flags.label || flags.notAfter !== undefined)) {
         throw new PqblkError('usage', '--keep-old, --label and --not-after go with --to');
       }
       using tester = await testerOf(flags.to ?? '/', flags);

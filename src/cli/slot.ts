@@ -119,10 +119,14 @@ export function addSlotOptions(command: Command): Command {
     .addOption(
       new Option(
         '--not-after <date>',
-        'date after which opening with it warns, 2027-01-31',
-      ).argParser(parseTime),
+        'date after which opening with it warns, 2027-01-31, or never (default: that of the slot that it ' +
+          'takes the place of)',
+      ).argParser(parseEnd),
     );
 }
+
+/** Seconds since 1970; 0: no end. */
+const parseEnd = (text: string) => (text === 'never' ? 0 : parseTime(text));
 
 function addAdd(slot: Command, terminal: Terminal): void {
   const command = slot
@@ -180,7 +184,7 @@ function requireSuch(
   { role, label, notAfter }: AddFlags,
 ): void {
   const slot = slots.find((one) => hasSlot([one], recipient)) as SlotDescription;
-  const end = slot.notAfter === undefined ? undefined : Date.parse(slot.notAfter) / 1000;
+  const end = slot.notAfter === undefined ? 0 : Date.parse(slot.notAfter) / 1000;
   const fits =
     (role ?? slot.role) === slot.role &&
     (label ?? slot.label) === slot.label &&

@@ -161,7 +161,10 @@ export class KeyAreaEditor {
     return position;
   }
 
-  /** Seals a slot anew: to the same key, or to another one that takes its place and role. */
+  /**
+   * Seals a slot anew: to the same key, or to another one that takes its place, role and date. Kind `policy`
+   * where that date has passed and the recipient says nothing else.
+   */
   rewrap(index: number, { recipient, keepOld }: RewrapOptions = {}, created = nowSeconds()): void {
     const slot = this.#live(index);
     if (!recipient) {
@@ -170,10 +173,17 @@ export class KeyAreaEditor {
     }
     this.#requireNew(recipient);
     const role = recipient.role ?? slot.role;
+    const notAfter = recipient.notAfter ?? slot.notAfter;
+    if (recipient.notAfter === undefined && notAfter > 0 && notAfter <= created) {
+      throw new PqblkError('policy', `slot ${index} ("${slot.label}") is past its date`, {
+        operation: 'move slot',
+        hint: 'say with --not-after until when the new key may open the disk, or never',
+      });
+    }
     if (keepOld) {
       this.#place(freePosition(this.#slots), { ...slot, state: SlotState.decryptOnly });
     }
-    this.#place(index, draftSlot({ ...recipient, role }, created), recipient.provider);
+    this.#place(index, draftSlot({ ...recipient, role, notAfter }, created), recipient.provider);
     this.#vouched.add(toHex(fingerprintOf(recipient.encapsulationKey)));
   }
 

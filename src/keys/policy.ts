@@ -252,11 +252,14 @@ export function parsePolicy(document: unknown, path?: string): Policy {
     trusted: (list('trusted', (text) => /^[0-9a-f]{64}$/i.test(text)) ?? []).map((text) =>
       text.toLowerCase(),
     ),
-    twoPersons: (list('twoPersons', (text) => OPERATIONS.some((one) => one === text)) ??
-      []) as KeyOperation[],
+    twoPersons: (list('twoPersons', isApprovable) ?? []) as KeyOperation[],
     auditDirectory: directory === undefined ? undefined : resolve(dirname(path ?? '/'), directory),
   };
 }
+
+/** A disk that is being made has no second key yet. */
+const isApprovable = (text: string) =>
+  text !== 'create' && OPERATIONS.some((operation) => operation === text);
 
 function idOf(name: string): number | undefined {
   try {

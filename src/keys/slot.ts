@@ -100,7 +100,7 @@ export interface Recipient {
   /** Where the private key lives; the software store unless said otherwise. */
   readonly home?: ProviderKindId | undefined;
   readonly tokenReference?: string | undefined;
-  /** Seconds since 1970; none when left out. */
+  /** Seconds since 1970; 0: none. Left out: that of the slot whose place it takes, if there is one. */
   readonly notAfter?: number | undefined;
 }
 

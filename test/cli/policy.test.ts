@@ -154,6 +154,24 @@ describe('a policy', () => {
     }
   });
 
+  it('is not done without because a variable was not set', async () => {
+    const path = await disk('--key', 'alice');
+    const { code, stderr } = await run('rewrap', path, '--key', 'alice', '--policy', '');
+    expect([code, stderr]).toEqual([exitCode('usage'), expect.stringContaining('--policy')]);
+  });
+
+  it('lets nobody end all keys at once by making another disk in the place', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const before = readFileSync(path);
+    const rules = ['--policy', policy('twoPersons: [slot-add, slot-revoke]')];
+    const replace = ['create', path, '16M', '--key', 'carol', '--force', ...rules];
+    const { code, stderr } = await run(...replace);
+    expect([code, stderr]).toEqual([refused, expect.stringContaining('two persons')]);
+    expect(readFileSync(path).equals(before)).toBe(true);
+    writeFileSync(path, Buffer.alloc(4096, 1)); // no sealed disk any more
+    expect((await run(...replace)).code).toBe(0);
+  });
+
   it('excuses the key that is wrong already, and none that takes its place', async () => {
     const path = await disk('--key', 'alice', '--key', 'bob');
     const rules = ['--key', 'alice', '--policy', policy('kems: [X-Wing]')];
@@ -233,6 +251,7 @@ describe('a policy', () => {
       'mixedKems: maybe': 'mixedKems',
       'recoverySlot: 1': 'recoverySlot',
       '- : [': 'policy',
+      'twoPersons: [create]': 'create', // nobody has a second key of a disk that is not there
     };
     for (const [text, complaint] of Object.entries(wrong)) {
       const { code, stderr } = await run('rewrap', path, '--policy', policy(text));
@@ -241,6 +260,13 @@ describe('a policy', () => {
         expect.stringContaining(complaint),
       ]);
     }
+    const twice = '{"version": 1, "twoPersons": ["slot-revoke"],\n\t"twoPersons": []}';
+    writeFileSync(at('twice.json'), twice);
+    const said = await run('rewrap', path, '--policy', at('twice.json'));
+    expect([said.code, said.stderr]).toEqual([
+      exitCode('invalid_argument'),
+      expect.stringContaining('unique'),
+    ]);
     writeFileSync(at('later.json'), '{"version": 2}');
     const later = await run('rewrap', path, '--policy', at('later.json'));
     expect(later.code).toBe(exitCode('newer_version'));

@@ -69,6 +69,32 @@ it('does what an earlier run of rewrap has left to do', async () => {
   expect((await report('rewrap', again, ...rest, '--key', 'bob')).changed).toBe(false);
 });
 
+it('hands the date on, and asks for another one where it has passed', async () => {
+  const path = await disk('--key', 'alice');
+  const [soon, later] = ['2098-12-31', '2099-12-31'];
+  await report('slot', 'add', path, 'bob', '--not-after', soon, '--key', 'alice');
+  const date = (slots: readonly { label: string; notAfter?: string | undefined }[]) =>
+    slots.find(({ label }) => label === 'carol')?.notAfter?.slice(0, 10);
+  const move = ['rewrap', path, 'bob', '--to', 'carol', '--key', 'alice', '--dry-run'];
+  expect(date((await report(...move)).after.slots)).toBe(soon);
+  const said = await report(...move, '--not-after', later);
+  expect(date(said.after.slots)).toBe(later);
+  const never = await report(...move, '--not-after', 'never');
+  expect(never.after.slots.map(({ label }) => label)).toContain('carol');
+  expect(date(never.after.slots)).toBeUndefined();
+
+  const past = await disk('--key', 'alice');
+  await report('slot', 'add', past, 'bob', '--not-after', '2001-01-01', '--key', 'alice');
+  const moved = ['rewrap', past, 'bob', '--to', 'carol', '--key', 'alice'];
+  const refused = await run(...moved);
+  expect([refused.code, refused.stderr]).toEqual([
+    exitCode('policy'),
+    expect.stringContaining('--not-after'),
+  ]);
+  expect(date((await report(...moved, '--not-after', later)).after.slots)).toBe(later);
+  expect((await report(...moved)).changed).toBe(false);
+});
+
 it('takes no slot for another one that was asked for', async () => {
   const path = await disk('--key', 'alice', '--key', 'bob');
   const add = ['slot', 'add', path, 'bob', '--key', 'alice'];
