@@ -4,7 +4,7 @@ import { type ErrorKind, PqblkError } from '../errors.js';
 import { type CheckResult, checkDisk } from '../index.js';
 import { addOpenOptions, keyOption, type OpenFlags, unlocking } from './opening.js';
 import { examples, jsonOption } from './options.js';
-import { formatSize } from './sizes.js';
+import { formatSize, grownWarning } from './sizes.js';
 import type { Terminal } from './terminal.js';
 
 interface Flags extends OpenFlags {
@@ -31,8 +31,10 @@ ${examples('pqblk check vm.sealed --key alice', 'pqblk check vm.qcow2 --repair -
     )
     .action(async (path: string, flags: Flags) => {
       const result = await check(terminal, path, flags);
-      if (flags.json) terminal.json({ path, ...result });
+      const warnings = grownWarning(result.grownTo);
+      if (flags.json) terminal.json({ path, ...result, warnings });
       else show(terminal, result);
+      if (!flags.json) for (const warning of warnings) terminal.remark(`warning: ${warning}`);
       const finding = findingIn(result);
       if (!finding) return;
       const [kind, message, hint] = finding;

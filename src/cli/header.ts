@@ -34,6 +34,7 @@ import {
   restartAuditOption,
   showSlots,
 } from './rekeying.js';
+import { grownWarning } from './sizes.js';
 import type { Terminal } from './terminal.js';
 
 interface RestoreFlags extends KeyUseFlags, ApproveFlags {
@@ -202,8 +203,6 @@ function report(
   for (const warning of warnings) terminal.remark(`warning: ${warning}`);
 }
 
-const GROWN = 'the disk was grown after this backup was made, and has data beyond the size in it';
-
 /** Slots that open again, and those that are gone. */
 function warningsFor({ before = [], after, grownTo }: RestoredHeader): string[] {
   const opens = (slots: readonly SlotDescription[], { fingerprint }: SlotDescription) =>
@@ -213,7 +212,7 @@ function warningsFor({ before = [], after, grownTo }: RestoredHeader): string[] 
   const back = after.filter((slot) => opens(after, slot) && !opens(before, slot));
   const gone = before.filter((slot) => opens(before, slot) && !opens(after, slot));
   return [
-    ...(grownTo > 0 ? [`${GROWN}: \`pqblk resize DISK ${grownTo}\` brings it back`] : []),
+    ...grownWarning(grownTo),
     ...(before.length > 0 ? back.map((slot) => `${named(slot)} opens the disk again`) : []),
     ...gone.map((slot) => `${named(slot)} opens the disk no more`),
   ];

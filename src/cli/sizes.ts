@@ -43,3 +43,12 @@ export function formatSize(bytes: number): string {
   const digits = Number.isInteger(value) || value >= 100 ? 0 : value >= 10 ? 1 : 2;
   return `${Number(value.toFixed(digits))} ${UNITS[unit]}iB`;
 }
+
+/** What there is to say where a header is of before the disk was grown, to so many bytes; 0: nothing. */
+export const grownWarning = (grownTo: number): string[] =>
+  grownTo === 0
+    ? []
+    : [
+        'the disk was grown after the backup of its header was made, and has data beyond the size in it: ' +
+          `\`pqblk resize DISK ${grownTo}\` brings it back`,
+      ];

@@ -26,7 +26,7 @@ import {
 } from '../keys/index.js';
 import { calling, type LongWork, native } from '../native.js';
 import type { HeaderBackup } from './header-backup.js';
-import { type Checked, checkWith, diskInfo } from './info.js';
+import { type Checked, checkWith, diskInfo, grownTo } from './info.js';
 import { copiesIn, keyAreaOf } from './key-area-file.js';
 import { lendKeys, openCopies } from './unlock.js';
 
@@ -439,8 +439,7 @@ async function finish(
   if (found.sectorsBad > 0) {
     throw but('integrity', sectorsOf(found), 'restore or discard these sectors: they are damaged');
   }
-  const { size, clusterSize } = await diskInfo(path, 'sealed');
-  return { grownTo: found.guestEnd >= size + clusterSize ? found.guestEnd : 0 };
+  return { grownTo: grownTo(found, await diskInfo(path, 'sealed')) };
 }
 
 async function checked(

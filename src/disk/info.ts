@@ -139,6 +139,8 @@ export interface CheckResult {
   readonly sectorsBad: number;
   /** Sealed: its header was put back, and no check has believed it yet: the disk is read-only. */
   readonly headerPutBack: boolean;
+  /** Sealed, bytes: the header is of before the disk was grown, which has data up to there. 0: it is not. */
+  readonly grownTo: number;
   /** The first findings, for people. */
   readonly messages: readonly string[];
   /** Numbers of 4096-byte sectors, the first ones. */
@@ -146,7 +148,7 @@ export interface CheckResult {
 }
 
 /** What the engine alone tells. */
-export type Checked = Omit<CheckResult, 'headerPutBack'>;
+export type Checked = Omit<CheckResult, 'headerPutBack' | 'grownTo'>;
 
 /** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
 export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
@@ -154,12 +156,13 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
   if (format !== 'sealed') {
     const call = (token: NativeToken) =>
       native().checkDisk({ path, format, repair }, undefined, token);
-    return { ...(await longCheck(options, call)), headerPutBack: false };
+    return { ...(await longCheck(options, call)), headerPutBack: false, grownTo: 0 };
   }
   return await withUnlocked(path, options, async (volume) => {
     // On somebody's word, and below only if every sector opens.
     if (repair && !volume.keyArea.refused?.confirmed) requireUncontested(volume.keyArea);
-    const marked = (await diskInfo(path, format)).qcow2?.corrupt === true;
+    const info = await diskInfo(path, format);
+    const marked = info.qcow2?.corrupt === true;
     const check = async (how: LongWork & { repair?: boolean }) =>
       await checkSealed(path, volume, how).catch((error: unknown) => {
         throw marked ? aboutMark(error) : error;
@@ -168,7 +171,8 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     const result = await check(options);
     const believed = marked && repair && isSound(result);
     if (believed) await calling(() => native().clearCorrupt({ path }));
-    return await withKeyArea(path, withMark(result, marked && !believed), volume, repair);
+    const told = withMark(result, info, marked && !believed);
+    return await withKeyArea(path, told, volume, repair);
   });
 }
 
@@ -242,9 +246,14 @@ function requireBelievable(path: string, looked: Checked): void {
   );
 }
 
-const withMark = (result: Checked, headerPutBack: boolean): CheckResult => ({
+/** Where the content ends, if it does so beyond the size of the disk; else 0. Bytes. */
+export const grownTo = ({ guestEnd }: Checked, { size, clusterSize }: DiskInfo): number =>
+  guestEnd >= size + clusterSize ? guestEnd : 0;
+
+const withMark = (result: Checked, info: DiskInfo, headerPutBack: boolean): CheckResult => ({
   ...result,
   headerPutBack,
+  grownTo: grownTo(result, info),
   clean: result.clean && !headerPutBack,
   messages: [
     ...(headerPutBack

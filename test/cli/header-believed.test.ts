@@ -105,7 +105,16 @@ describe('what a restore leaves', () => {
       19 * 2 ** 20 + 65536,
       [expect.stringContaining('has data beyond the size in it: `pqblk resize')],
     ]);
+    const bytes = readFileSync(path);
+    bytes[79] = (bytes[79] ?? 0) | 2; // as a restore leaves it that was stopped
+    writeFileSync(path, bytes);
+    const repaired = await pqblk('check', path, '--repair', '--key', 'alice', ...own);
+    expect(repaired).toMatchObject({ code: 0, stderr: expect.stringContaining(`DISK ${grownTo}`) });
+    const smaller = await pqblkJson('check', path, '--key', 'alice', ...own);
+    expect(smaller).toMatchObject({ grownTo, warnings });
     await pqblkJson('resize', path, String(grownTo), '--key', 'alice', ...own);
+    const whole = await pqblkJson('check', path, '--key', 'alice', ...own);
+    expect(whole).toMatchObject({ grownTo: 0, warnings: [] });
     await using open = await openDisk(path, { format: 'sealed', identity });
     const found = new Uint8Array(4096);
     await open.read(found, 19 * 2 ** 20);
