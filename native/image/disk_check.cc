@@ -50,6 +50,10 @@ Task<Error> verify_tags(QueueContext& q, SealedBackend& backend, CheckSpec& spec
     ++out.sectors_bad;
     if (out.bad_sectors.size() < kDamagedNamed) out.bad_sectors.push_back(s.value);
   };
+  const auto unreadable = [&out](Sector s) {
+    ++out.sectors_unreadable;
+    if (out.unreadable_sectors.size() < kDamagedNamed) out.unreadable_sectors.push_back(s.value);
+  };
   for (std::uint64_t at = 0; at < size;) {
     auto extent = co_await backend.extent(q, {at}, size - at);
     if (!extent) co_return extent.take_error();
@@ -57,8 +61,10 @@ Task<Error> verify_tags(QueueContext& q, SealedBackend& backend, CheckSpec& spec
     const std::uint64_t length = data ? std::min(extent->length, kVerifyStep) : extent->length;
     if (data) {
       const std::uint64_t count = div_ceil<std::uint64_t>(length, kSectorSize);
-      if (Error e = co_await backend.verify(q, {at / kSectorSize}, count, bad)) co_return e;
-      out.sectors_verified += count;
+      const std::uint64_t unread = out.sectors_unreadable;
+      const Sector first{at / kSectorSize};
+      if (Error e = co_await backend.verify(q, first, count, bad, unreadable)) co_return e;
+      out.sectors_verified += count - (out.sectors_unreadable - unread);
     }
     at += length;
     if (spec.progress && !spec.progress(std::min(at, size), size)) {

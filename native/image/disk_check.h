@@ -36,7 +36,11 @@ struct DiskCheck {
   std::vector<std::string> messages;                    // the first findings
   std::uint64_t sectors_verified = 0, sectors_bad = 0;  // sealed: tags
   std::vector<std::uint64_t> bad_sectors;               // the first of them
-  bool clean() const { return corruptions == 0 && leaks == 0 && sectors_bad == 0; }
+  std::uint64_t sectors_unreadable = 0;           // sealed: data that the medium does not give out
+  std::vector<std::uint64_t> unreadable_sectors;  // the first of them
+  bool clean() const {
+    return corruptions == 0 && leaks == 0 && sectors_bad == 0 && sectors_unreadable == 0;
+  }
 };
 
 // Blocking. Takes the file's lock (shared, or exclusive to repair). Findings are not errors; errors

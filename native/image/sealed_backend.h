@@ -129,9 +129,11 @@ class SealedBackend final : public Backend {
   Task<Error> finish_epoch(QueueContext& q, std::uint32_t verified);
   std::uint32_t epoch() const { return sessions_->epoch(); }
 
-  // Reads and authenticates sectors without giving plaintext out; calls `bad` for each that fails.
+  // Reads and authenticates sectors without giving plaintext out; calls `bad` for each that fails,
+  // and `unreadable` for each whose ciphertext the medium does not give out.
   Task<Error> verify(QueueContext& q, Sector first, std::uint64_t count,
-                     const std::function<void(Sector)>& bad);
+                     const std::function<void(Sector)>& bad,
+                     const std::function<void(Sector)>& unreadable);
 
  private:
   struct Resolved {
@@ -166,6 +168,10 @@ class SealedBackend final : public Backend {
                               GuestBuffers to);
   Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
                               std::uint8_t* buffer);
+  // The same for a look at the medium: sectors that it does not give out are named, and resolve to
+  // nothing from here on.
+  Task<Error> load_readable(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,
+                            std::uint8_t* buffer, const std::function<void(Sector)>& unreadable);
   Error open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded, std::uint8_t* plain,
                     sealed::KeyLease& keys);
   Error open_sectors(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,

@@ -384,8 +384,24 @@ Task<Error> SealedBackend::read_resolved(QueueContext& q, Sector first, GuestBuf
       .at("read", first.value << kSectorShift);
 }
 
+Task<Error> SealedBackend::load_readable(QueueContext& q, Sector first, std::uint32_t count,
+                                         Resolved* r, std::uint8_t* buffer,
+                                         const std::function<void(Sector)>& unreadable) {
+  Error all = co_await load_ciphertext(q, count, r, buffer);
+  if (all.kind() != Kind::io_error) co_return all;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    Error one = co_await load_ciphertext(q, 1, &r[i], buffer + sectors(i));
+    if (!one) continue;
+    if (one.kind() != Kind::io_error) co_return one;
+    unreadable({first.value + i});
+    r[i] = Resolved{};
+  }
+  co_return Error();
+}
+
 Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t count,
-                                  const std::function<void(Sector)>& bad) {
+                                  const std::function<void(Sector)>& bad,
+                                  const std::function<void(Sector)>& unreadable) {
   constexpr std::uint32_t kPiece = 256;
   std::vector<Resolved> r(kPiece);
   QueueContext::Buffer buffer = q.buffer(std::size_t{kPiece} * kSectorSize);
@@ -399,7 +415,9 @@ Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t c
       }
       continue;
     }
-    if (Error e = co_await load_ciphertext(q, n, r.data(), buffer.data())) co_return e;
+    if (Error e = co_await load_readable(q, {s}, n, r.data(), buffer.data(), unreadable)) {
+      co_return e;
+    }
     KeyLease keys;
     Error failed;
     for (std::uint32_t i = 0; i < n && !failed; ++i) {

@@ -143,6 +143,13 @@ Napi::Value info_to_js(Napi::Env env, const image::DiskInfo& info) {
   return out;
 }
 
+Napi::Array numbers_to_js(Napi::Env env, std::span<const std::uint64_t> numbers) {
+  const Napi::Array out = Napi::Array::New(env);
+  std::uint32_t i = 0;
+  for (const std::uint64_t number : numbers) out.Set(i++, number_to_js(env, number));
+  return out;
+}
+
 Napi::Value check_to_js(Napi::Env env, const image::DiskCheck& check) {
   const Napi::Object out = Napi::Object::New(env);
   out.Set("clean", check.clean());
@@ -160,11 +167,9 @@ Napi::Value check_to_js(Napi::Env env, const image::DiskCheck& check) {
   const Napi::Array messages = Napi::Array::New(env);
   for (std::uint32_t i = 0; i < check.messages.size(); ++i) messages.Set(i, check.messages[i]);
   out.Set("messages", messages);
-  const Napi::Array bad = Napi::Array::New(env);
-  for (std::uint32_t i = 0; i < check.bad_sectors.size(); ++i) {
-    bad.Set(i, number_to_js(env, check.bad_sectors[i]));
-  }
-  out.Set("badSectors", bad);
+  out.Set("badSectors", numbers_to_js(env, check.bad_sectors));
+  out.Set("sectorsUnreadable", number_to_js(env, check.sectors_unreadable));
+  out.Set("unreadableSectors", numbers_to_js(env, check.unreadable_sectors));
   return out;
 }
 

@@ -62,7 +62,7 @@ const REPAIR_BELIEVES = 'it fits the disk: `pqblk check --repair` believes it';
 
 /** The worst that was found, as the kind whose exit code the command ends with, and what to do about it. */
 function findingIn(result: CheckResult): [ErrorKind, string, (string | undefined)?] | undefined {
-  const { sectorsBad, corruptions, leaks, headerPutBack } = result;
+  const { sectorsBad, sectorsUnreadable, corruptions, leaks, headerPutBack } = result;
   const hint = headerPutBack ? NEWER_BACKUP : undefined;
   if (sectorsBad > 0) return ['integrity', `${sectorsBad} sectors do not authenticate`, hint];
   if (corruptions > 0) return ['corrupt', `${corruptions} errors in the structure`, hint];
@@ -92,7 +92,14 @@ function show(terminal: Terminal, result: CheckResult): void {
     ['tags verified', sectorsVerified > 0 ? `${sectorsVerified} sectors` : undefined],
     ['errors mended', corruptionsFixed > 0 ? String(corruptionsFixed) : undefined],
     ['leaks mended', leaksFixed > 0 ? String(leaksFixed) : undefined],
-    ['errors', String(result.corruptions + result.sectorsBad)],
+    ['errors', String(result.corruptions + result.sectorsBad + result.sectorsUnreadable)],
     ['leaked clusters', String(result.leaks)],
   ]);
 }
+const MEDIUM_FAILS = 'the medium fails: move the disk, and restore or discard these sectors';
+  if (sectorsUnreadable > 0) {
+    return ['io_error', `${sectorsUnreadable} sectors cannot be read`, hint ?? MEDIUM_FAILS];
+  }
+  for (const sector of result.unreadableSectors) {
+    terminal.line(`sector ${sector} (byte ${sector * 4096}) cannot be read`);
+  }

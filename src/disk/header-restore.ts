@@ -76,8 +76,8 @@ export interface RestoredHeader extends Omit<RestoredSlots, 'present'> {
  * checked with the keys of the backup before they are written, with progress. Kinds: those of opening the
  * backup's key area and of the pin, `wrong_key` (another volume), `policy` (data keys would be lost),
  * `data_key_missing` (the backup does not have those of the disk; nothing was written but perhaps the header),
- * `corrupt` (the tables moved since: the disk is left marked corrupt, to be read only), `integrity` (all is put
- * back, and sectors are damaged), `interrupted` (the same command goes on), `locked`.
+ * `corrupt` (the tables moved since: the disk is left marked corrupt, to be read only), `integrity`, `io_error`
+ * (all is put back, and sectors are damaged, or cannot be read), `interrupted` (the same command goes on), `locked`.
  */
 export async function restoreHeader(
   path: string,
@@ -382,6 +382,10 @@ async function requireSound(
   const { header, compared } = known;
   const found = await checked(work, keys, known);
   if (!found || options.force) return found;
+  if (found.sectorsUnreadable > 0) {
+    const hint = header ? WORD : undefined;
+    throw new PqblkError('io_error', unreadIn(found), { path, operation: OPERATION, hint });
+  }
   const { sectorsBad: bad, corruptions, leaks } = found;
   const sectors = sectorsOf(found);
   const refuse = (kind: ErrorKind, message: string, hint: string) =>
@@ -397,6 +401,9 @@ async function requireSound(
   }
   return found;
 }
+
+const unreadIn = ({ sectorsUnreadable, sectorsVerified }: Checked) =>
+  `${sectorsUnreadable} of ${sectorsUnreadable + sectorsVerified} sectors cannot be read`;
 
 const sectorsOf = ({ sectorsBad, sectorsVerified }: Checked) =>
   `${sectorsBad} of ${sectorsVerified} sectors do not open with the data keys`;
@@ -416,7 +423,7 @@ const OLDER_KEY_AREA =
   'the key area of the disk, or the session table of the backup, is older than what was written last: ' +
   'restore a newer backup, without --keep-key-area';
 
-/** Takes the mark off a header that was believed. Kinds `integrity`, `corrupt`: what it leaves is damaged. */
+/** Takes the mark off a header that was believed. Kinds `integrity`, `io_error`, `corrupt`: what it leaves is damaged. */
 async function finish(
   { path }: Work,
   header: boolean,
@@ -435,6 +442,9 @@ async function finish(
       `${found.corruptions} errors in the structure`,
       '`pqblk check --repair` before anything is written',
     );
+  }
+  if (found.sectorsUnreadable > 0) {
+    throw but('io_error', unreadIn(found), 'restore or discard these sectors: the medium fails');
   }
   if (found.sectorsBad > 0) {
     throw but('integrity', sectorsOf(found), 'restore or discard these sectors: they are damaged');

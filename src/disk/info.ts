@@ -142,6 +142,8 @@ export interface CheckResult {
   /** Sealed, bytes: the header is of before the disk was grown, which has data up to there. 0: it is not. */
   readonly grownTo: number;
   /** The first findings, for people. */
+  /** Sealed: those that the medium does not give out; what is in them is not known. */
+  readonly sectorsUnreadable: number;
   readonly messages: readonly string[];
   /** Numbers of 4096-byte sectors, the first ones. */
   readonly badSectors: readonly number[];
@@ -150,6 +152,7 @@ export interface CheckResult {
 /** What the engine alone tells. */
 export type Checked = Omit<CheckResult, 'headerPutBack' | 'grownTo'>;
 
+  readonly unreadableSectors: readonly number[];
 /** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
 export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
   const { format, repair = false } = options;
@@ -220,7 +223,8 @@ const longCheck = async (
   call: (token: NativeToken) => Promise<unknown>,
 ) => (await longCall({ onProgress, signal }, call)) as Checked;
 
-const isSound = ({ corruptions, sectorsBad }: Checked) => corruptions === 0 && sectorsBad === 0;
+const opens = ({ sectorsBad, sectorsUnreadable }: Checked) => sectorsBad + sectorsUnreadable === 0;
+const isSound = (result: Checked) => result.corruptions === 0 && opens(result);
 
 const NEWER_BACKUP = '`pqblk header restore` with a newer backup';
 
@@ -237,11 +241,11 @@ function aboutMark(error: unknown): unknown {
 // may be what the disk got after the backup was made, and is not to be freed.
 function requireBelievable(path: string, looked: Checked): void {
   if (isSound(looked) && looked.leaks === 0) return;
-  const { corruptions, leaks, sectorsBad } = looked;
+  const { corruptions, leaks, sectorsBad, sectorsUnreadable } = looked;
   throw new PqblkError(
     'corrupt',
     `its header was put back, and is not believed: ${corruptions} errors, ${leaks} clusters that it does not ` +
-      `refer to, ${sectorsBad} sectors that do not open`,
+      `refer to, ${sectorsBad} sectors that do not open, ${sectorsUnreadable} that cannot be read`,
     { path, operation: 'repair', hint: `${NEWER_BACKUP}, or --force` },
   );
 }

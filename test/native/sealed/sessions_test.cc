@@ -57,7 +57,8 @@ std::uint64_t count_wrong(Lab& lab) {
 }
 
 Error verify(Lab& lab, std::uint64_t& bad) {
-  return lab.run(lab.backend().verify(lab.queue(), {0}, kSectors, [&bad](Sector) { ++bad; }),
+  const auto count = [&bad](Sector) { ++bad; };
+  return lab.run(lab.backend().verify(lab.queue(), {0}, kSectors, count, count),
                  Error(Kind::canceled, "hang"));
 }
 

@@ -355,9 +355,12 @@ void World::complete(std::size_t index) {
 int World::take_effect(Flight& flight) {
   const std::uint64_t number = operations_++;
   const bool doomed = number == options_.faults.fail_operation;
+  const std::uint64_t lost = options_.faults.unreadable_at;
+  const std::uint64_t at = flight.op->offset + flight.op->done;
   switch (flight.op->type) {
     case io::OpType::read:
-      if (doomed || choices_.one_in(options_.faults.read_eio, Why::fault)) {
+      if (doomed || (lost >= at && lost < at + flight.length) ||
+          choices_.one_in(options_.faults.read_eio, Why::fault)) {
         ++injected_;
         return -EIO;
       }

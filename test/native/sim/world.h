@@ -57,6 +57,7 @@ struct FaultRates {
   std::uint32_t interrupted = 0;                     // EINTR
   std::uint64_t file_size_max = ~std::uint64_t{0};   // ENOSPC beyond
   std::uint64_t fail_operation = ~std::uint64_t{0};  // EIO for the nth operation (from 0), exactly
+  std::uint64_t unreadable_at = ~std::uint64_t{0};   // EIO for whatever reads the byte there
 };
 
 struct WorldOptions {
