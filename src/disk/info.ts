@@ -119,6 +119,11 @@ export interface CheckDiskOptions extends KeyOptions, LongWork {
   format: DiskFormat;
   /** Mends leaks and reference counts; guest data is never touched. */
   repair?: boolean;
+  /**
+   * Asked, and called again to do it, when a repair on somebody's word (`confirmVmk`) is to end a copy of the key
+   * area that may be true: replaces both copies by a successor of the other one. Undefined: they become that one.
+   */
+  overrule?: ((how: { dryRun: boolean }) => Promise<void>) | undefined;
 }
 
 export interface CheckResult {
@@ -137,22 +142,22 @@ export interface CheckResult {
   /** Sealed: tags that were computed, and those that do not hold. */
   readonly sectorsVerified: number;
   readonly sectorsBad: number;
+  /** Sealed: those that the medium does not give out; what is in them is not known. */
+  readonly sectorsUnreadable: number;
   /** Sealed: its header was put back, and no check has believed it yet: the disk is read-only. */
   readonly headerPutBack: boolean;
   /** Sealed, bytes: the header is of before the disk was grown, which has data up to there. 0: it is not. */
   readonly grownTo: number;
   /** The first findings, for people. */
-  /** Sealed: those that the medium does not give out; what is in them is not known. */
-  readonly sectorsUnreadable: number;
   readonly messages: readonly string[];
   /** Numbers of 4096-byte sectors, the first ones. */
   readonly badSectors: readonly number[];
+  readonly unreadableSectors: readonly number[];
 }
 
 /** What the engine alone tells. */
 export type Checked = Omit<CheckResult, 'headerPutBack' | 'grownTo'>;
 
-  readonly unreadableSectors: readonly number[];
 /** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
 export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
   const { format, repair = false } = options;
@@ -163,7 +168,10 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
   }
   return await withUnlocked(path, options, async (volume) => {
     // On somebody's word, and below only if every sector opens.
-    if (repair && !volume.keyArea.refused?.confirmed) requireUncontested(volume.keyArea);
+    const overrules = volume.keyArea.refused?.contested && volume.keyArea.refused.confirmed;
+    if (repair && !overrules) requireUncontested(volume.keyArea);
+    const overrule = repair && overrules ? options.overrule : undefined;
+    await overrule?.({ dryRun: true });
     const info = await diskInfo(path, format);
     const marked = info.qcow2?.corrupt === true;
     const check = async (how: LongWork & { repair?: boolean }) =>
@@ -175,7 +183,10 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     const believed = marked && repair && isSound(result);
     if (believed) await calling(() => native().clearCorrupt({ path }));
     const told = withMark(result, info, marked && !believed);
-    return await withKeyArea(path, told, volume, repair);
+    const mend =
+      overrule ??
+      (async () => await mendCopies(keyAreaOf(path), volume.keyArea.copies, volume.keyArea.index));
+    return await withKeyArea(told, volume, repair && (() => mend({ dryRun: false })));
   });
 }
 
@@ -270,15 +281,14 @@ const withMark = (result: Checked, info: DiskInfo, headerPutBack: boolean): Chec
 // A damaged copy of the key area goes unnoticed until the other one fails as well; one that is left
 // of a change that was cut short may open to keys that were revoked.
 async function withKeyArea(
-  path: string,
   result: CheckResult,
   { keyArea: { copies, index, findings } }: UnlockedVolume,
-  repair: boolean,
+  mend: (() => Promise<void>) | false,
 ): Promise<CheckResult> {
   if (findings.length === 0) return result;
   // Numbers of epochs do not tell whose data keys are the disk's; sectors do.
-  const mends = repair && !(copies.differ && result.sectorsBad > 0);
-  if (mends) await mendCopies(keyAreaOf(path), copies, index);
+  const mends = mend !== false && !(copies.differ && !opens(result));
+  if (mends) await mend();
   const mended = mends
     ? `; written anew from copy ${index + 1}`
     : '; left alone: sectors do not open with its data keys, those of the other copy may be right';
@@ -287,6 +297,6 @@ async function withKeyArea(
     clean: result.clean && mends,
     corruptions: result.corruptions + (mends ? 0 : 1),
     corruptionsFixed: result.corruptionsFixed + (mends ? 1 : 0),
-    messages: [...result.messages, ...findings.map((found) => (repair ? found + mended : found))],
+    messages: [...result.messages, ...findings.map((found) => (mend ? found + mended : found))],
   };
 }

@@ -104,6 +104,8 @@ export interface ChangeKeyAreaOptions extends PinOptions {
   readonly dryRun?: boolean | undefined;
   /** Though no key at hand opens the result: who could open it would turn out later. */
   readonly untested?: boolean | undefined;
+  /** The word that `confirmVmk` is goes for a copy that may be true, and which this change ends. */
+  readonly overrules?: boolean | undefined;
   /** More follows: policy and audit log are asked now, though the key area may stay as it is. */
   readonly partOfMore?: boolean | undefined;
   /** For the audit log, asked when the edit is done. */
@@ -161,7 +163,7 @@ async function changeFrom(
     observe: ({ observed }) => observed,
   });
   using editor = chosen.opened;
-  requireUncontested(chosen);
+  if (!options.overrules || !chosen.refused?.confirmed) requireUncontested(chosen);
   const { index } = chosen;
   const { blob } = copies.copies[index];
   const own = editor.slots.find((slot) => slot.index === editor.ownIndex);

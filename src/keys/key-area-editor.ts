@@ -115,6 +115,11 @@ export class KeyAreaEditor {
     return describeAudit(this.#opened.area.head);
   }
 
+  /** Its successor is to be sealed, though with the same slots and keys. */
+  renew(): void {
+    this.#touched = true;
+  }
+
   /** Whether anything was changed at all. */
   get changed(): boolean {
     return this.#touched;
