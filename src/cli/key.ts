@@ -254,6 +254,9 @@ interface ImportFlags extends Flags, TokenFlags {
   passphrase: boolean;
 }
 
+const COULD_LEAVE =
+  'the token would let this private key out: it is not sensitive, or extractable; a key that the token makes ' +
+  'for `pqblk key gen` is neither';
 const PRIVATE_TITLE = 'BEGIN PQBLK PRIVATE KEY';
 
 function addImport(key: Command, terminal: Terminal): void {
@@ -279,7 +282,9 @@ function addImport(key: Command, terminal: Terminal): void {
       requireTokenFlags(flags);
       if (flags.token !== undefined) {
         const name = flags.name ?? file;
-        show(terminal, await importFromToken(openStore(flags), name, flags), flags);
+        const { info, confined } = await importFromToken(openStore(flags), name, flags);
+        show(terminal, info, flags);
+        if (!confined) terminal.remark(`warning: ${COULD_LEAVE}`);
         return;
       }
       if (file === undefined) throw new PqblkError('usage', 'name the file of an exported key');

@@ -130,7 +130,7 @@ export async function importFromToken(
   store: KeyStore,
   name: string | undefined,
   flags: TokenFlags,
-): Promise<KeyInfo> {
+): Promise<{ info: KeyInfo; confined: boolean }> {
   const named = await namedModule(flags);
   using module = await TokenModule.load(named.place);
   const token = await logIn(module, named.uri, flags);
@@ -138,7 +138,8 @@ export async function importFromToken(
   await proveKey(module, key);
   const chosen =
     name ?? named.uri.object ?? toHex(fingerprintOf(key.encapsulationKey)).slice(0, 16);
-  return await addToStore(store, chosen, named, token, key);
+  const info = await addToStore(store, chosen, named, token, key);
+  return { info, confined: key.confined };
 }
 
 function addToStore(

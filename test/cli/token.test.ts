@@ -53,6 +53,17 @@ describe.runIf(haveNss())('NSS softokn', () => {
     },
   );
 
+  it('another token of the same name, without a PIN, says so', async () => {
+    mkdirSync(at('empty-nss'));
+    const empty = ['--module', NSS_MODULE, '--profile', 'nss', '--token-dir', at('empty-nss')];
+    const argv = ['key', 'import', 'foreign', ...empty, ...token, ...pin, ...store];
+    const { code, stderr } = await pqblk(...argv);
+    expect([code, stderr]).toEqual([
+      exitCode('token_unavailable'),
+      expect.stringMatching(/has no user PIN yet[\s\S]*pqblk token init/),
+    ]);
+  });
+
   it('the list shows keys and that they cannot leave', async () => {
     const { keys } = await pqblkJson<Listing>('token', 'list', ...module, ...token, ...pin);
     expect(keys?.map(({ label, confined }) => [label, confined])).toEqual(
@@ -175,6 +186,20 @@ describe('a token that fails', () => {
     expect(error.code).toBe(`PQBLK_${kind.toUpperCase()}`);
     expect(readFileSync(disk).equals(before)).toBe(true);
     await pqblkJson('check', disk, ...store);
+  });
+
+  it('a key that the token would let out is not taken in without a word', async () => {
+    const taken = async (name: string) => {
+      const uri = `pkcs11:token=Test%20token;object=liar?pin-source=${at('pin')}`;
+      const there = ['--store', at(`${name}-keys`)];
+      return await pqblk('key', 'import', name, '--token', uri, ...from, ...there);
+    };
+    expect(await taken('confined')).toMatchObject({ code: 0, stderr: '' });
+    const state = readFileSync(join(liar.directory, 'state'), 'utf8');
+    writeFileSync(join(liar.directory, 'state'), state.replaceAll(/^(key .*) 0$/gm, '$1 1'));
+    const { code, stderr } = await taken('loose');
+    writeFileSync(join(liar.directory, 'state'), state);
+    expect([code, stderr]).toEqual([0, expect.stringContaining('let this private key out')]);
   });
 
   it('the session is closed in order before the program ends', () => {

@@ -34,6 +34,10 @@ describe('reading', () => {
     expect(parseTokenUri(`pkcs11:?pin-source=${source}`).pinFile).toBe(path);
   });
 
+  test('a name may have & and = in it, and speak of pins', () => {
+    expect(parseTokenUri('pkcs11:object=a&b=c,spin=2').object).toBe('a&b=c,spin=2');
+  });
+
   test('an empty path means any token', () => {
     expect(parseTokenUri('pkcs11:')).toEqual({});
     expect(parseTokenUri('PKCS11:token=x')).toEqual({ token: 'x' });
@@ -81,6 +85,12 @@ test.each([
 });
 
 test.each([
+  'pkcs11:token=a&pin-value=s3cret',
+  'pkcs11:token=a;object=b&pin-value=s3cret',
+  'pkcs11:token=a;object=b,PIN=s3cret',
+  'pkcs11:token=a;object=b%26pin%2dvalue%3ds3cret',
+  'pkcs11:token=a&pin-value=s3cret%zz',
+  'pkcs11:token=a&pin-source=s3cret;object=b',
   'pkcs11:token=a?pin-value=s3cret',
   'pkcs11:token=a?PIN-VALUE=s3cret',
   'pkcs11:token=a?pin-value =s3cret',

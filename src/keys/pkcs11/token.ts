@@ -167,7 +167,21 @@ export class TokenModule {
         hint: 'give it with --pin-file, --pin-fd, pin-source of the URI, or at the prompt',
       });
     }
-    await this.#login(false, token.login === 'pin' ? pin : undefined);
+    try {
+      await this.#login(false, token.login === 'pin' ? pin : undefined);
+    } catch (error) {
+      throw token.ready ? error : this.#withoutPin(token, error);
+    }
+  }
+
+  /** What becomes of a login where the token says that it has no user PIN: not all mean it. */
+  #withoutPin({ label }: TokenInfo, error: unknown): unknown {
+    if (!(error instanceof PqblkError) || error.kind !== 'token_refused') return error;
+    return new PqblkError('token_unavailable', `the token "${label}" has no user PIN yet`, {
+      path: this.#place.module,
+      hint: 'is it the right one? `pqblk token init` gives it a PIN',
+      cause: error,
+    });
   }
 
   /**

@@ -37,6 +37,9 @@ const QUERY_ATTRIBUTES = ['module-path', 'pin-source', 'x-pqblk-profile', 'x-pqb
 const PATH_PLAIN = /^(?:[A-Za-z0-9\-._~:[\]@!$'()*+,=&]|%[0-9A-Fa-f]{2})*$/;
 const QUERY_PLAIN = /^(?:[A-Za-z0-9\-._~:[\]@!$'()*+,=/?|]|%[0-9A-Fa-f]{2})*$/;
 
+/** Between `&` and `;` a PIN can get into the value of an attribute, which is shown and kept. */
+const LIKE_PIN = /(?<![a-z])pin[a-z_-]*=/i;
+
 /** Says what was found only where no PIN can be: never a query's values, nor what has no name there. */
 function fail(expected: string, found?: string): never {
   const instead = found === undefined ? '' : `, found ${quote(found)}`;
@@ -82,6 +85,9 @@ function attributesOf(text: string, separator: string, plain: RegExp): Map<strin
     if (name === 'pin-value') fail('pin-source=file:PATH', 'pin-value');
     if (found.has(name)) fail(`attribute ${name} once`, name);
     const value = part.slice(equals + 1);
+    if (plain === PATH_PLAIN && [value, latin1(value)].some((one) => LIKE_PIN.test(one))) {
+      fail(`"?" before pin-source, and no PIN in attribute ${name}`);
+    }
     if (!plain.test(value)) {
       fail(`percent-encoding in attribute ${name}`, plain === PATH_PLAIN ? value : undefined);
     }
@@ -144,6 +150,9 @@ function decodeBytes(value: string): Uint8Array {
   }
   return Uint8Array.from(bytes);
 }
+
+/** Whatever is encoded, and however well. */
+const latin1 = (value: string) => String.fromCharCode(...decodeBytes(value));
 
 function decodeText(name: string, value: string, shown?: string): string {
   let text: string;
