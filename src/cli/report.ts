@@ -67,7 +67,8 @@ export function addReport(program: Command, terminal: Terminal): void {
     .addHelpText(
       'after',
       `
-Exit codes: 0 nothing to do soon (stale and expiring keys and unfinished rotations are shown), 6 a policy
+Exit codes: 0 nothing to do soon (stale and expiring keys, former keys that still open the disk and
+unfinished rotations are shown), 6 a policy
 is broken or a slot is past its date, 11 a header that was put back and is not believed yet, 18 a damaged
 key area, 14 a disk or directory that cannot be read, or a name that stands for nothing.
 ${examples('pqblk report /srv/disks', "pqblk report '/srv/**/*.sealed' --policy policy.yaml --json")}`,
@@ -123,13 +124,22 @@ async function lookAt(
     for (const { rule, message } of policy ? violations(policy, slots) : []) {
       if (rule !== 'not-after') add('policy', message); // said below, with or without a policy
     }
-    for (const slot of slots) if (slot.state === 'active') findings.push(...datesOf(slot, flags));
+    for (const slot of slots) findings.push(...findingsIn(slot, flags));
     const active = slots.filter((slot) => slot.state === 'active').length;
     return { path, volumeUuid: sealed.uuid, generation, slots: active, findings };
   } catch (thrown) {
     const { message } = fromSystem(thrown, { path });
     return { path, slots: 0, findings: [{ kind: 'unreadable', message }] };
   }
+}
+
+function findingsIn(slot: SlotDescription, flags: Flags): Finding[] {
+  if (slot.state === 'active') return datesOf(slot, flags);
+  if (slot.state !== 'decrypt-only') return [];
+  const what = `slot ${slot.index} ("${slot.label}") is decrypt-only, and its key still opens the disk`;
+  const past = isPast(slot) ? `, past its date, ${slot.notAfter}` : '';
+  const message = `${what}${past}; \`pqblk rotate-master-key\` ends it`;
+  return [{ kind: past === '' ? 'stale' : 'expired', message }];
 }
 
 function datesOf(slot: SlotDescription, { expiring, stale }: Flags): Finding[] {

@@ -72,16 +72,20 @@ export function violations(
   if (policy.recoverySlot && !active.some((slot) => slot.role === 'recovery')) {
     found.push({ rule: 'recovery-slot', measure: 1, message: 'no active recovery slot' });
   }
-  const hybrid = active.filter(isHybrid).length;
-  if (policy.mixedKems === 'refuse' && hybrid > 0 && hybrid < active.length) {
+  const others = withoutX25519(slots);
+  const hybrid = active.length - others;
+  if (policy.mixedKems === 'refuse' && hybrid > 0 && others > 0) {
     const message = `${hybrid} of ${active.length} active slots are hybrid: all or none demanded`;
-    found.push({ rule: 'mixed-kems', measure: active.length - hybrid, message });
+    found.push({ rule: MIXED, measure: others, message });
   }
   for (const slot of active) found.push(...slotViolations(policy, slot, now));
   return found;
 }
 
-const isHybrid = (slot: SlotDescription) => kemByName(slot.kem).id === Kem.xWing;
+const MIXED = 'mixed-kems';
+
+const withoutX25519 = (slots: readonly SlotDescription[]) =>
+  slots.filter(({ state, kem }) => state === 'active' && kemByName(kem).id !== Kem.xWing).length;
 
 function slotViolations(policy: Policy, slot: SlotDescription, now: number): Violation[] {
   const found: Violation[] = [];
@@ -161,9 +165,13 @@ export function requireAllowed(policy: Policy, question: PolicyQuestion): void {
     throw refused(`a second person has to approve ${what}`, 'name the second key with --approve');
   }
   // What a key is excused for is not passed on with its slot.
-  const key = ({ rule, fingerprint }: Violation) => `${rule} ${fingerprint ?? ''}`;
+  const key = ({ rule, fingerprint }: Pick<Violation, 'rule' | 'fingerprint'>) =>
+    `${rule} ${fingerprint ?? ''}`;
   const formerly = before === undefined ? [] : violations(policy, before);
   const known = new Map(formerly.map((violation) => [key(violation), violation.measure]));
+  // Slots are moved one by one: each time fewer are left of the others.
+  const mixed = key({ rule: MIXED });
+  if (before && !known.has(mixed)) known.set(mixed, withoutX25519(before) - 1);
   const worse = violations(policy, after).filter(
     (violation) => violation.measure > (known.get(key(violation)) ?? 0),
   );

@@ -226,6 +226,14 @@ it('a report names stale, expiring, expired and policy-breaking keys, and what i
   writeFileSync(at('policy.json'), '{"version": 1, "minimumSlots": 3}');
   const broken = await kinds('--policy', at('policy.json'), '--expiring', '0');
   expect(broken).toEqual([exitCode('policy'), Array(COUNT - 1).fill('policy')]);
+  await pqblkJson('slot', 'retire', path, 'new', '--key', 'ops', ...store);
+  const [ends, retired] = await kinds();
+  expect([ends, retired]).toEqual([0, ['stale']]); // its key opens the disk all the same
+  const late = join(top, 'deep/3.sealed');
+  const past = ['--not-after', '2001-01-01', '--key', 'ops', ...store];
+  await pqblkJson('slot', 'add', late, 'new', ...past);
+  await pqblkJson('slot', 'retire', late, 'new', '--key', 'ops', ...store);
+  expect(await kinds()).toEqual([exitCode('policy'), ['expired', 'stale']]);
   copyFileSync(join(top, 'notes.txt'), join(top, 'x.sealed'));
   const named = await pqblk('report', join(top, '*.sealed'));
   expect([named.code, named.stdout]).toEqual([

@@ -17,6 +17,7 @@ beforeAll(async () => {
     await run('key', 'gen', name, '--no-passphrase');
   }
   await run('key', 'gen', 'hybrid', '--no-passphrase', '--kem', 'x-wing');
+  await run('key', 'gen', 'hybrid-2', '--no-passphrase', '--kem', 'x-wing');
   await run('key', 'gen', 'wide', '--no-passphrase', '--kem', 'ml-kem-1024');
 });
 
@@ -82,6 +83,15 @@ describe('a policy', () => {
     const mixed = ['--policy', policy('mixedKems: refuse'), '--key', 'alice'];
     const hybrid = await run('slot', 'add', path, 'hybrid', ...mixed);
     expect([hybrid.code, hybrid.stderr]).toEqual([refused, expect.stringContaining('hybrid')]);
+    const pair = await disk('--key', 'alice', '--key', 'bob');
+    const strict = ['--policy', policy('mixedKems: refuse\nminimumSlots: 2'), '--key', 'alice'];
+    expect((await run('slot', 'add', pair, 'hybrid', ...strict)).code).toBe(refused);
+    await report('rewrap', pair, 'bob', '--to', 'hybrid', ...strict);
+    expect((await run('slot', 'add', pair, 'carol', ...strict)).code).toBe(refused);
+    await report('rewrap', pair, 'alice', '--to', 'hybrid-2', ...strict);
+    expect((await run('slot', 'list', pair)).stdout).not.toMatch(/active +ML-KEM/);
+    const back = ['rewrap', pair, 'hybrid', '--to', 'carol', '--key', 'hybrid-2'];
+    expect((await run(...back, ...strict.slice(0, 2))).code).toBe(refused);
     await report('slot', 'add', path, 'bob', '--not-after', '2001-01-01', '--key', 'alice');
     const late = policy('expiredSlots: refuse');
     const opened = await run('check', path, '--key', 'bob', '--policy', late);
