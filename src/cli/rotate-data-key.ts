@@ -1,7 +1,13 @@
 // Room cli/: `pqblk rotate-data-key`: everything on a sealed disk under a new key, in use or not.
 import { availableParallelism } from 'node:os';
 import { type Command, InvalidArgumentError, Option } from 'commander';
-import { openDisk, type RotatedDataKey, type RotationHost, rotateDataKey } from '../index.js';
+import {
+  openDisk,
+  planDataKeyRotation,
+  type RotatedDataKey,
+  type RotationHost,
+  rotateDataKey,
+} from '../index.js';
 import { addBackingOptions, backingOptions, type OpenFlags } from './opening.js';
 import { examples, parseCount, sizeArgument } from './options.js';
 import { slotChecker } from './policy.js';
@@ -72,21 +78,28 @@ async function rotate(
 ): Promise<RotatedDataKey> {
   const { rate, fromEpoch, abort } = flags;
   const share = flags.share ?? (served ? ONLINE_SHARE : undefined);
+  const how = { bytesPerSecond: rate, share, fromEpoch, abort };
   const with_ = (host: RotationHost) => {
     const bar = terminal.progress(abort ? 'go back' : 'rotate');
     const work = { signal: terminal.signal, onProgress: bar.update };
-    const how = { bytesPerSecond: rate, share, fromEpoch, abort };
     return rotateDataKey(host, { ...options, ...how, ...work }).finally(bar.stop);
   };
   if (served) return await with_(served);
-  const { identity, pins, allowRollback, confirmVmk, policy } = options;
+  const { identity, pins, allowRollback, confirmVmk, policy, dryRun } = options;
   const onSlot = slotChecker(policy);
   const keys = { identity, pins, allowRollback, confirmVmk, onSlot };
   const backing = backingOptions(flags); // nothing is read from it, and the engine opens both or none
   // The rotation works on every queue's thread and on one more.
   const queues = Math.min(Math.max(availableParallelism() - 1, 1), QUEUES_MAX);
-  const how = { format: 'sealed', cache: 'none', queues } as const;
-  await using disk = await openDisk(path, { ...how, ...backing, ...keys });
+  const open = (readOnly: boolean) =>
+    openDisk(path, { format: 'sealed', cache: 'none', queues, readOnly, ...backing, ...keys });
+  if (dryRun) await (await open(true)).close();
+  // A disk that was not closed is changed when it is opened for writing: policy and log are asked before.
+  if (dryRun || policy || options.audit) {
+    const planned = await planDataKeyRotation(options.place, { ...options, ...how });
+    if (dryRun) return planned;
+  }
+  await using disk = await open(false);
   return await with_(disk);
 }
 

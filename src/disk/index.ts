@@ -63,6 +63,7 @@ export {
 } from './process.js';
 export { type CompletionHandler, DiskQueue, type DiskQueueOptions } from './queue.js';
 export {
+  planDataKeyRotation,
   type RekeyOptions,
   type RekeyPass,
   ROTATION_STEPS,

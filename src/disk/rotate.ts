@@ -141,8 +141,24 @@ export async function rotateDataKey(
   return { ...result, changed: true, sectors, keyArea };
 }
 
+/**
+ * What `rotateDataKey` would begin with, or the error that it would end with there, of a disk that nobody has
+ * open: to open it for writing could change it already.
+ */
+export async function planDataKeyRotation(
+  keyArea: KeyAreaPlace,
+  options: RotateDataKeyOptions,
+): Promise<RotatedDataKey> {
+  const { plan, changed } = await prepare({ keyArea }, { ...options, dryRun: true });
+  const { abort: aborted = false } = options;
+  const result = { aborted, dryRun: true, ...plan, keyArea: changed, sectors: 0 };
+  return { ...result, changed: plan.toEpoch !== plan.fromEpoch };
+}
+
+type KeyAreaHost = Pick<RotationHost, 'keyArea'>;
+
 function change(
-  host: RotationHost,
+  host: KeyAreaHost,
   options: RotateDataKeyOptions,
   edit: (editor: KeyAreaEditor) => void,
   more: Pick<ChangeKeyAreaOptions, 'partOfMore' | 'remarks'>,
@@ -160,7 +176,7 @@ const remarksOf = ({ fromEpoch, toEpoch }: Plan, step: AuditRemarks['step']): Au
 
 /** The key area holds the key of the epoch to move to; what there is to do. */
 async function prepare(
-  host: RotationHost,
+  host: KeyAreaHost,
   options: RotateDataKeyOptions,
 ): Promise<{ plan: Plan; changed: ChangedKeyArea }> {
   let plan: Plan | undefined;

@@ -242,6 +242,26 @@ describe('a policy', () => {
     ]);
   });
 
+  it('is asked before a rotation opens a disk that was not closed', async () => {
+    const path = await disk('--key', 'alice', '--key', 'bob');
+    const store = new KeyStore(at('keys'));
+    using identity = await store.unlock('alice');
+    const open = await openDisk(path, { format: 'sealed', identity, pins: store.pins });
+    await open.write(Buffer.alloc(65536, 7), 0);
+    await open.flush();
+    const unclean = readFileSync(path); // as a host that crashes leaves it
+    await open.close();
+    writeFileSync(path, unclean);
+    expect((await pqblk('info', path)).stdout).toMatch(/closed cleanly +no/);
+    const rotate = ['rotate-data-key', path, '--key', 'alice'];
+    const rules = ['--policy', policy('twoPersons: [rotate-data-key]')];
+    expect((await run(...rotate, '--dry-run')).code).toBe(0);
+    expect((await run(...rotate, ...rules)).code).toBe(refused);
+    expect(readFileSync(path).equals(unclean)).toBe(true);
+    expect((await run(...rotate, ...rules, '--approve', 'bob')).code).toBe(0);
+    expect((await run('check', path, '--key', 'bob')).code).toBe(0);
+  });
+
   it('keeps relative directories beside its file', async () => {
     mkdirSync(at('beside/logs'), { recursive: true });
     writeFileSync(at('beside/policy.yaml'), 'version: 1\nauditDirectory: logs\n');
