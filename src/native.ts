@@ -70,8 +70,8 @@ export interface NativeDisk {
   ): NativeChannel;
   bench(spec: object, token?: NativeToken): Promise<unknown>;
   changeKeyArea(change: NativeKeyAreaChange): Promise<void>;
-  /** The key is copied before this returns. */
-  beginEpoch(options: { epoch: number; key: Uint8Array }): Promise<void>;
+  /** The key is copied before this returns; it is from the key area of that state. */
+  beginEpoch(options: { epoch: number; key: Uint8Array; keyAreaState: Uint8Array }): Promise<void>;
   rekey(spec: object, token?: NativeToken): Promise<unknown>;
   finishEpoch(): Promise<void>;
   serveNbd(options: object): Promise<NativeNbdServer>;

@@ -184,8 +184,9 @@ class Disk {
   // refused with Kind::unsupported.
   // sealed::replace_key_area() while the disk is in use.
   Error change_key_area(const sealed::KeyAreaChange& change);
-  // From its return on everything is written under `key`, which both copies of the key area hold.
-  Error begin_epoch(sealed::DataKey key);
+  // From its return on everything is written under `key`, which is from the key area of this state
+  // (sealed::state_of), both of whose copies hold it. Kind::locked when that was replaced since.
+  Error begin_epoch(sealed::DataKey key, const std::vector<std::uint8_t>& key_area_state);
   // A pass from `spec.from` on. One that is stopped returns what it reached.
   Result<RekeyReport> rekey(const RekeySpec& spec);
   // Forgets every other epoch and its sessions; then the key area need not hold them any more.

@@ -144,13 +144,13 @@ Error Disk::change_key_area(const sealed::KeyAreaChange& change) {
   });
 }
 
-Error Disk::begin_epoch(sealed::DataKey key) {
+Error Disk::begin_epoch(sealed::DataKey key, const std::vector<std::uint8_t>& key_area_state) {
   Impl& impl = *impl_;
   std::lock_guard guard(impl.control);
   if (Error e = impl.check_sealed()) return e;
   impl.verified_epoch = 0;
   return io::run_sync(impl.service->ring(), [&] {
-    return impl.sealed->begin_epoch(impl.service->context(), std::move(key));
+    return impl.sealed->begin_epoch(impl.service->context(), std::move(key), key_area_state);
   });
 }
 

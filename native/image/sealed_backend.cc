@@ -84,11 +84,11 @@ Task<Error> SealedBackend::load_header(QueueContext& q) {
 
 // The lock keeps the key area as it is from here on. What it was when it was read is another thing:
 // under a data key that it has lost meanwhile nothing may be written.
-Task<Error> SealedBackend::require_key_area(QueueContext& q) {
-  if (options_.keys.key_area_state.empty()) co_return Error();
+Task<Error> SealedBackend::require_key_area(QueueContext& q,
+                                            const std::vector<std::uint8_t>& state) {
   auto area = co_await read_key_area(q.io, file_, extension_);
   if (!area) co_return area.take_error();
-  if (state_of(*area) == options_.keys.key_area_state) co_return Error();
+  if (state_of(*area) == state) co_return Error();
   co_return Error(Kind::locked,
                   "the key area was replaced after these keys were taken from it: take them anew");
 }
@@ -110,7 +110,9 @@ Task<Error> SealedBackend::load_sessions(QueueContext& q) {
 
 Task<Error> SealedBackend::load(QueueContext& q) {
   if (Error e = co_await load_header(q)) co_return e;
-  if (Error e = co_await require_key_area(q)) co_return e;
+  if (!options_.keys.key_area_state.empty()) {
+    if (Error e = co_await require_key_area(q, options_.keys.key_area_state)) co_return e;
+  }
   if (extension_.backing_policy == BackingPolicy::unauthenticated &&
       !options_.allow_unauthenticated_backing) {
     co_return Error(

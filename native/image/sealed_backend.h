@@ -106,9 +106,11 @@ class SealedBackend final : public Backend {
   // ---- the key area and epochs of the data key (docs/rotation.md) ----
   // sealed::replace_key_area() on the open file.
   Task<Error> change_key_area(QueueContext& q, const sealed::KeyAreaChange& change);
-  // Every new session is under this key: from its return on all that is written is. Precondition:
-  // both copies of the key area hold it. Errors: those of Sessions::use_epoch.
-  Task<Error> begin_epoch(QueueContext& q, sealed::DataKey key);
+  // Every new session is under this key: from its return on all that is written is. It is from the
+  // key area of this state (sealed::state_of), both of whose copies hold it. Errors: `locked` when
+  // that was replaced since, and those of Sessions::use_epoch.
+  Task<Error> begin_epoch(QueueContext& q, sealed::DataKey key,
+                          const std::vector<std::uint8_t>& key_area_state);
   // Where the first sector in [at, to) may be whose entry cluster exists, bytes; it looks at a
   // bounded part of that, whose end it returns when there is none.
   Task<Result<std::uint64_t>> next_written(QueueContext& q, std::uint64_t at, std::uint64_t to);
@@ -153,7 +155,7 @@ class SealedBackend final : public Backend {
   SealedBackend(QueueContext& service, const io::File& file, SealedOptions options);
   Task<Error> load(QueueContext& q);
   Task<Error> load_header(QueueContext& q);
-  Task<Error> require_key_area(QueueContext& q);
+  Task<Error> require_key_area(QueueContext& q, const std::vector<std::uint8_t>& state);
   Task<Error> load_sessions(QueueContext& q);
 
   // sealed_read.cc

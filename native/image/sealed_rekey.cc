@@ -40,8 +40,13 @@ Task<Error> SealedBackend::change_key_area(QueueContext& q, const KeyAreaChange&
   co_return e;
 }
 
-Task<Error> SealedBackend::begin_epoch(QueueContext& q, DataKey key) {
+// Between reading a key and asking for it any time may have passed: the key area may have lost it
+// meanwhile, and hold another one of the same number.
+Task<Error> SealedBackend::begin_epoch(QueueContext& q, DataKey key,
+                                       const std::vector<std::uint8_t>& key_area_state) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
+  AsyncMutex::Guard unchanged = co_await key_area_lock_.lock();
+  if (Error e = co_await require_key_area(q, key_area_state)) co_return e;
   AsyncMutex::Guard lock = co_await session_lock_.lock();
   if (Error e = sessions_->use_epoch(std::move(key))) co_return e;
   const std::uint32_t session = session_.load(std::memory_order_acquire);

@@ -2,6 +2,7 @@
 
 #include <memory>
 #include <utility>
+#include <vector>
 
 #include "image/disk.h"
 #include "node/convert.h"
@@ -22,7 +23,7 @@ Napi::Value DiskHandle::change_key_area(const Napi::CallbackInfo& info) {
       [](Napi::Env e) { return e.Undefined(); });
 }
 
-// beginEpoch({ epoch, key }): the key is copied before this returns
+// beginEpoch({ epoch, key, keyAreaState }): they are copied before this returns
 Napi::Value DiskHandle::begin_epoch(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::shared_ptr<image::Disk> disk = disk_or_throw(env);
@@ -30,9 +31,12 @@ Napi::Value DiskHandle::begin_epoch(const Napi::CallbackInfo& info) {
   auto key = std::make_shared<sealed::DataKey>();
   options.read("epoch", key->epoch);
   options.take_secret("key", key->key);
+  std::vector<std::uint8_t> state;
+  options.read("keyAreaState", state);
   if (env.IsExceptionPending()) return env.Undefined();
   return start_job(
-      env, env.Undefined(), [disk, key] { return disk->begin_epoch(std::move(*key)); },
+      env, env.Undefined(),
+      [disk, key, state] { return disk->begin_epoch(std::move(*key), state); },
       [](Napi::Env e) { return e.Undefined(); });
 }
 

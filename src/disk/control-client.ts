@@ -68,11 +68,12 @@ export class ControlClient implements RotationHost {
     },
   };
 
-  async beginEpoch(epoch: number, key: Secret): Promise<void> {
+  async beginEpoch(epoch: number, key: Secret, keyAreaState: Uint8Array): Promise<void> {
+    const state = toHex(keyAreaState);
     const answer = key.use((bytes) => {
       const copy = unmovedCopy(bytes);
       try {
-        return this.#call({ op: 'begin-epoch', epoch }, copy);
+        return this.#call({ op: 'begin-epoch', epoch, state }, copy);
       } finally {
         copy.fill(0);
       }

@@ -190,10 +190,10 @@ class Connection {
         return await this.#recordPin(message);
       case 'begin-epoch': {
         using key = Secret.copyOf(binary);
-        const epoch = count(message, 'epoch');
+        const [epoch, state] = [count(message, 'epoch'), stateIn(message)];
         await this.#drive();
         await this.#requireInKeyArea(epoch);
-        return await disk.beginEpoch(epoch, key);
+        return await disk.beginEpoch(epoch, key, state);
       }
       case 'rekey':
         if (message.verify !== true) await this.#drive();

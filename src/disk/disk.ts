@@ -198,12 +198,12 @@ export class Disk {
   }
 
   /** Sealed: see RotationHost, which a Disk is. Use `rotateDataKey`. */
-  async beginEpoch(epoch: number, key: Secret): Promise<void> {
+  async beginEpoch(epoch: number, key: Secret, keyAreaState: Uint8Array): Promise<void> {
     this.#requireOpen();
     const begun = key.use((bytes) => {
       const copy = unmovedCopy(bytes);
       try {
-        return this.#native.beginEpoch({ epoch, key: copy });
+        return this.#native.beginEpoch({ epoch, key: copy, keyAreaState });
       } finally {
         copy.fill(0);
       }

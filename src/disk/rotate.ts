@@ -43,8 +43,11 @@ export interface RekeyPass {
 /** Whoever has the disk open: a Disk of this process, or a ControlClient of one that serves it. */
 export interface RotationHost {
   readonly keyArea: KeyAreaPlace;
-  /** From its end on everything is written under this key, which the key area holds. */
-  beginEpoch(epoch: number, key: Secret): Promise<void>;
+  /**
+   * From its end on everything is written under this key, of the key area whose state that is. Kind `locked`
+   * when it was replaced since: it may have lost the key, and have another of the same number.
+   */
+  beginEpoch(epoch: number, key: Secret, keyAreaState: Uint8Array): Promise<void>;
   rekey(options: RekeyOptions): Promise<RekeyPass>;
   /** Forgets the keys and sessions of other epochs; a verifying pass has found nothing of them. */
   finishEpoch(): Promise<void>;
@@ -233,10 +236,11 @@ async function beginEpoch(
   epoch: number,
   { identity, ...accepted }: RotateDataKeyOptions,
 ): Promise<void> {
-  using keys = (await openCopies(await host.keyArea.read(), identity, accepted)).opened;
+  const copies = await host.keyArea.read();
+  using keys = (await openCopies(copies, identity, accepted)).opened;
   const key = keys.dataKeys.get(epoch);
   if (!key) throw new PqblkError('locked', 'the key area was replaced meanwhile');
-  await host.beginEpoch(epoch, key);
+  await host.beginEpoch(epoch, key, copies.state);
 }
 
 async function pass(

@@ -17,6 +17,7 @@ import {
   KeyStore,
   openDisk,
   ROTATION_STEPS,
+  type RotateDataKeyOptions,
   rotateDataKey,
   Secret,
   serveControl,
@@ -332,10 +333,38 @@ describe('the control socket of a serving process', () => {
     });
     await expectKind(back, 'locked');
     using key = Secret.random(32);
-    await expectKind(late.beginEpoch(1, key), 'locked'); // whatever the asker has checked
+    const { state } = await late.keyArea.read();
+    await expectKind(late.beginEpoch(1, key, state), 'locked'); // whatever the asker has checked
     await control.close();
     expect((await contentOf(disk)).equals(content)).toBe(true);
     expect(await epochsAfterClose(disk, path)).toEqual([2]);
+  });
+
+  it('begins no epoch under a key that was given up, though another one has its number', async () => {
+    const path = fresh('suspended.sealed');
+    await using disk = await open(path);
+    const control = await serveControl(disk);
+    const rotate = async (more: Partial<RotateDataKeyOptions>) => {
+      using client = (await ControlClient.open(path)) as ControlClient;
+      return await rotateDataKey(client, { identity: alice, ...more });
+    };
+    using suspended = (await ControlClient.open(path)) as ControlClient;
+    // It has read its key; meanwhile that is given up, and another rotation begun, and killed.
+    const { beginEpoch } = suspended;
+    suspended.beginEpoch = async (...begin) => {
+      expect(await rotate({ abort: true })).toMatchObject({ aborted: true, toEpoch: 1 });
+      const onStep = () => Promise.reject(new Error('killed when prepared'));
+      await expect(rotate({ onStep })).rejects.toThrow('killed when prepared');
+      return await beginEpoch.apply(suspended, begin);
+    };
+    await expectKind(rotateDataKey(suspended, { identity: alice }), 'locked');
+    suspended.close();
+    await disk.write(content.subarray(0, MiB), 0);
+    expect(await rotate({})).toMatchObject({ resumed: true, toEpoch: 2 });
+    await control.close();
+    expect(await epochsAfterClose(disk, path)).toEqual([2]);
+    await using again = await open(path);
+    expect((await contentOf(again)).equals(content)).toBe(true);
   });
 
   it('survives whatever it is sent', async () => {

@@ -16,11 +16,13 @@
 #include <cstdio>
 #include <string>
 #include <thread>
+#include <vector>
 
 #include "base/aligned.h"
 #include "base/sync.h"
 #include "bench_disk.h"
 #include "crypto/aead.h"
+#include "image/disk_info.h"
 #include "io/queue_thread.h"
 #include "storage/file.h"
 
@@ -143,7 +145,15 @@ double guest_iops(image::Disk& disk) {
   return result->read.iops + result->write.iops;
 }
 
-void measure_online(image::Disk& disk, std::uint32_t rounds) {
+// The key area never changes here.
+void begin_epoch(image::Disk& disk, const std::string& path, std::uint32_t epoch) {
+  auto info = image::read_disk_info(path, image::Format::sealed);
+  if (!info) test::bench_die(info.error().to_string());
+  const std::vector<std::uint8_t> state = sealed::state_of(info->sealed->key_area);
+  if (Error e = disk.begin_epoch(key_of(epoch), state)) test::bench_die(e.to_string());
+}
+
+void measure_online(image::Disk& disk, const std::string& path, std::uint32_t rounds) {
   std::uint32_t epoch = 1;
   for (std::uint32_t round = 0; round < rounds; ++round) {
     const double alone = guest_iops(disk);
@@ -151,7 +161,7 @@ void measure_online(image::Disk& disk, std::uint32_t rounds) {
     std::uint64_t moved = 0;
     std::thread rotation([&] {
       while (!stop) {
-        if (Error e = disk.begin_epoch(key_of(++epoch))) test::bench_die(e.to_string());
+        begin_epoch(disk, path, ++epoch);
         image::RekeySpec spec;
         spec.share = 0.2;
         spec.progress = [&](std::uint64_t, std::uint64_t) { return !stop.load(); };
@@ -186,7 +196,7 @@ int main(int argc, char** argv) {
   const std::uint64_t size = std::stoull(o["size"]);
   const auto rounds = static_cast<std::uint32_t>(std::stoul(o["rounds"]));
   if (o["online"] == "1") {
-    measure_online(*disk, rounds);
+    measure_online(*disk, path, rounds);
     if (Error e = disk->close()) test::bench_die(e.to_string());
     ::unlink(path.c_str());
     return 0;
@@ -201,7 +211,7 @@ int main(int argc, char** argv) {
   for (std::uint32_t round = 0; round < rounds; ++round) {
     const double cipher = measure_cipher(size);
     const double copied = measure_copy(**thread, from, size, path, direct);
-    if (Error e = disk->begin_epoch(key_of(2 + round))) test::bench_die(e.to_string());
+    begin_epoch(*disk, path, 2 + round);
     const auto pass = [&](bool verify) {
       return seconds([&] {
         auto report = disk->rekey({.verify = verify});

@@ -71,6 +71,7 @@ class SealedDisk {
     return {std::vector<std::uint8_t>(sealed::kKeyAreaBytes, mark), 1, area[1].number + 1,
             sealed::state_of(area)};
   }
+  std::vector<std::uint8_t> state() { return sealed::state_of(info().sealed->key_area); }
   const std::string& path() const { return file_.path(); }
 
  private:
@@ -173,7 +174,7 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   std::vector<std::thread> threads;
   for (Guest& guest : guests) threads.emplace_back([&] { guest.work(stop); });
   CHECK_FALSE(disk->change_key_area(sealed.next_area(2)));
-  CHECK_FALSE(disk->begin_epoch(pqblk::test::test_data_key(2)));
+  CHECK_FALSE(disk->begin_epoch(pqblk::test::test_data_key(2), sealed.state()));
 
   // Not before everything was rewritten, and known to be.
   CHECK(disk->finish_epoch().kind() == Kind::invalid_argument);
@@ -227,6 +228,22 @@ TEST_CASE("the data key rotates under guests that write, and the old key is forg
   CHECK_FALSE(Disk::open(std::move(old)));
 }
 
+TEST_CASE("an epoch is not begun with a key of a key area that is there no more") {
+  SealedDisk sealed;
+  std::unique_ptr<Disk> disk = sealed.open(keys_of({1}, 1), 1);
+  const std::vector<std::uint8_t> read = sealed.state();
+  REQUIRE_FALSE(disk->change_key_area(sealed.next_area(2)));
+  CHECK(disk->begin_epoch(pqblk::test::test_data_key(2), read).kind() == Kind::locked);
+  CHECK(disk->begin_epoch(pqblk::test::test_data_key(2), {}).kind() == Kind::locked);
+  std::vector<std::uint8_t> data(kMiB, 5);
+  REQUIRE_FALSE(transfer(*disk, 0, RequestType::out, 0, data));
+  REQUIRE_FALSE(disk->close());
+  disk = sealed.open(keys_of({1}, 1), 1);  // nothing is of the other epoch
+  REQUIRE_FALSE(transfer(*disk, 0, RequestType::in, 0, data));
+  CHECK_FALSE(disk->begin_epoch(pqblk::test::test_data_key(2), sealed.state()));
+  REQUIRE_FALSE(disk->close());
+}
+
 TEST_CASE("going back is not in the way of a damaged sector that has never left") {
   SealedDisk sealed;
   std::unique_ptr<Disk> disk = sealed.open(keys_of({1}, 1), 1);
@@ -238,7 +255,7 @@ TEST_CASE("going back is not in the way of a damaged sector that has never left"
   auto forward = disk->rekey({});
   REQUIRE(forward);
   REQUIRE(forward->damaged == 1);
-  REQUIRE_FALSE(disk->begin_epoch(pqblk::test::test_data_key(1)));
+  REQUIRE_FALSE(disk->begin_epoch(pqblk::test::test_data_key(1), sealed.state()));
   auto back = disk->rekey({});
   REQUIRE(back);
   CHECK(back->damaged == 0);

@@ -9,8 +9,13 @@ using namespace pqblk::test;  // NOLINT
 namespace {
 
 Error begin(Lab& lab, std::uint32_t epoch) {
-  return lab.run(lab.backend().begin_epoch(lab.queue(), test_data_key(epoch)),
-                 Error(Kind::canceled, "hang"));
+  const auto begun = [&]() -> Task<Error> {
+    auto info = co_await sealed::read_public_info(lab.queue().io, lab.file());
+    if (!info) co_return info.take_error();
+    const std::vector<std::uint8_t> state = sealed::state_of(info->key_area);
+    co_return co_await lab.backend().begin_epoch(lab.queue(), test_data_key(epoch), state);
+  };
+  return lab.run(begun(), Error(Kind::canceled, "hang"));
 }
 
 Error finish(Lab& lab, std::uint32_t epoch) {

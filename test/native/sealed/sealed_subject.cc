@@ -89,7 +89,9 @@ Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
         {epochs->current, static_cast<std::uint8_t>(epochs->current + 1), {}});
   }
   if (backend.epoch() != epochs->next) {
-    co_return co_await backend.begin_epoch(q, test_data_key(epochs->next));
+    const std::vector<std::uint8_t> state = state_of(epochs->area);
+    Error e = co_await backend.begin_epoch(q, test_data_key(epochs->next), state);
+    co_return e.kind() == Kind::locked ? Error() : std::move(e);  // as above
   }
   auto left = co_await backend.count_other_epochs(q, {0}, shape.sectors * kSectorSize);
   if (!left) co_return left.take_error();
