@@ -31,6 +31,9 @@ const SealedShape kSafe{.non_volatile = true};
 const SealedShape kRotating{.sectors = 12, .rotates = true};
 // Few sectors, so that a rotation ends soon, and no checkpoint but its own.
 const SealedShape kRotatingFast{.sectors = 4, .overlay_sectors_max = 1 << 20, .rotates = true};
+// One sector, so that a life often ends cleanly with nothing on the disk, and the next one rotates
+// before it writes.
+const SealedShape kRotatingEmpty{.sectors = 1, .rotates = true};
 // Large writes that stay in the log fill it before it can go home.
 const SealedShape kFullLog{
     .sectors = 64, .cluster_bits = 16, .overlay_sectors_max = 1 << 20, .relocate_bytes_min = kGiB};
@@ -71,8 +74,8 @@ const Trap kTraps[] = {
     {Fault::refcount_lowered_early, "a refcount lowered early", kVolatile},
     {Fault::forget_session_of_log,
      "the session of the log forgotten",
-     kRotatingFast,
-     {.operations = 60}},
+     kRotatingEmpty,
+     {.operations = 20}},
     {Fault::forget_before_checkpoint,
      "an epoch forgotten before the checkpoint",
      kRotatingFast,

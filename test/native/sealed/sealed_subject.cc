@@ -89,6 +89,8 @@ Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
         {epochs->current, static_cast<std::uint8_t>(epochs->current + 1), {}});
   }
   if (backend.epoch() != epochs->next) {
+    const bool whole = epochs->area[0].blob == epochs->area[1].blob;
+    if (!whole) co_return co_await replace({epochs->current, epochs->next, {}});
     const std::vector<std::uint8_t> state = state_of(epochs->area);
     Error e = co_await backend.begin_epoch(q, test_data_key(epochs->next), state);
     co_return e.kind() == Kind::locked ? Error() : std::move(e);  // as above
