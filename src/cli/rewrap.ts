@@ -76,37 +76,56 @@ export function editRewrap(
   { keepOld, rotateMasterKey }: RewrapWork,
 ): void {
   if (recipient && hasSlot(editor.slots, recipient)) {
-    endFormer(editor, reference, recipient, keepOld);
+    endFormer(editor, reference, recipient, { keepOld, rotateMasterKey });
   } else {
     editor.rewrap(slotOf(editor, reference).index, { recipient, keepOld });
   }
   if (rotateMasterKey) editor.rotateMasterKey();
 }
 
-/** The new key has its slot: an earlier run may have kept the former one. */
+/** The new key has its slot, whatever that is called: an earlier run may have kept the former one. */
 function endFormer(
   editor: KeyAreaEditor,
-  reference: string | undefined,
+  reference = String(editor.ownIndex),
   recipient: Recipient,
-  keepOld = false,
+  { keepOld, rotateMasterKey }: RewrapWork,
 ): void {
-  const former = formerSlot(editor, reference);
-  if (!former || hasSlot([former], recipient)) return;
-  if (former.state === 'active')
+  const isOwn = (slot: SlotDescription) => hasSlot([slot], recipient);
+  const others = editor.slots.filter((slot) => !isOwn(slot));
+  const former = formerAmong(others, reference);
+  if (former?.state === 'active') {
     editor.rewrap(former.index, { recipient }); // says why it cannot be
-  else if (!keepOld) editor.end(former.index);
+  } else if (keepOld || rotateMasterKey) {
+    // It is to stay, or ends with the others.
+  } else if (former) {
+    editor.end(former.index);
+  } else if (editor.slots.some((slot) => isOwn(slot) && String(slot.index) === reference)) {
+    requireNoneKept(others, reference);
+  }
+}
+
+/** The number of a slot does not tell what was in it before. Kind `ambiguous`. */
+function requireNoneKept(others: readonly SlotDescription[], reference: string): void {
+  const kept = others.filter(({ state }) => state === 'decrypt-only');
+  if (kept.length === 0) return;
+  const names = kept.map(({ index, label }) => `${index} "${label}"`).join(', ');
+  throw new PqblkError(
+    'ambiguous',
+    `slot ${reference} is the new key's already, and former keys still open the disk: ${names}`,
+    { hint: 'name the former key by its label or its fingerprint, or keep it with --keep-old' },
+  );
 }
 
 const slotOf = (editor: KeyAreaEditor, reference = String(editor.ownIndex)) =>
   findSlot(editor.slots, reference);
 
 /** The slot that was moved, where it is left. */
-function formerSlot(
-  editor: KeyAreaEditor,
-  reference: string | undefined,
+function formerAmong(
+  others: readonly SlotDescription[],
+  reference: string,
 ): SlotDescription | undefined {
   try {
-    const former = slotOf(editor, reference);
+    const former = findSlot(others, reference);
     return former.state === 'revoked' ? undefined : former;
   } catch (error) {
     if (error instanceof PqblkError && error.kind === 'slot_not_found') return undefined;

@@ -95,6 +95,39 @@ it('hands the date on, and asks for another one where it has passed', async () =
   expect((await report(...moved)).changed).toBe(false);
 });
 
+it('does not take the slot that a key was moved to for the one that it was moved from', async () => {
+  const path = await disk('--key', 'carol', '--key', 'alice');
+  const keeping = ['rewrap', path, '1', '--to', 'bob', '--keep-old', '--key', 'carol'];
+  const moved = await report(...keeping);
+  expect(states(moved)).toEqual(['carol active', 'bob active', 'alice decrypt-only']);
+  expect((await report(...keeping)).changed).toBe(false);
+  const byNumber = ['rewrap', path, '1', '--to', 'bob', '--key', 'carol'];
+  const refused = await run(...byNumber);
+  expect([refused.code, refused.stderr]).toEqual([
+    exitCode('ambiguous'),
+    expect.stringContaining('2 "alice"'),
+  ]);
+  const own = await run('rewrap', path, '--to', 'bob', '--key', 'bob');
+  expect(own.code).toBe(exitCode('ambiguous'));
+  const ended = await report('rewrap', path, 'alice', '--to', 'bob', '--key', 'carol');
+  expect(states(ended)).toEqual(['carol active', 'bob active', 'alice revoked']);
+  expect((await report(...byNumber)).changed).toBe(false);
+});
+
+it('knows the former key where the new one has taken its label', async () => {
+  const path = await disk('--key', 'carol', '--key', 'alice');
+  const argv = ['rewrap', path, 'alice', '--to', 'bob', '--label', 'alice', '--key', 'carol'];
+  expect(states(await report(...argv, '--keep-old'))).toEqual([
+    'carol active',
+    'alice active',
+    'alice decrypt-only',
+  ]);
+  expect((await report(...argv, '--keep-old')).changed).toBe(false);
+  expect((await report(...argv)).after.slots[2]?.state).toBe('revoked');
+  expect((await report(...argv)).changed).toBe(false);
+  expect(await opens(path, 'alice')).toBe(exitCode('slot_revoked'));
+});
+
 it('takes no slot for another one that was asked for', async () => {
   const path = await disk('--key', 'alice', '--key', 'bob');
   const add = ['slot', 'add', path, 'bob', '--key', 'alice'];
