@@ -18,6 +18,7 @@ import {
   takeLock,
   toHex,
 } from '../index.js';
+import { refuseCopies } from './copies.js';
 import { type Candidate, type InventoryFlags, inventory } from './inventory.js';
 import { openStore, parseCount, passphraseOf } from './options.js';
 import {
@@ -165,7 +166,7 @@ async function runFleet(
   rekeyingOf: (path: string) => Rekeying,
 ): Promise<void> {
   const started = performance.now();
-  const disks = await inventory(names, flags);
+  const disks = await refuseCopies(await inventory(names, flags));
   requireOneLog(disks, flags);
   using keyring = await keyringOf(flags);
   using identity = await unlockOnce(flags);

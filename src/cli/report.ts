@@ -5,6 +5,7 @@
 import { type Command, Option } from 'commander';
 import { fromSystem, PqblkError } from '../errors.js';
 import { diskInfo, type Policy, type SlotDescription, violations } from '../index.js';
+import { copiesAmong, forAll } from './copies.js';
 import { type Candidate, type InventoryFlags, inventory } from './inventory.js';
 import { examples, jsonOption, parseCount } from './options.js';
 import { isPast, type PolicyFlags, policyOf, policyOption } from './policy.js';
@@ -25,7 +26,8 @@ type FindingKind =
   | 'expired'
   | 'expiring'
   | 'stale'
-  | 'unfinished';
+  | 'unfinished'
+  | 'copy';
 
 interface Finding {
   readonly kind: FindingKind;
@@ -34,7 +36,7 @@ interface Finding {
 
 interface DiskReport {
   readonly path: string;
-  readonly volumeUuid?: string;
+  readonly volumeUuid?: string | undefined;
   readonly generation?: number;
   readonly slots: number;
   readonly findings: readonly Finding[];
@@ -44,7 +46,6 @@ const NOT_BELIEVED =
   'its header was put back, and no check has believed it yet: the disk is read-only; run `pqblk header ' +
   'restore` again, or `pqblk check`';
 const DAY = 86_400_000;
-const LOOKED_AT_ONCE = 8;
 
 export function addReport(program: Command, terminal: Terminal): void {
   program
@@ -70,7 +71,7 @@ export function addReport(program: Command, terminal: Terminal): void {
 Exit codes: 0 nothing to do soon (stale and expiring keys, former keys that still open the disk and
 unfinished rotations are shown), 6 a policy
 is broken or a slot is past its date, 11 a header that was put back and is not believed yet, 18 a damaged
-key area, 14 a disk or directory that cannot be read, or a name that stands for nothing.
+key area, 14 a disk or directory that cannot be read, or a name that stands for nothing, 51 a disk and a copy of it.
 ${examples('pqblk report /srv/disks', "pqblk report '/srv/**/*.sealed' --policy policy.yaml --json")}`,
     )
     .action(async (names: string[], flags: Flags) => {
@@ -87,17 +88,13 @@ async function lookAtAll(
   flags: Flags,
   policy: Policy | undefined,
 ): Promise<DiskReport[]> {
-  const reports: DiskReport[] = new Array(disks.length);
-  let next = 0;
-  const worker = async () => {
-    while (next < disks.length) {
-      const index = next;
-      next += 1;
-      reports[index] = await lookAt(disks[index] as Candidate, flags, policy);
-    }
-  };
-  await Promise.all(Array.from({ length: LOOKED_AT_ONCE }, worker));
-  return reports;
+  const reports = await forAll(disks, (disk) => lookAt(disk, flags, policy));
+  const copies = copiesAmong(reports);
+  return reports.map((report) => {
+    const message = copies.get(report.path);
+    if (message === undefined) return report;
+    return { ...report, findings: [...report.findings, { kind: 'copy', message }] };
+  });
 }
 
 async function lookAt(
@@ -113,7 +110,7 @@ async function lookAt(
     if (qcow2?.corrupt) add('unbelieved', NOT_BELIEVED);
     if (!sealed?.keyArea) {
       add('damaged', 'both copies of the key area are damaged');
-      return { path, slots: 0, findings };
+      return { path, volumeUuid: sealed?.uuid, slots: 0, findings };
     }
     const { slots, generation, currentEpoch, nextEpoch } = sealed.keyArea;
     for (const message of sealed.keyAreaFindings) add('damaged', message);
@@ -188,4 +185,6 @@ function requireFine(reports: readonly DiskReport[]): void {
     );
   }
   if (broken > 0) throw new PqblkError('policy', `${broken} disks break the rules for keys`);
+  const copies = count('copy');
+  if (copies > 0) throw new PqblkError('ambiguous', `${copies} disks are copies of each other`);
 }

@@ -75,7 +75,9 @@ export function judge(pin: Pin | undefined, seen: Observed, options: PinOptions)
       {
         operation: 'check pin',
         hint: isOlder(seen, expected)
-          ? 'it is older than what this host has seen as well: somebody put an old copy back'
+          ? 'it is older than what this host has seen as well: somebody put an old copy back, or this is a ' +
+            'disk whose copy had its keys changed here (`pqblk report` finds copies). Compare with whoever ' +
+            `changed keys: --confirm-vmk ${check} --allow-rollback`
           : `if it was rotated elsewhere, compare with whoever did it: --confirm-vmk ${check}`,
       },
     );

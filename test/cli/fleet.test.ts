@@ -244,7 +244,7 @@ it('a report names stale, expiring, expired and policy-breaking keys, and what i
 
 const ROTATE = ['rotate-master-key', '--run'];
 
-it('takes a disk with several names for one, and a copy of it for another', async () => {
+it('takes a disk with several names for one, and a copy of it for what nobody can decide', async () => {
   const top = at('names');
   mkdirSync(join(top, 'real'), { recursive: true });
   const path = join(top, 'real/1.sealed');
@@ -264,9 +264,37 @@ it('takes a disk with several names for one, and a copy of it for another', asyn
   const again = await run(...ROTATE, 'alias', join(top, 'al*/?.sealed'));
   expect(again.summary).toMatchObject({ done: 0, skipped: 1 });
   copyFileSync(path, join(top, 'copy.sealed'));
-  // One after the other: both are one volume to the host, whose pin follows the last that changed.
-  const copies = await run(...ROTATE, 'alias', top, '--allow-rollback', '--jobs', '1');
-  expect(copies.summary).toMatchObject({ done: 1, skipped: 1 });
+  const bytes = [path, join(top, 'copy.sealed')].map((one) => readFileSync(one));
+  await pqblkJson('create', join(top, 'other.sealed'), '1M', ...make);
+  // Both are one volume to the host: with either changed, it would take the other for an old one put back.
+  for (const more of [['--dry-run'], []]) {
+    const copies = await run(...ROTATE, 'copies', top, ...more);
+    expect([copies.code, copies.summary]).toMatchObject([
+      exitCode('ambiguous'),
+      { disks: 3, done: 1, failed: 2 },
+    ]);
+    const failed = copies.events.filter(({ event }) => event === 'failed');
+    expect(failed).toHaveLength(2);
+    for (const { error } of failed) {
+      expect(error?.code).toBe('PQBLK_AMBIGUOUS');
+      expect(JSON.stringify(error)).toMatch(/copy\.sealed.*1\.sealed|1\.sealed.*copy\.sealed/);
+    }
+  }
+  expect(readFileSync(path).equals(bytes[0] as Buffer)).toBe(true);
+  expect(readFileSync(join(top, 'copy.sealed')).equals(bytes[1] as Buffer)).toBe(true);
+  const { code, stdout } = await pqblk('report', '--json', top);
+  const { disks } = JSON.parse(stdout) as { disks: { findings: { kind: string }[] }[] };
+  expect([code, disks.map(({ findings }) => findings.map(({ kind }) => kind))]).toEqual([
+    exitCode('ambiguous'),
+    [['copy'], ['copy']],
+  ]);
+  // Who changes one by name may do so, and is told what to make of the other.
+  expect((await run(...ROTATE, 'one', path)).summary).toMatchObject({ done: 1 });
+  const other = await pqblk('slot', 'test', join(top, 'copy.sealed'), '--key', 'ops', ...store);
+  expect([other.code, other.stderr]).toEqual([
+    exitCode('vmk_changed'),
+    expect.stringMatching(/finds copies.*--confirm-vmk [0-9a-f]{64} --allow-rollback/s),
+  ]);
 });
 
 it('says what it cannot look at, and takes a name that stands for nothing for a mistake', async () => {
