@@ -4,6 +4,7 @@
 // that is named, or that fits a pattern, is meant whatever it holds. Links are followed, and a file that
 // has several names counts once. What cannot be looked at is listed with its error and never passed
 // over: a disk that is missing from a report looks like one that is fine.
+import { isUtf8 } from 'node:buffer';
 import type { Stats } from 'node:fs';
 import { open, readdir, stat } from 'node:fs/promises';
 import { join, resolve, sep } from 'node:path';
@@ -35,6 +36,8 @@ export interface Candidate {
 interface Found extends Candidate {
   /** Of the file: the same for all its names. */
   readonly stats?: Stats | undefined;
+  /** The path as it is, where `path` cannot say it; it has an error then. */
+  readonly raw?: Buffer | undefined;
 }
 
 /** In order, each once. Kind `usage` where nothing is named; a name that stands for nothing has an error. */
@@ -49,7 +52,8 @@ export async function inventory(
     for await (const { path, error, stats } of disksOf(name)) {
       none = false;
       const identity = identityOf({ path, stats });
-      if (!found.has(identity)) found.set(identity, { path, ...(error && { error }) });
+      const known = found.get(identity);
+      if (!known || (known.error && !error)) found.set(identity, { path, ...(error && { error }) });
     }
     if (none) found.set(name, nothingAt(name));
   }
@@ -90,13 +94,20 @@ async function* disksOf(name: string): AsyncGenerator<Found> {
   else yield found.error ? { path } : found; // whoever opens it says what is wrong
 }
 
-async function lookAt(path: string): Promise<Found> {
+async function lookAt(path: string, raw?: Buffer): Promise<Found> {
   try {
-    return { path, stats: await stat(path) };
+    const stats = await stat(raw ?? path);
+    return raw ? { path, stats, raw, error: unspeakable(path) } : { path, stats };
   } catch (error) {
     return { path, error: fromSystem(error, { path, operation: 'look at' }) };
   }
 }
+
+const unspeakable = (path: string) =>
+  new PqblkError('unsupported', 'its name is not UTF-8, and nothing here can open it', {
+    path,
+    hint: 'rename it, or make a link to it',
+  });
 
 const identityOf = ({ path, stats }: Found) => (stats ? `${stats.dev}:${stats.ino}` : path);
 
@@ -112,22 +123,31 @@ async function* entriesOf(
     yield { path: directory, error: fromSystem(error, { path: directory, operation: 'list' }) };
     return;
   }
-  for (const entry of entries.filter(({ name }) => fits(name))) {
-    const found: Found = await lookAt(join(directory, entry.name));
+  for (const entry of entries) {
+    const name = entry.name.toString();
+    if (!fits(name)) continue;
+    const raw = isUtf8(entry.name) ? undefined : below(directory, entry.name);
+    const found: Found = await lookAt(join(directory, name), raw);
     const vanished = found.error?.kind === 'not_found' && !entry.isSymbolicLink();
     if (!vanished) yield found;
   }
 }
 
+/** Names as they are: what is not UTF-8 would be another name, of nothing. */
 const readEntries = async (directory: string) =>
-  (await readdir(directory, { withFileTypes: true })).sort((a, b) => (a.name < b.name ? -1 : 1));
+  (await readdir(directory, { withFileTypes: true, encoding: 'buffer' })).sort((a, b) =>
+    Buffer.compare(a.name, b.name),
+  );
+
+const below = (directory: string, name: Buffer) =>
+  Buffer.concat([Buffer.from(`${directory}${sep}`), name]);
 
 /** Each directory once: links may lead round in circles. */
 async function* disksBelow(directory: Found, seen: Set<string>): AsyncGenerator<Found> {
   if (seen.has(identityOf(directory))) return;
   seen.add(identityOf(directory));
   for await (const entry of entriesOf(directory.path, () => true)) {
-    if (entry.stats?.isDirectory()) yield* disksBelow(entry, seen);
+    if (entry.stats?.isDirectory() && !entry.error) yield* disksBelow(entry, seen);
     else if (entry.stats?.isFile()) yield* ifSealed(entry);
     else if (entry.error && !leadsNowhere(entry)) yield entry;
   }
@@ -138,9 +158,9 @@ const leadsNowhere = ({ path, error }: Found) =>
   error?.kind === 'not_found' && !SEALED_NAME.test(path);
 
 async function* ifSealed(file: Found): AsyncGenerator<Found> {
-  const { path } = file;
+  const { path, raw } = file;
   try {
-    if (SEALED_NAME.test(path) || (await isSealed(path))) yield file;
+    if (SEALED_NAME.test(path) || (await isSealed(raw ?? path))) yield file;
   } catch (error) {
     yield { ...file, error: fromSystem(error, { path, operation: 'look at' }) };
   }
@@ -163,7 +183,10 @@ async function* matching(
     : [await lookAt(join(directory, part))];
   for await (const entry of entries) {
     const isWanted = last && WILDCARD.test(part);
-    if (entry.error && (isWanted || entry.error.kind !== 'not_found')) yield entry;
+    const mayBeMeant = entry.stats
+      ? last === entry.stats.isFile()
+      : isWanted || entry.error?.kind !== 'not_found';
+    if (entry.error && mayBeMeant) yield entry;
     else if (last && entry.stats?.isFile()) yield entry;
     else if (!last && entry.stats?.isDirectory() && !above.includes(identityOf(entry))) {
       const below = anyDepth ? [part, ...rest] : rest;
@@ -182,7 +205,7 @@ function nameFits(pattern: string): (name: string) => boolean {
 }
 
 /** By its first bytes, which decide what is reported and never what is opened. */
-async function isSealed(path: string): Promise<boolean> {
+async function isSealed(path: string | Buffer): Promise<boolean> {
   const file = await open(path, 'r');
   try {
     const start = Buffer.alloc(FEATURES_AT + 8);

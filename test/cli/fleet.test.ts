@@ -9,6 +9,7 @@ import {
   linkSync,
   mkdirSync,
   readFileSync,
+  renameSync,
   rmSync,
   symlinkSync,
   writeFileSync,
@@ -320,6 +321,40 @@ it('says what it cannot look at, and takes a name that stands for nothing for a 
   for (const nothing of [[], ['--list', at('nothing')]]) {
     expect((await pqblk('report', ...nothing)).code).toBe(exitCode('usage'));
   }
+});
+
+it('passes no disk over whose name is not UTF-8', async () => {
+  const top = at('latin');
+  mkdirSync(top);
+  const raw = (name: string) =>
+    Buffer.concat([Buffer.from(`${top}/`), Buffer.from(name, 'latin1')]);
+  const make = ['--key', 'ops', '--cluster-size', '4k', '--log-size', '256k', ...store];
+  for (const name of ['a', 'b', 'c']) {
+    await pqblkJson('create', join(top, `${name}.sealed`), '1M', ...make);
+  }
+  renameSync(join(top, 'b.sealed'), raw('vm\xe4.sealed'));
+  renameSync(join(top, 'c.sealed'), raw('vm\xf6'));
+  writeFileSync(raw('n\xf6tes.txt'), 'no disk\n');
+  mkdirSync(raw('v\xe4ms'));
+  const names = [['vm\ufffd.sealed', 'vm\ufffd', 'v\ufffdms'], ['vm\ufffd.sealed']];
+  for (const [index, argument] of [top, join(top, '**', '*.sealed')].entries()) {
+    const { code, stdout } = await pqblk('report', '--json', argument);
+    const { disks } = JSON.parse(stdout) as { disks: { path: string }[] };
+    expect(code).toBe(exitCode('io_error'));
+    const expected = index === 0 ? names[0] : [...(names[1] as string[]), 'v\ufffdms'];
+    expect(disks.map(({ path }) => path).sort()).toEqual(
+      expected?.map((name) => join(top, name)).sort(),
+    );
+  }
+  const events = await run(...ROTATE, 'latin', join(top, '*.sealed'));
+  expect([events.code, events.summary]).toMatchObject([
+    exitCode('unsupported'),
+    { disks: 2, done: 1, failed: 1 },
+  ]);
+  symlinkSync(raw('vm\xe4.sealed'), join(top, 'z.sealed'));
+  expect((await run(...ROTATE, 'latin', join(top, '*.sealed'))).summary).toMatchObject({
+    ...{ disks: 2, done: 1, skipped: 1 },
+  });
 });
 
 it('says so of what it may not look at', ({ skip }) => {
