@@ -9,6 +9,7 @@ import {
   findingsOf,
   type Identity,
   type KeyAreaCopies,
+  needsMending,
   type OpenedKeyArea,
   openKeyArea,
   openNewest,
@@ -42,8 +43,12 @@ export interface UnlockedVolume {
   [Symbol.dispose](): void;
 }
 
-/** Calls `fn` with the keys as the addon takes them; it copies them before it returns. */
-export function lendKeys<T>(keys: VolumeKeys, fn: (lent: NativeKeys) => T): T {
+/**
+ * Calls `fn` with the keys as the addon takes them; it copies them before it returns. While a rotation is under
+ * way everything is written under the next epoch already, unless one copy of the key area alone may have its
+ * key: `whole` is false then.
+ */
+export function lendKeys<T>(keys: VolumeKeys, fn: (lent: NativeKeys) => T, whole = true): T {
   const copies: Uint8Array[] = [];
   const copy = (bytes: Uint8Array) => {
     const made = unmovedCopy(bytes);
@@ -54,8 +59,7 @@ export function lendKeys<T>(keys: VolumeKeys, fn: (lent: NativeKeys) => T): T {
     return fn({
       integrity: keys.integrityKey.use(copy),
       data: [...keys.dataKeys].map(([epoch, key]) => ({ epoch, key: key.use(copy) })),
-      // While a rotation is under way everything is written under the next epoch already.
-      currentEpoch: keys.nextEpoch ?? keys.currentEpoch,
+      currentEpoch: (whole && keys.nextEpoch) || keys.currentEpoch,
     });
   } finally {
     for (const made of copies) made.fill(0);
@@ -145,8 +149,10 @@ export async function unlock(path: string, options: KeyOptions): Promise<Unlocke
     uuid: copies.volumeUuid,
     keyArea: { copies, index, refused, findings: findingsOf(copies, { refused }) },
     rotating: keys.nextEpoch !== undefined,
-    lendKeys: (fn) =>
-      lendKeys(keys, (lent) => fn({ ...lent, keyAreaState: Uint8Array.from(copies.state) })),
+    lendKeys: (fn) => {
+      const keyAreaState = Uint8Array.from(copies.state);
+      return lendKeys(keys, (lent) => fn({ ...lent, keyAreaState }), !needsMending(copies));
+    },
     record: async () => {
       await pins?.record(keys, options);
     },

@@ -164,6 +164,46 @@ describe('a rotation of the data key', () => {
   );
 });
 
+it('writes nothing under a key that one copy of the key area alone holds', async () => {
+  const path = fresh('half.sealed');
+  const data = randomBuffer(MiB);
+  {
+    await using disk = await open(path);
+    let writes = 0;
+    const place = disk.keyArea;
+    const killed = {
+      keyArea: {
+        ...place,
+        write: async (...change: Parameters<typeof place.write>) => {
+          writes += 1;
+          if (writes === 2) throw new Error('killed between the copies');
+          await place.write(...change);
+        },
+      },
+      beginEpoch: () => Promise.reject(new Error('never')),
+      rekey: () => Promise.reject(new Error('never')),
+      finishEpoch: () => Promise.reject(new Error('never')),
+    };
+    await expect(rotateDataKey(killed, { identity: alice })).rejects.toThrow('between the copies');
+  }
+  {
+    await using disk = await open(path);
+    await disk.write(data, MiB);
+  }
+  const lost = at('lost.sealed');
+  copyFileSync(path, lost);
+  copyRanges(template, lost, placesOf(lost)); // the copy that had the next key is gone
+  for (const one of [lost, path]) {
+    await using disk = await open(one);
+    const holds = await contentOf(disk);
+    expect(holds.subarray(MiB, 2 * MiB).equals(data)).toBe(true);
+  }
+  await using disk = await open(path);
+  expect(await rotateDataKey(disk, { identity: alice })).toMatchObject({ resumed: true });
+  expect((await contentOf(disk)).subarray(MiB, 2 * MiB).equals(data)).toBe(true);
+  expect(await epochsAfterClose(disk, path)).toEqual([2]);
+});
+
 describe('keys that were read before the lock of the disk was held', () => {
   /** A process with pins of its own gives the rotation up, at the latest moment at which the lock is free. */
   function givingUp(path: string) {

@@ -44,7 +44,8 @@ struct Epochs {
     keys.data.clear();
     keys.data.push_back(test_data_key(current));
     if (next != 0) keys.data.push_back(test_data_key(next));
-    keys.current_epoch = next != 0 ? next : current;
+    const bool whole = area[0].blob == area[1].blob;
+    keys.current_epoch = next != 0 && whole ? next : current;
     return keys;
   }
 };
