@@ -105,7 +105,9 @@ Task<Error> SealedBackend::load_sessions(QueueContext& q) {
     if (!both) co_return both.take_error();
     sessions_ = std::move(*both);
   }
-  co_return sessions_->require_newest();
+  if (Error e = sessions_->require_newest()) co_return e;
+  sessions_->go_on_in_newest();
+  co_return Error();
 }
 
 Task<Error> SealedBackend::load(QueueContext& q) {

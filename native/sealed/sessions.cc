@@ -146,14 +146,24 @@ Task<Result<std::unique_ptr<Sessions>>> Sessions::load_with(io::Queue& io, const
   co_return std::move(table);
 }
 
-Error Sessions::require_newest() const {
+std::uint32_t Sessions::newest_epoch() const {
   const auto newest = std::max_element(entries_.begin(), entries_.end(),
                                        [](auto& a, auto& b) { return a.first < b.first; });
-  if (newest == entries_.end()) return {};
-  const std::uint32_t epoch = newest->second.raw.epoch;
-  if (data_key(epoch) != nullptr) return {};
+  return newest == entries_.end() ? 0 : newest->second.raw.epoch.get();
+}
+
+Error Sessions::require_newest() const {
+  const std::uint32_t epoch = newest_epoch();
+  if (epoch == 0 || data_key(epoch) != nullptr) return {};
   return Error(Kind::wrong_key, "the disk was last written under a data key of epoch " +
                                     std::to_string(epoch) + ", which is missing");
+}
+
+void Sessions::go_on_in_newest() {
+  const std::uint32_t epoch = newest_epoch();
+  if (epoch > epoch_.load(std::memory_order_acquire)) {
+    epoch_.store(epoch, std::memory_order_release);
+  }
 }
 
 bool Sessions::lacks_key(std::uint32_t id) const {

@@ -63,6 +63,11 @@ class Sessions {
   // The data key of the newest session is at hand: whoever wrote last wrote under it, so that keys
   // without it are of an epoch that is past, or was given up. Error: wrong_key.
   Error require_newest() const;
+  // New sessions are of the newest one's epoch, where that is beyond the current epoch of the keys
+  // (an opener that found one copy of the key area at a rotation's end, and one before it): it
+  // began when both copies had its key. Else keys that lack it would be taken for those of the
+  // disk.
+  void go_on_in_newest();
   // The table has this session, and the volume keys lack its epoch: what is sealed under it may be
   // whole all the same.
   bool lacks_key(std::uint32_t id) const;
@@ -114,6 +119,7 @@ class Sessions {
   Error require_room() const;
   Error absorb(const AlignedBuffer& copy, bool& head_valid, bool any_epoch = true);
   const DataKey* data_key(std::uint32_t epoch) const;
+  std::uint32_t newest_epoch() const;  // 0: there is no session
   enum class Use : std::uint8_t { sectors, log_too };
   Error find_or_derive(std::uint32_t id, KeyLease& lease);
   Result<std::unique_ptr<SessionKeys>> derive(const SessionEntryRaw& entry, Use use) const;

@@ -374,7 +374,7 @@ export function showSlots(terminal: Terminal, slots: readonly SlotDescription[])
 }
 
 /** What is left to think about after a change: few ways back, keys that are out of date. */
-export function warningsFor({ before, after }: ChangedKeyArea): string[] {
+export function warningsFor({ before, after, changed }: ChangedKeyArea): string[] {
   const active = after.slots.filter((slot) => slot.state === 'active');
   const recovery = active.filter((slot) => slot.role === 'recovery');
   const hadRecovery = before.slots.some(
@@ -386,6 +386,13 @@ export function warningsFor({ before, after }: ChangedKeyArea): string[] {
   else if (recovery.length === 1) warnings.push('only one recovery slot is left');
   for (const slot of active.filter((one) => isPast(one))) {
     warnings.push(`slot ${slot.index} ("${slot.label}") is past its date, ${slot.notAfter}`);
+  }
+  // "Nothing to change" would sound as if a key that was to go were gone.
+  const kept = changed ? [] : after.slots.filter(({ state }) => state === 'decrypt-only');
+  for (const { index, label } of kept) {
+    warnings.push(
+      `the key of slot ${index} ("${label}") still opens the disk; name it by that to end it`,
+    );
   }
   return warnings;
 }

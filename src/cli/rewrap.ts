@@ -99,21 +99,7 @@ function endFormer(
     // It is to stay, or ends with the others.
   } else if (former) {
     editor.end(former.index);
-  } else if (editor.slots.some((slot) => isOwn(slot) && String(slot.index) === reference)) {
-    requireNoneKept(others, reference);
-  }
-}
-
-/** The number of a slot does not tell what was in it before. Kind `ambiguous`. */
-function requireNoneKept(others: readonly SlotDescription[], reference: string): void {
-  const kept = others.filter(({ state }) => state === 'decrypt-only');
-  if (kept.length === 0) return;
-  const names = kept.map(({ index, label }) => `${index} "${label}"`).join(', ');
-  throw new PqblkError(
-    'ambiguous',
-    `slot ${reference} is the new key's already, and former keys still open the disk: ${names}`,
-    { hint: 'name the former key by its label or its fingerprint, or keep it with --keep-old' },
-  );
+  } // Else it is gone, or the number is its successor's now: a warning names those that are kept.
 }
 
 const slotOf = (editor: KeyAreaEditor, reference = String(editor.ownIndex)) =>

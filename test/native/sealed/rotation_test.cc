@@ -131,6 +131,25 @@ TEST_CASE(
   CHECK(lab.look(1) == "v8");
 }
 
+// One copy of the key area was of the end of a rotation, the other one of before, and an opener
+// that could read only the latter lends its current epoch.
+TEST_CASE("who opens a disk goes on in the epoch of its newest session") {
+  const SealedShape shape;
+  Lab lab(shape);
+  REQUIRE_FALSE(lab.create());
+  REQUIRE_FALSE(lab.open(with_keys(shape, {1})));
+  REQUIRE_FALSE(begin(lab, 2));
+  REQUIRE_FALSE(lab.write(0, 7));
+  REQUIRE_FALSE(lab.close());
+  REQUIRE_FALSE(lab.open(with_keys(shape, {2, 1})));
+  CHECK(lab.backend().epoch() == 2);
+  REQUIRE_FALSE(lab.write(1, 8));
+  REQUIRE_FALSE(lab.close());
+  REQUIRE_FALSE(lab.open(with_keys(shape, {2})));
+  CHECK(lab.look(0) == "v7");
+  CHECK(lab.look(1) == "v8");
+}
+
 // Going back had come half the way: the newest session is of the old epoch, a sector's last whole
 // version of the one that was given up.
 TEST_CASE("a log is not folded with keys that lack one of the versions to choose from") {
