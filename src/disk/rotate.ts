@@ -220,6 +220,13 @@ function requirePast(fromEpoch: number, current: number): void {
   );
 }
 
+const replacedMeanwhile = (cause?: PqblkError) =>
+  new PqblkError('locked', cause?.message ?? 'the key area was replaced meanwhile', {
+    operation: 'begin epoch',
+    hint: 'run the same command again: it goes on where it was',
+    cause,
+  });
+
 /** Everything is of `toEpoch` now: a key area that means something else must not lose that key. */
 function requireStill(plan: Plan, editor: KeyAreaEditor, aborted: boolean): void {
   const { current, next } = editor.epochs;
@@ -239,8 +246,14 @@ async function beginEpoch(
   const copies = await host.keyArea.read();
   using keys = (await openCopies(copies, identity, accepted)).opened;
   const key = keys.dataKeys.get(epoch);
-  if (!key) throw new PqblkError('locked', 'the key area was replaced meanwhile');
-  await host.beginEpoch(epoch, key, copies.state);
+  if (!key) throw replacedMeanwhile();
+  try {
+    await host.beginEpoch(epoch, key, copies.state);
+  } catch (error) {
+    // Somebody else drives, and says who; or keys were changed, by which nothing is lost.
+    if (!(error instanceof PqblkError) || error.kind !== 'locked' || error.hint) throw error;
+    throw replacedMeanwhile(error);
+  }
 }
 
 async function pass(
