@@ -1,7 +1,9 @@
 // Room cli/: `pqblk rotate-data-key`: everything on a sealed disk under a new key, in use or not.
 import { availableParallelism } from 'node:os';
 import { type Command, InvalidArgumentError, Option } from 'commander';
+import { PqblkError } from '../errors.js';
 import {
+  diskInfo,
   openDisk,
   planDataKeyRotation,
   type RotatedDataKey,
@@ -93,7 +95,10 @@ async function rotate(
   const queues = Math.min(Math.max(availableParallelism() - 1, 1), QUEUES_MAX);
   const open = (readOnly: boolean) =>
     openDisk(path, { format: 'sealed', cache: 'none', queues, readOnly, ...backing, ...keys });
-  if (dryRun) await (await open(true)).close();
+  if (dryRun) {
+    await requireBelieved(path);
+    await (await open(true)).close();
+  }
   // A disk that was not closed is changed when it is opened for writing: policy and log are asked before.
   if (dryRun || policy || options.audit) {
     const planned = await planDataKeyRotation(options.place, { ...options, ...how });
@@ -101,6 +106,17 @@ async function rotate(
   }
   await using disk = await open(false);
   return await with_(disk);
+}
+
+/** What may only be read would not be opened for the rotation. */
+async function requireBelieved(path: string): Promise<void> {
+  const { qcow2 } = await diskInfo(path, 'sealed');
+  if (!qcow2?.corrupt) return;
+  throw new PqblkError('corrupt', 'its header was put back, and no check has believed it yet', {
+    path,
+    operation: 'rotate data key',
+    hint: 'run `pqblk header restore` again or `pqblk check --repair`',
+  });
 }
 
 function report(terminal: Terminal, done: RotatedDataKey, json?: boolean): void {

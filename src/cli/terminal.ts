@@ -102,8 +102,8 @@ export class Terminal {
         .map((cell, column) => cell.padEnd(widths[column] ?? 0))
         .join('  ')
         .trimEnd();
-    this.line(this.style('dim', join(heading)));
-    for (const row of rows) this.line(join(row));
+    // At once, so that `| grep -q` has all of it before it goes.
+    this.line([this.style('dim', join(heading)), ...rows.map(join)].join('\n'));
   }
 
   /** A bar of bytes, or of steps that mean nothing to people. */

@@ -167,8 +167,10 @@ function standingsOf(records: readonly AuditRecord[], counted: number): AuditSta
     const standing = standings[at];
     if (standing !== 'counted' && standing !== 'undone') continue;
     if (uncounted) mark(line - 1 - uncounted, line, 'uncounted', ['counted', 'undone']);
-    if (restoredFrom === undefined || standing === 'undone') continue;
-    mark(restoredFrom, line, uncounted === undefined ? 'unknown' : 'undone', ['counted']);
+    if (restoredFrom === undefined) continue;
+    const known = uncounted !== undefined;
+    if (standing === 'counted') mark(restoredFrom, line, known ? 'undone' : 'unknown', ['counted']);
+    else if (!known) mark(restoredFrom, line, 'unknown', ['undone']); // and nobody found out later
   }
   return standings;
 }

@@ -265,6 +265,8 @@ describe('an audit log', () => {
     await pqblkJson('header', 'backup', path, backup);
     const options = ['--key', 'alice', '--audit', log];
     await report('slot', 'add', path, 'hybrid', ...options);
+    const newer = at(`${made}.newer`);
+    await pqblkJson('header', 'backup', path, newer);
     append(log, { operation: 'slot-revoke', generation: 6 });
     const bytes = readFileSync(path);
     for (let found = bytes.indexOf('PQBLKKEY'); found >= 0; found = bytes.indexOf('PQBLKKEY')) {
@@ -275,6 +277,10 @@ describe('an audit log', () => {
     const later = ['slot-add unknown', 'slot-revoke unknown', 'header-restore counted'];
     expect((await standingsIn(path, log)).slice(3)).toEqual(later);
     expect((await verify(path, log)).stdout).toContain('or did not come about');
+    // What a newer backup counts was done; of the rest nobody has found out more.
+    await report('header', 'restore', path, newer, '--allow-rollback', ...options);
+    const again = ['slot-add counted', 'slot-revoke unknown', 'header-restore undone'];
+    expect((await standingsIn(path, log)).slice(3, 6)).toEqual(again);
   });
 
   it('says what is undone now, and not what was for a while', async () => {

@@ -49,6 +49,8 @@ describe('what a restore leaves', () => {
     bytes[79] = (bytes[79] ?? 0) | 2; // the mark of a header that nobody has checked
     writeFileSync(path, bytes);
     expect(await pieces(path, own)).toBe(exitCode('corrupt'));
+    const rotate = ['rotate-data-key', path, '--dry-run', '--key', 'alice', ...own];
+    expect((await pqblk(...rotate)).code).toBe(exitCode('corrupt'));
     await requireNamed(path, own, 'check --repair` believes it');
     const argv = command === 'check' ? [command, path, word] : [command, word, path, backup];
     expect(await pqblk(...argv, '--key', 'alice', ...own)).toMatchObject({ code: 0 });
