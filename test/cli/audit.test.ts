@@ -10,41 +10,11 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
-import { join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
-import type { AuditRecord, AuditReport, ChangedKeyArea } from '../../src/index.js';
+import { describe, expect, it } from 'vitest';
+import type { AuditRecord, AuditReport } from '../../src/index.js';
 import { takeLock } from '../../src/keys/index.js';
-import { exitCode, pqblk, pqblkJson, scratch } from './helpers.js';
-
-const dir = scratch();
-const at = (name: string) => join(dir, name);
-const withStore = (argv: string[]) => [...argv, '--store', at('keys')];
-const run = (...argv: string[]) => pqblk(...withStore(argv));
-const report = (...argv: string[]) => pqblkJson<ChangedKeyArea>(...withStore(argv));
-const refused = exitCode('policy');
-
-beforeAll(async () => {
-  for (const name of ['alice', 'bob', 'carol']) {
-    await run('key', 'gen', name, '--no-passphrase');
-  }
-  await run('key', 'gen', 'hybrid', '--no-passphrase', '--kem', 'x-wing');
-  await run('key', 'gen', 'wide', '--no-passphrase', '--kem', 'ml-kem-1024');
-});
-
-let made = 0;
-async function disk(...argv: string[]): Promise<string> {
-  made += 1;
-  const path = at(`${made}.sealed`);
-  await pqblkJson(...withStore(['create', path, '16M', '--log-size', '8M', ...argv]));
-  return path;
-}
-
-function policy(text: string): string {
-  made += 1;
-  const path = at(`policy-${made}.yaml`);
-  writeFileSync(path, `version: 1\n${text}\n`);
-  return path;
-}
+import { exitCode, pqblkJson } from './helpers.js';
+import { at, disk, made, policy, refused, report, run, withStore } from './key-disks.js';
 
 describe('an audit log', () => {
   const verify = (path: string, log: string, ...argv: string[]) =>

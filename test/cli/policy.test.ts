@@ -1,25 +1,10 @@
+// What a policy demands of keys and slots, and how it refuses, from the command line.
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
-import { beforeAll, describe, expect, it } from 'vitest';
-import { type ChangedKeyArea, openDisk, rotateDataKey } from '../../src/index.js';
+import { describe, expect, it } from 'vitest';
+import { openDisk, rotateDataKey } from '../../src/index.js';
 import { KeyStore } from '../../src/keys/index.js';
-import { exitCode, pqblk, pqblkJson, program, scratch } from './helpers.js';
-
-const dir = scratch();
-const at = (name: string) => join(dir, name);
-const withStore = (argv: string[]) => [...argv, '--store', at('keys')];
-const run = (...argv: string[]) => pqblk(...withStore(argv));
-const report = (...argv: string[]) => pqblkJson<ChangedKeyArea>(...withStore(argv));
-const refused = exitCode('policy');
-
-beforeAll(async () => {
-  for (const name of ['alice', 'bob', 'carol']) {
-    await run('key', 'gen', name, '--no-passphrase');
-  }
-  await run('key', 'gen', 'hybrid', '--no-passphrase', '--kem', 'x-wing');
-  await run('key', 'gen', 'hybrid-2', '--no-passphrase', '--kem', 'x-wing');
-  await run('key', 'gen', 'wide', '--no-passphrase', '--kem', 'ml-kem-1024');
-});
+import { exitCode, pqblk, program } from './helpers.js';
+import { at, disk, made, policy, refused, report, run, withStore } from './key-disks.js';
 
 /** A rotation of the data key that has only begun; the bytes of the disk then. */
 async function beginRotation(path: string): Promise<Buffer> {
@@ -34,21 +19,6 @@ async function beginRotation(path: string): Promise<Buffer> {
     await expect(rotateDataKey(disk, { identity, pins, onStep })).rejects.toThrow('stop here');
   }
   return readFileSync(path);
-}
-
-let made = 0;
-async function disk(...argv: string[]): Promise<string> {
-  made += 1;
-  const path = at(`${made}.sealed`);
-  await pqblkJson(...withStore(['create', path, '16M', '--log-size', '8M', ...argv]));
-  return path;
-}
-
-function policy(text: string): string {
-  made += 1;
-  const path = at(`policy-${made}.yaml`);
-  writeFileSync(path, `version: 1\n${text}\n`);
-  return path;
 }
 
 describe('a policy', () => {
