@@ -92,7 +92,7 @@ export function addApproveOptions(command: Command): Command {
 export const auditOption = () =>
   new Option('--audit <file>', 'audit log of this disk (default: where the policy says)');
 export const restartAuditOption = () =>
-  new Option('--restart-audit', 'begin a new audit log: the former one is lost');
+  new Option('--restart-audit', 'begin a new audit log where the former one is lost');
 
 export interface Rekeying {
   readonly operation: KeyOperation;

@@ -278,7 +278,7 @@ export class AuditLog implements AuditTrail {
   readonly #path: string;
   readonly restarts: boolean;
 
-  /** `restart`: the former log is lost, and a new one begins; its first line says so. */
+  /** `restart`: where the former log is lost a new one begins; its first line says so. */
   constructor(path: string, { restart = false } = {}) {
     this.#path = path;
     this.restarts = restart;
@@ -311,9 +311,7 @@ export class AuditLog implements AuditTrail {
     try {
       if (begins) await access(dirname(this.#path), constants.W_OK | constants.X_OK);
       file = await open(this.#path, O_RDWR | O_NOFOLLOW | O_NONBLOCK);
-      if (this.restarts)
-        throw new PqblkError('audit_log', 'there is a log: move it out of the way');
-      this.#requireContinued(split(await textOf(file, this.#path)).lines, subject);
+      this.#requireContinued(await textOf(file, this.#path), subject);
     } catch (error) {
       const isNew = begins && (error as NodeJS.ErrnoException).syscall === 'open';
       if (isNew && (error as NodeJS.ErrnoException).code === 'ENOENT') return;
@@ -340,8 +338,8 @@ export class AuditLog implements AuditTrail {
   }
 
   async #open(known: AuditHead): Promise<FileHandle> {
-    const { O_RDWR, O_APPEND, O_NOFOLLOW, O_NONBLOCK, O_CREAT, O_EXCL } = constants;
-    const create = this.restarts ? O_CREAT | O_EXCL : known.lines === 0 ? O_CREAT : 0;
+    const { O_RDWR, O_APPEND, O_NOFOLLOW, O_NONBLOCK, O_CREAT } = constants;
+    const create = this.restarts || known.lines === 0 ? O_CREAT : 0;
     return await open(this.#path, O_RDWR | O_APPEND | O_NOFOLLOW | O_NONBLOCK | create, 0o600);
   }
 
@@ -350,15 +348,17 @@ export class AuditLog implements AuditTrail {
     subject: AuditSubject,
     release: () => Promise<void>,
   ): Promise<AuditLine> {
-    const { lines, length, torn } = split(await textOf(file, this.#path));
-    const uncounted = this.#requireContinued(lines, subject);
+    const text = await textOf(file, this.#path);
+    const uncounted = this.#requireContinued(text, subject);
+    const { lines, length, torn } = split(text);
     if (torn) await file.truncate(length); // never acknowledged, never counted
     const { known, remarks: rotation } = subject;
     const restores = subject.operation === 'header-restore';
-    const first = this.restarts ? known.hash : NO_LINE;
+    const anew = this.#beginsAnew(text);
+    const first = anew ? known.hash : NO_LINE;
     const line = JSON.stringify({
       ...recordOf(subject, 'begun', lines, first),
-      ...(this.restarts && { formerLines: known.lines }),
+      ...(anew && { formerLines: known.lines }),
       ...(restores && { restoredFrom: known.lines }),
       ...(uncounted !== undefined && (restores || uncounted > 0) && { uncounted }),
       ...(rotation && { rotation }),
@@ -387,17 +387,25 @@ export class AuditLog implements AuditTrail {
     return unreachable(error, { path: this.#path, operation: 'write audit log' });
   }
 
+  /** The log that is there goes on, restarted or not: the next change of the same run finds it. */
+  #beginsAnew(text: string): boolean {
+    return this.restarts && text === '';
+  }
+
   /**
    * Returns how many lines are of changes that did not come about; undefined where a backup takes the place
    * of a key area that cannot tell.
    */
-  #requireContinued(lines: readonly string[], subject: AuditSubject): number | undefined {
+  #requireContinued(text: string, subject: AuditSubject): number | undefined {
+    const { lines } = split(text);
     const { known, replaced, volumeUuid, generation, operation } = subject;
     const former = generation > 1 ? generation - 1 : Number.MAX_SAFE_INTEGER;
     const own = operation === 'header-restore' ? replaced : { ...known, generation: former };
     const other = lines.find((line) => parseRecord(line)?.volume !== formatUuid(volumeUuid));
     const has = (head: AuditHead) =>
-      this.restarts || head.lines === 0 || hashOf(lines[head.lines - 1] ?? '') === head.hash;
+      this.#beginsAnew(text) ||
+      head.lines === 0 ||
+      hashOf(lines[head.lines - 1] ?? '') === head.hash;
     const whole = has(known) && (own === undefined || has(own));
     const linked = lines.every(
       (line, index) =>
@@ -406,12 +414,12 @@ export class AuditLog implements AuditTrail {
     );
     // One that is older than the backup knows nothing of what followed the backup.
     const judge = own && own.lines >= known.lines ? own : undefined;
-    const beyond = lines.slice(this.restarts ? 0 : judge?.lines).map(parseRecord);
+    const beyond = lines.slice(judge?.lines).map(parseRecord);
     const close = !judge || beyond.every((record) => record && isAttempt(record, judge.generation));
     if (other === undefined && whole && linked && close) return judge && beyond.length;
     throw new PqblkError('audit_broken', 'not the audit log that the key area knows', {
       path: this.#path,
-      hint: '`pqblk audit verify` tells what is wrong; --restart-audit begins a new log',
+      hint: '`pqblk audit verify` tells what is wrong; with it out of the way --restart-audit begins a new log',
     });
   }
 }

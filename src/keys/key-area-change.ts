@@ -41,7 +41,7 @@ export type ChangeStep = (typeof CHANGE_STEPS)[number];
 
 /** The record of who did what. */
 export interface AuditTrail {
-  /** It takes the place of a lost one. */
+  /** It may take the place of a lost one. */
   readonly restarts?: boolean;
   /** Composes the line; throws when it could not be written. Nothing is written yet. */
   prepare(subject: AuditSubject): Promise<AuditLine>;

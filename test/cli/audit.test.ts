@@ -11,8 +11,14 @@ import {
   writeFileSync,
 } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import type { AuditRecord, AuditReport } from '../../src/index.js';
-import { takeLock } from '../../src/keys/index.js';
+import {
+  AuditLog,
+  type AuditRecord,
+  type AuditReport,
+  openDisk,
+  rotateDataKey,
+} from '../../src/index.js';
+import { KeyStore, takeLock } from '../../src/keys/index.js';
 import { exitCode, pqblkJson } from './helpers.js';
 import { at, disk, made, policy, refused, report, run, withStore } from './key-disks.js';
 
@@ -319,6 +325,55 @@ describe('an audit log', () => {
     expect([code, stdout]).toEqual([0, expect.stringMatching(/WARNING.* 3 lines .*lost/)]);
     const begin = JSON.parse(readFileSync(log, 'utf8').split('\n')[0] as string) as AuditRecord;
     expect(begin.previous).toBe(createHash('sha3-256').update(last).digest('hex'));
+  });
+
+  it('is restarted once, however many lines a command writes and however often it is run', async () => {
+    const { path, log } = await audited();
+    renameSync(log, `${log}.old`);
+    const rotate = ['rotate-data-key', path, '--key', 'alice', '--audit', log, '--restart-audit'];
+    const store = new KeyStore(at('keys'));
+    {
+      using identity = await store.unlock('alice');
+      await using open = await openDisk(path, { format: 'sealed', identity, pins: store.pins });
+      const audit = new AuditLog(log, { restart: true });
+      const onStep = () => Promise.reject(new Error('stop here'));
+      const stopped = rotateDataKey(open, { identity, pins: store.pins, audit, onStep });
+      await expect(stopped).rejects.toThrow('stop here');
+    }
+    expect((await run(...rotate, '--dry-run')).code).toBe(0);
+    const done = await run(...rotate);
+    expect([done.code, done.stderr]).toEqual([0, '']);
+    const lines = readFileSync(log, 'utf8').trimEnd().split('\n');
+    const records = lines.map((line) => JSON.parse(line) as AuditRecord);
+    expect(records.map(({ formerLines, rotation }) => [formerLines, rotation?.step])).toEqual([
+      [3, 'begun'],
+      [undefined, 'finished'],
+    ]);
+    expect((await verify(path, log)).code).toBe(0);
+    renameSync(log, `${log}.older`);
+    expect((await run(...rotate)).code).toBe(0); // both lines by one run
+    expect((await verify(path, log)).stdout).toMatch(/WARNING.* 2 lines .*lost/);
+  });
+
+  it('is restarted in the place of no other file', async () => {
+    const { path, log } = await audited();
+    const restart = ['rewrap', path, '--key', 'alice', '--audit', log, '--restart-audit'];
+    const before = readFileSync(path);
+    const [first = ''] = readFileSync(log, 'utf8').split('\n');
+    for (const text of ['notes, and no end of line', `${first}\n`]) {
+      writeFileSync(log, text);
+      const { code, stderr } = await run(...restart);
+      expect([code, stderr]).toEqual([
+        exitCode('audit_broken'),
+        expect.stringContaining('out of the way'),
+      ]);
+      expect((await run(...restart, '--dry-run')).code).toBe(code);
+      expect(readFileSync(log, 'utf8')).toBe(text);
+    }
+    expect(readFileSync(path).equals(before)).toBe(true);
+    writeFileSync(log, ''); // as a restart leaves it that was killed, or found no room
+    await report(...restart);
+    expect((await verify(path, log)).stdout).toMatch(/WARNING.* 3 lines .*lost/);
   });
 
   it('is written or nothing is done', async () => {
