@@ -31,7 +31,7 @@ import {
   warningsFor,
   withPermitOf,
 } from './rekeying.js';
-import { editRewrap } from './rewrap.js';
+import { editRewrap, type RewrapFlags } from './rewrap.js';
 import {
   addSlotOptions,
   hasSlot,
@@ -47,10 +47,8 @@ interface FleetFlags extends RekeyFlags, InventoryFlags {
   run?: string;
 }
 
-interface RewrapFlags extends FleetFlags, NewPassphraseFlags {
+interface MoveFlags extends FleetFlags, RewrapFlags, NewPassphraseFlags {
   to: string;
-  keepOld?: boolean;
-  rotateMasterKey?: boolean;
   force?: boolean;
 }
 
@@ -91,7 +89,7 @@ function addRewrap(fleet: Command, terminal: Terminal): void {
       'though no key at hand opens the disks afterwards: the new one is not tested',
     );
   addSlotOptions(addFleetOptions(command)).action(
-    async (slot: string, disks: string[], flags: RewrapFlags) => {
+    async (slot: string, disks: string[], flags: MoveFlags) => {
       const recipient = await newRecipient(flags.to, flags);
       using tester = await testerOf(flags.to, flags);
       await exclusively(flags, async () => {
@@ -103,8 +101,8 @@ function addRewrap(fleet: Command, terminal: Terminal): void {
           edit: async (editor) => {
             const moved = hasSlot(editor.slots, recipient);
             const rotateMasterKey =
-              flags.rotateMasterKey && ((await journal.mayRotate(path, editor)) || !moved);
-            editRewrap(editor, slot, recipient, { keepOld: flags.keepOld, rotateMasterKey });
+              flags.rotateMasterKey === true && ((await journal.mayRotate(path, editor)) || !moved);
+            editRewrap(editor, slot, recipient, { ...flags, rotateMasterKey });
           },
         }));
       });

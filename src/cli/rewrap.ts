@@ -4,16 +4,25 @@ import { PqblkError } from '../errors.js';
 import type { KeyAreaEditor, Recipient, SlotDescription } from '../index.js';
 import { examples } from './options.js';
 import { addRekeyOptions, findSlot, type RekeyFlags, rekey, reportChange } from './rekeying.js';
-import { addSlotOptions, hasSlot, newRecipient, testerOf } from './slot.js';
+import {
+  addSlotOptions,
+  hasSlot,
+  newRecipient,
+  requireSuch,
+  type SlotFlags,
+  testerOf,
+} from './slot.js';
 import type { Terminal } from './terminal.js';
 
-interface Flags extends RekeyFlags {
+interface Flags extends RekeyFlags, RewrapFlags {
   to?: string;
-  keepOld?: boolean;
-  rotate?: boolean;
-  label?: string;
-  notAfter?: number;
   force?: boolean;
+}
+
+/** What is done to the slot, and what the new one is to be. */
+export interface RewrapFlags extends Omit<SlotFlags, 'role'> {
+  keepOld?: boolean;
+  rotateMasterKey?: boolean;
 }
 
 const AFTER_MOVING = [
@@ -42,7 +51,7 @@ export function addRewrap(program: Command, terminal: Terminal): void {
         'pqblk rewrap vm.sealed old-token --to ./new-token.pub --keep-old',
       ),
     )
-    .action(async (path: string, slot: string | undefined, flags: Flags & RotateFlag) => {
+    .action(async (path: string, slot: string | undefined, flags: Flags) => {
       const recipient = flags.to === undefined ? undefined : await newRecipient(flags.to, flags);
       if (!recipient && (flags.keepOld || flags.label || flags.notAfter !== undefined)) {
         throw new PqblkError('usage', '--keep-old, --label and --not-after go with --to');
@@ -59,24 +68,17 @@ export function addRewrap(program: Command, terminal: Terminal): void {
     });
 }
 
-interface RotateFlag {
-  rotateMasterKey?: boolean;
-}
-
-export interface RewrapWork {
-  readonly keepOld?: boolean | undefined;
-  readonly rotateMasterKey?: boolean | undefined;
-}
-
-/** Does what of it is not done. Whether the master key was changed for it, nothing on the disk tells. */
+/** Does what of it is not done. Kind `slot_exists`: the new key's slot is not such a one. Whether the master key was changed for it, nothing on the disk tells. */
 export function editRewrap(
   editor: KeyAreaEditor,
   reference: string | undefined,
   recipient: Recipient | undefined,
-  { keepOld, rotateMasterKey }: RewrapWork,
+  flags: RewrapFlags,
 ): void {
+  const { keepOld, rotateMasterKey } = flags;
   if (recipient && hasSlot(editor.slots, recipient)) {
-    endFormer(editor, reference, recipient, { keepOld, rotateMasterKey });
+    requireSuch(editor.slots, recipient, flags);
+    endFormer(editor, reference, recipient, flags);
   } else {
     editor.rewrap(slotOf(editor, reference).index, { recipient, keepOld });
   }
@@ -88,7 +90,7 @@ function endFormer(
   editor: KeyAreaEditor,
   reference = String(editor.ownIndex),
   recipient: Recipient,
-  { keepOld, rotateMasterKey }: RewrapWork,
+  { keepOld, rotateMasterKey }: RewrapFlags,
 ): void {
   const isOwn = (slot: SlotDescription) => hasSlot([slot], recipient);
   const others = editor.slots.filter((slot) => !isOwn(slot));

@@ -102,10 +102,14 @@ function addList(slot: Command, terminal: Terminal): void {
 
 // ---- add -------------------------------------------------------------------------------------------
 
-interface AddFlags extends RekeyFlags, NewPassphraseFlags {
-  role?: keyof typeof SlotRole;
+interface AddFlags extends RekeyFlags, NewPassphraseFlags, SlotFlags {
   recoveryKit?: string;
   kem: string;
+}
+
+/** What was said of a slot to be. */
+export interface SlotFlags {
+  role?: keyof typeof SlotRole;
   label?: string;
   notAfter?: number;
 }
@@ -178,10 +182,10 @@ async function addKeyOf(
 }
 
 /** A slot that is there already is what was asked for, as far as it was said. Kind `slot_exists`. */
-function requireSuch(
+export function requireSuch(
   slots: readonly SlotDescription[],
   recipient: Recipient,
-  { role, label, notAfter }: AddFlags,
+  { role, label, notAfter }: SlotFlags,
 ): void {
   const slot = slots.find((one) => hasSlot([one], recipient)) as SlotDescription;
   const end = slot.notAfter === undefined ? 0 : Date.parse(slot.notAfter) / 1000;
@@ -194,7 +198,10 @@ function requireSuch(
   throw new PqblkError(
     'slot_exists',
     `the key has slot ${slot.index} already ("${slot.label}", ${slot.role}, ${date}), not such a one`,
-    { operation: 'add slot', hint: 'a slot keeps what it is: revoke it first, or add another key' },
+    {
+      operation: 'change key slots',
+      hint: 'a slot keeps what it is: revoke it first, take another key, or leave out what it is not',
+    },
   );
 }
 
@@ -245,7 +252,7 @@ export function hasSlot(
 
 export async function newRecipient(
   reference: string,
-  flags: { store?: string; label?: string; notAfter?: number },
+  flags: Omit<SlotFlags, 'role'> & { store?: string },
   role?: Recipient['role'],
 ): Promise<Recipient> {
   const recipient = await recipientOf(openStore(flags), reference);

@@ -95,6 +95,8 @@ it('moves a slot of every disk below a directory, once', async () => {
   expect(await opens(join(top, 'deep/er/0.sealed'), 'old')).toBe(exitCode('no_slot'));
   const again = await run(...argv);
   expect(again.summary).toMatchObject({ event: 'summary', done: 0, skipped: COUNT });
+  const dated = await run(...argv, '--not-after', '2099-01-31'); // which those slots are not
+  expect([dated.code, dated.summary.failed]).toEqual([exitCode('slot_exists'), COUNT]);
 });
 
 it('rotates each master key once for each name of a run, by pattern and by list', async () => {

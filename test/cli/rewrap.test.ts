@@ -142,6 +142,32 @@ it('takes no slot for another one that was asked for', async () => {
       expect.stringContaining('("bob", primary, without a date)'),
     ]);
   }
+  // Nor for the one that a key was to be moved to.
+  const move = ['rewrap', path, 'alice', '--to', 'carol', '--keep-old', '--key', 'alice'];
+  const dated = [...move, '--not-after', '2099-01-31'];
+  await report(...move);
+  const undated = readFileSync(path);
+  for (const argv of [
+    dated,
+    [...dated, '--dry-run'],
+    [...move, '--label', 'x'],
+    ['rewrap', path, 'carol', '--to', 'carol', '--not-after', '2099-01-31', '--key', 'carol'],
+  ]) {
+    const refused = await run(...argv);
+    expect([refused.code, refused.stderr]).toEqual([
+      exitCode('slot_exists'),
+      expect.stringContaining('("carol", primary, without a date)'),
+    ]);
+  }
+  expect(readFileSync(path).equals(undated)).toBe(true);
+  expect((await report(...move, '--not-after', 'never', '--label', 'carol')).changed).toBe(false);
+  await run('key', 'gen', 'laptop', '--no-passphrase');
+  const again = ['rewrap', path, 'carol', '--to', 'laptop', '--key'];
+  const such = ['--not-after', '2099-01-31', '--label', 'x'];
+  expect((await report(...again, 'carol', ...such)).changed).toBe(true);
+  expect((await report(...again, 'laptop', ...such)).changed).toBe(false);
+  expect((await report(...again, 'laptop')).changed).toBe(false);
+
   await report('slot', 'retire', path, 'bob', '--key', 'alice');
   const retired = await run(...add);
   expect([retired.code, retired.stderr]).toEqual([
