@@ -210,8 +210,8 @@ const FIELDS = [
  * checks would look like one. Kinds `invalid_argument`, `newer_version`.
  */
 export function parsePolicy(document: unknown, path?: string): Policy {
-  const fail = (message: string): never => {
-    throw new PqblkError('invalid_argument', `policy: ${message}`, { path });
+  const fail = (message: string, hint?: string): never => {
+    throw new PqblkError('invalid_argument', `policy: ${message}`, { path, hint });
   };
   if (typeof document !== 'object' || document === null || Array.isArray(document)) {
     return fail('not a mapping of fields');
@@ -236,13 +236,18 @@ export function parsePolicy(document: unknown, path?: string): Policy {
     const value = fields[name] ?? allowed[0];
     return allowed.find((one) => one === value) ?? fail(`${name}: one of ${allowed.join(', ')}`);
   };
-  const list = (name: string, fits: (text: string) => boolean): string[] | undefined => {
+  const list = (
+    name: string,
+    fits: (text: string) => boolean,
+    expected: string,
+  ): string[] | undefined => {
     const value = fields[name];
     if (value === undefined) return undefined;
     const texts = Array.isArray(value) ? value : fail(`${name}: expected a list`);
     const wrong = texts.find((text) => typeof text !== 'string' || !fits(text));
-    if (wrong !== undefined) fail(`${name}: ${JSON.stringify(wrong)} does not belong there`);
-    return texts as string[];
+    if (wrong === undefined) return texts as string[];
+    const hint = wrong === UNAPPROVABLE ? NO_SECOND_KEY : undefined;
+    return fail(`${name}: found ${JSON.stringify(wrong)}, expected ${expected}`, hint);
   };
   const isKem = (name: string) => Object.values(Kem).some((id) => id === idOf(name));
   const flag = fields.recoverySlot ?? false;
@@ -251,23 +256,31 @@ export function parsePolicy(document: unknown, path?: string): Policy {
   if (directory !== undefined && typeof directory !== 'string')
     return fail('auditDirectory: a path');
   return {
-    kems: list('kems', isKem)?.map((name) => kemByName(name).name),
+    kems: list('kems', isKem, 'names of KEMs, as `pqblk key gen --kem` takes them')?.map(
+      (name) => kemByName(name).name,
+    ),
     minimumSlots: count('minimumSlots') ?? 1,
     recoverySlot: flag as boolean,
     maximumKeyAgeDays: count('maximumKeyAgeDays'),
     mixedKems: choice('mixedKems', ['allow', 'refuse']),
     expiredSlots: choice('expiredSlots', ['warn', 'refuse']),
-    trusted: (list('trusted', (text) => /^[0-9a-f]{64}$/i.test(text)) ?? []).map((text) =>
+    trusted: (list('trusted', isFingerprint, 'fingerprints of 64 hex digits') ?? []).map((text) =>
       text.toLowerCase(),
     ),
-    twoPersons: (list('twoPersons', isApprovable) ?? []) as KeyOperation[],
+    twoPersons: (list('twoPersons', isApprovable, APPROVABLE.join(', ')) ?? []) as KeyOperation[],
     auditDirectory: directory === undefined ? undefined : resolve(dirname(path ?? '/'), directory),
   };
 }
 
-/** A disk that is being made has no second key yet. */
-const isApprovable = (text: string) =>
-  text !== 'create' && OPERATIONS.some((operation) => operation === text);
+const isFingerprint = (text: string) => /^[0-9a-f]{64}$/i.test(text);
+
+/** It ends no key, and the disk that would know a second one is not there. */
+const UNAPPROVABLE: KeyOperation = 'create';
+const NO_SECOND_KEY =
+  'leave it out: a disk that is being made has no keys yet that could approve, and its first ones are ' +
+  'judged by the other rules; slot-add covers those that come later';
+const APPROVABLE = OPERATIONS.filter((operation) => operation !== UNAPPROVABLE);
+const isApprovable = (text: string) => APPROVABLE.some((operation) => operation === text);
 
 function idOf(name: string): number | undefined {
   try {

@@ -245,13 +245,12 @@ describe('a policy', () => {
     const wrong = {
       'minimumSlot: 2': 'unknown field',
       'minimumSlots: many': 'minimumSlots',
-      'kems: [rot13]': 'rot13',
-      'twoPersons: [everything]': 'everything',
-      'trusted: [abc]': 'abc',
+      'kems: [rot13]': 'found "rot13", expected names of KEMs',
+      'twoPersons: [everything]': 'found "everything", expected slot-add, slot-retire,',
+      'trusted: [abc]': 'found "abc", expected fingerprints',
       'mixedKems: maybe': 'mixedKems',
       'recoverySlot: 1': 'recoverySlot',
       '- : [': 'policy',
-      'twoPersons: [create]': 'create', // nobody has a second key of a disk that is not there
     };
     for (const [text, complaint] of Object.entries(wrong)) {
       const { code, stderr } = await run('rewrap', path, '--policy', policy(text));
@@ -260,6 +259,14 @@ describe('a policy', () => {
         expect.stringContaining(complaint),
       ]);
     }
+    // Nobody has a second key of a disk that is not there.
+    const making = ['create', at('approved.sealed'), '16M', '--key', 'alice', '--policy'];
+    const unapprovable = await run(...making, policy('twoPersons: [slot-add, create]'));
+    expect([unapprovable.code, unapprovable.stderr]).toEqual([
+      exitCode('invalid_argument'),
+      expect.stringMatching(/found "create", expected slot-add, .*hint: leave it out/s),
+    ]);
+    expect((await run(...making, policy('twoPersons: [slot-add, slot-revoke]'))).code).toBe(0);
     const twice = '{"version": 1, "twoPersons": ["slot-revoke"],\n\t"twoPersons": []}';
     writeFileSync(at('twice.json'), twice);
     const said = await run('rewrap', path, '--policy', at('twice.json'));
