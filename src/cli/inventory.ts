@@ -36,7 +36,7 @@ export interface Candidate {
 interface Found extends Candidate {
   /** Of the file: the same for all its names. */
   readonly stats?: Stats | undefined;
-  /** The path as it is, where `path` cannot say it; it has an error then. */
+  /** The path as it is, where `path` cannot say it. */
   readonly raw?: Buffer | undefined;
 }
 
@@ -86,7 +86,7 @@ async function* disksOf(name: string): AsyncGenerator<Found> {
   const path = resolve(name);
   if (WILDCARD.test(name)) {
     const parts = path.split(sep).slice(1);
-    yield* matching(sep, parts, []);
+    yield* matching({ path: sep }, parts, []);
     return;
   }
   const found = await lookAt(path);
@@ -97,57 +97,63 @@ async function* disksOf(name: string): AsyncGenerator<Found> {
 async function lookAt(path: string, raw?: Buffer): Promise<Found> {
   try {
     const stats = await stat(raw ?? path);
-    return raw ? { path, stats, raw, error: unspeakable(path) } : { path, stats };
+    return { path, stats, raw };
   } catch (error) {
     return { path, error: fromSystem(error, { path, operation: 'look at' }) };
   }
 }
 
-const unspeakable = (path: string) =>
-  new PqblkError('unsupported', 'its name is not UTF-8, and nothing here can open it', {
-    path,
-    hint: 'rename it, or make a link to it',
-  });
+/** Not UTF-8 in it, or in that of a directory on the way: nothing here can open what is meant. */
+function meant(file: Found): Found {
+  const { path, raw } = file;
+  if (raw === undefined) return file;
+  const hint = 'rename it, or make a link to it';
+  const message = 'its name is not UTF-8, and nothing here can open it';
+  return { ...file, error: new PqblkError('unsupported', message, { path, hint }) };
+}
 
 const identityOf = ({ path, stats }: Found) => (stats ? `${stats.dev}:${stats.ino}` : path);
 
 /** What a directory holds, links followed, in order of the names. */
 async function* entriesOf(
-  directory: string,
+  directory: Found,
   fits: (name: string) => boolean,
 ): AsyncGenerator<Found> {
   let entries: Awaited<ReturnType<typeof readEntries>>;
   try {
     entries = await readEntries(directory);
   } catch (error) {
-    yield { path: directory, error: fromSystem(error, { path: directory, operation: 'list' }) };
+    const { path } = directory;
+    yield { path, error: fromSystem(error, { path, operation: 'list' }) };
     return;
   }
   for (const entry of entries) {
     const name = entry.name.toString();
     if (!fits(name)) continue;
-    const raw = isUtf8(entry.name) ? undefined : below(directory, entry.name);
-    const found: Found = await lookAt(join(directory, name), raw);
+    const found = await lookAt(join(directory.path, name), below(directory, entry.name));
     const vanished = found.error?.kind === 'not_found' && !entry.isSymbolicLink();
     if (!vanished) yield found;
   }
 }
 
 /** Names as they are: what is not UTF-8 would be another name, of nothing. */
-const readEntries = async (directory: string) =>
-  (await readdir(directory, { withFileTypes: true, encoding: 'buffer' })).sort((a, b) =>
+const readEntries = async ({ path, raw }: Found) =>
+  (await readdir(raw ?? path, { withFileTypes: true, encoding: 'buffer' })).sort((a, b) =>
     Buffer.compare(a.name, b.name),
   );
 
-const below = (directory: string, name: Buffer) =>
-  Buffer.concat([Buffer.from(`${directory}${sep}`), name]);
+/** The path of an entry, where text cannot say it. */
+function below({ path, raw }: Found, name: Buffer): Buffer | undefined {
+  if (raw === undefined && isUtf8(name)) return undefined;
+  return Buffer.concat([raw ?? Buffer.from(path), Buffer.from(sep), name]);
+}
 
 /** Each directory once: links may lead round in circles. */
 async function* disksBelow(directory: Found, seen: Set<string>): AsyncGenerator<Found> {
   if (seen.has(identityOf(directory))) return;
   seen.add(identityOf(directory));
-  for await (const entry of entriesOf(directory.path, () => true)) {
-    if (entry.stats?.isDirectory() && !entry.error) yield* disksBelow(entry, seen);
+  for await (const entry of entriesOf(directory, () => true)) {
+    if (entry.stats?.isDirectory()) yield* disksBelow(entry, seen);
     else if (entry.stats?.isFile()) yield* ifSealed(entry);
     else if (entry.error && !leadsNowhere(entry)) yield entry;
   }
@@ -160,7 +166,7 @@ const leadsNowhere = ({ path, error }: Found) =>
 async function* ifSealed(file: Found): AsyncGenerator<Found> {
   const { path, raw } = file;
   try {
-    if (SEALED_NAME.test(path) || (await isSealed(raw ?? path))) yield file;
+    if (SEALED_NAME.test(path) || (await isSealed(raw ?? path))) yield meant(file);
   } catch (error) {
     yield { ...file, error: fromSystem(error, { path, operation: 'look at' }) };
   }
@@ -171,7 +177,7 @@ async function* ifSealed(file: Found): AsyncGenerator<Found> {
  * directories on the way are looked into. `above`: those that lead here, which links may lead back to.
  */
 async function* matching(
-  directory: string,
+  directory: Found,
   [part = '', ...rest]: readonly string[],
   above: readonly string[],
 ): AsyncGenerator<Found> {
@@ -180,17 +186,14 @@ async function* matching(
   if (anyDepth) yield* matching(directory, rest, above);
   const entries = WILDCARD.test(part)
     ? entriesOf(directory, nameFits(part))
-    : [await lookAt(join(directory, part))];
+    : [await lookAt(join(directory.path, part), below(directory, Buffer.from(part)))];
   for await (const entry of entries) {
     const isWanted = last && WILDCARD.test(part);
-    const mayBeMeant = entry.stats
-      ? last === entry.stats.isFile()
-      : isWanted || entry.error?.kind !== 'not_found';
-    if (entry.error && mayBeMeant) yield entry;
-    else if (last && entry.stats?.isFile()) yield entry;
+    if (entry.error && (isWanted || entry.error.kind !== 'not_found')) yield entry;
+    else if (last && entry.stats?.isFile()) yield meant(entry);
     else if (!last && entry.stats?.isDirectory() && !above.includes(identityOf(entry))) {
-      const below = anyDepth ? [part, ...rest] : rest;
-      yield* matching(entry.path, below, [...above, identityOf(entry)]);
+      const parts = anyDepth ? [part, ...rest] : rest;
+      yield* matching(entry, parts, [...above, identityOf(entry)]);
     }
   }
 }

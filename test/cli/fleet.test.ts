@@ -14,6 +14,7 @@ import {
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
+import { createServer } from 'node:net';
 import { join } from 'node:path';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { openDisk } from '../../src/index.js';
@@ -331,21 +332,26 @@ it('passes no disk over whose name is not UTF-8', async () => {
   const raw = (name: string) =>
     Buffer.concat([Buffer.from(`${top}/`), Buffer.from(name, 'latin1')]);
   const make = ['--key', 'ops', '--cluster-size', '4k', '--log-size', '256k', ...store];
-  for (const name of ['a', 'b', 'c']) {
+  for (const name of ['a', 'b', 'c', 'd']) {
     await pqblkJson('create', join(top, `${name}.sealed`), '1M', ...make);
   }
   renameSync(join(top, 'b.sealed'), raw('vm\xe4.sealed'));
   renameSync(join(top, 'c.sealed'), raw('vm\xf6'));
   writeFileSync(raw('n\xf6tes.txt'), 'no disk\n');
-  mkdirSync(raw('v\xe4ms'));
-  const names = [['vm\ufffd.sealed', 'vm\ufffd', 'v\ufffdms'], ['vm\ufffd.sealed']];
-  for (const [index, argument] of [top, join(top, '**', '*.sealed')].entries()) {
+  const deep = 'v\ufffdms/deep/\ufffd.sealed';
+  mkdirSync(raw('v\xe4ms/deep'), { recursive: true });
+  renameSync(join(top, 'd.sealed'), raw('v\xe4ms/deep/\xfc.sealed'));
+  const named = ['vm\ufffd.sealed', deep];
+  for (const [argument, names] of [
+    [top, [...named, 'vm\ufffd']],
+    [join(top, '**', '*.sealed'), named],
+    [join(top, '*', 'deep', '?.sealed'), [deep]],
+  ] as const) {
     const { code, stdout } = await pqblk('report', '--json', argument);
     const { disks } = JSON.parse(stdout) as { disks: { path: string }[] };
     expect(code).toBe(exitCode('io_error'));
-    const expected = index === 0 ? names[0] : [...(names[1] as string[]), 'v\ufffdms'];
     expect(disks.map(({ path }) => path).sort()).toEqual(
-      expected?.map((name) => join(top, name)).sort(),
+      names.map((name) => join(top, name)).sort(),
     );
   }
   const events = await run(...ROTATE, 'latin', join(top, '*.sealed'));
@@ -357,6 +363,30 @@ it('passes no disk over whose name is not UTF-8', async () => {
   expect((await run(...ROTATE, 'latin', join(top, '*.sealed'))).summary).toMatchObject({
     ...{ disks: 2, done: 1, skipped: 1 },
   });
+});
+
+it('minds no name that is not UTF-8 of what is no disk', async () => {
+  const top = at('latin-others');
+  mkdirSync(top);
+  const raw = (name: string) =>
+    Buffer.concat([Buffer.from(`${top}/`), Buffer.from(name, 'latin1')]);
+  const make = ['--key', 'ops', '--cluster-size', '4k', '--log-size', '256k', ...store];
+  await pqblkJson('create', join(top, 'a.sealed'), '1M', ...make);
+  mkdirSync(raw('\xe4'));
+  writeFileSync(raw('\xe4/n\xf6tes.txt'), 'no disk\n');
+  symlinkSync('nowhere', raw('\xe4/\xf6'));
+  const listener = createServer().listen(join(top, 'socket'));
+  await once(listener, 'listening');
+  renameSync(join(top, 'socket'), raw('s\xf6cket'));
+  expect(spawnSync('mkfifo', [join(top, 'pipe')]).status).toBe(0);
+  renameSync(join(top, 'pipe'), raw('p\xefpe.sealed'));
+  for (const argument of [top, join(top, '**', '*.sealed')]) {
+    const { code, stderr } = await pqblk('report', argument);
+    expect([code, stderr]).toEqual([0, expect.stringMatching(/^1 disks, 0 with/)]);
+  }
+  expect((await run(...ROTATE, 'latin-others', top)).summary).toMatchObject({ disks: 1, done: 1 });
+  listener.close();
+  await once(listener, 'close');
 });
 
 it('says so of what it may not look at', ({ skip }) => {
