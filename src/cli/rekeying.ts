@@ -108,8 +108,8 @@ export interface Permit {
   /** The process that serves the disk, when one does: it does the writing then. */
   readonly served: ControlClient | undefined;
   readonly options: Omit<ChangeKeyAreaOptions, 'operation' | 'edit' | 'onStep'>;
-  /** To be called at the end of an edit: believes the keys that --trust named. */
-  trust(editor: KeyAreaEditor): void;
+  /** To be called at the end of an edit: believes the keys of the store and those that --trust named. */
+  trust(editor: KeyAreaEditor): Promise<void>;
 }
 
 /** What the changes of any number of disks have in common. */
@@ -125,7 +125,7 @@ export async function keyringOf(flags: RekeyFlags, slots?: Slots): Promise<Keyri
   const store = openStore(flags);
   const policy = await policyOf(flags);
   if (policy) warnOfGaps(policy);
-  const trust = await trustOf(store, flags);
+  const trust = await trustOf(store, flags.trust);
   const approvers = await approversOf(flags, slots);
   return {
     store,
@@ -204,7 +204,7 @@ export function changeUnder(
     untested,
     edit: async (editor) => {
       await edit(editor);
-      trust(editor);
+      await trust(editor);
     },
   });
 }
@@ -276,22 +276,26 @@ function inPath(error: unknown, path: string): unknown {
 }
 
 export interface Trust {
-  readonly fingerprints: Set<string>;
-  /** Adds those of the slots' keys whose first digits the operator gave. */
-  extend(slots: readonly SlotDescription[]): void;
+  readonly fingerprints: ReadonlySet<string>;
+  /** Adds the store's keys, and those of the slots' keys whose first digits the operator gave. */
+  extend(slots: readonly SlotDescription[]): Promise<void>;
 }
 
-async function trustOf(store: KeyStore, flags: RekeyFlags): Promise<Trust> {
-  const { keys } = await store.list();
-  const fingerprints = new Set(keys.map((key) => key.fingerprint));
+/** The store, whose every key file takes its milliseconds, is read when a slot asks for it. */
+async function trustOf(store: KeyStore, given: readonly string[] = []): Promise<Trust> {
+  const fingerprints = new Set<string>();
   const prefixes: string[] = [];
-  for (const given of flags.trust ?? []) {
-    if (given.includes('/')) fingerprints.add(await fingerprintIn(given));
-    else prefixes.push(requireDigits(given));
+  for (const reference of given) {
+    if (reference.includes('/')) fingerprints.add(await fingerprintIn(reference));
+    else prefixes.push(requireDigits(reference));
   }
+  let known: ReturnType<KeyStore['list']> | undefined;
   return {
     fingerprints,
-    extend(slots) {
+    async extend(slots) {
+      if (slots.length === 0) return;
+      known ??= store.list();
+      for (const { fingerprint } of (await known).keys) fingerprints.add(fingerprint);
       for (const { fingerprint } of slots) {
         if (prefixes.some((prefix) => fingerprint.startsWith(prefix)))
           fingerprints.add(fingerprint);
