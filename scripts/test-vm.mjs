@@ -36,6 +36,7 @@ const WRITES_BEFORE_KILL = 300;
 const SYNCED_BEFORE_CRASH = 40;
 const TRIMMED_BYTES = 16 * MiB;
 const CHECKPOINT_MS = 60_000;
+const CONSOLE_LINES = 40; // of the guest, told when it ends too early
 
 const dir = workplace('pqblk-test-vm-');
 const at = (name) => join(dir, name);
@@ -103,11 +104,14 @@ const SECOND_LIFE = [
 class Story {
   said = new Map();
   files = new Map();
-  over = false;
+  console = [];
+  over = '';
   wake = () => {};
 
   tell(line) {
     if (process.env.PQBLK_VERBOSE) console.log(line);
+    this.console.push(line);
+    this.console.splice(0, this.console.length - CONSOLE_LINES);
     const [, what, rest] = /GUEST (\S+) ?(.*?)\r?$/.exec(line) ?? [];
     if (what === undefined) return;
     this.said.set(what, rest);
@@ -121,7 +125,8 @@ class Story {
   async heard(...whats) {
     while (!whats.some((what) => this.said.has(what))) {
       if (this.over || this.said.has('failed')) {
-        throw new Error(`the guest never said “${whats}”; last ${[...this.said.keys()].at(-1)}`);
+        const why = this.over || 'the guest gave up';
+        throw new Error(`“${whats}” was never said: ${why}\n${this.console.join('\n')}`);
       }
       await new Promise((resolve) => {
         this.wake = resolve;
@@ -152,7 +157,7 @@ function boot(story, initramfs, args) {
     clearTimeout(timer);
     if (vm.moves) return;
     if (vm.complaint) console.error(vm.complaint);
-    story.over = true;
+    story.over = `QEMU ended with ${vm.signalCode ?? vm.exitCode}`;
     story.wake();
   });
   return vm;

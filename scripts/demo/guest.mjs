@@ -17,7 +17,10 @@ import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 export const QEMU = 'qemu-system-x86_64';
-const MEMORY = '256M';
+// Not a multiple of 256 KiB: QEMU before 9.0 looks at dirty pages one by one then. Where it takes 64 at
+// once it forgets to tell an emulated processor that they count as clean again, does not see what that
+// writes next, and one guest in three comes out of a migration with corrupt memory.
+const MEMORY = `${256 * 1024 + 8}K`;
 // KVM inside of a virtual machine may exist and still not run a guest: it has to be asked for.
 const ACCELERATOR = process.argv.includes('--kvm') ? 'kvm' : 'tcg';
 
