@@ -1,9 +1,10 @@
 // Who may still be using an old mapping: a cluster that was unmapped is reused or punched only when
 // every request that could have looked it up before is done.
 //
-// Room format/qcow2. Each request enters with its queue's index and leaves on the same queue: two
-// uncontended atomic additions. Two phases alternate; flip() starts a new one, and drained() tells
-// when the requests of the phase before are gone.
+// Room format/qcow2. Each request enters with its queue's index and leaves on the same queue, whose
+// thread alone changes its counts: entering is one store that the CPU orders, leaving a plain one.
+// Two phases alternate; flip() starts a new one, and drained() tells when the requests of the phase
+// before are gone.
 #pragma once
 
 #include <array>
@@ -22,7 +23,7 @@ class Readers {
     Inside(Readers& readers, std::uint32_t queue) : cell_(&readers.enter(queue)) {}
     Inside(const Inside&) = delete;
     Inside& operator=(const Inside&) = delete;
-    ~Inside() { cell_->fetch_sub(1, std::memory_order_release); }
+    ~Inside() { leave(*cell_); }
 
    private:
     std::atomic<std::uint64_t>* cell_;
@@ -47,15 +48,18 @@ class Readers {
     std::array<std::atomic<std::uint64_t>, 2> inside{};
   };
 
+  static void leave(std::atomic<std::uint64_t>& cell) {
+    cell.store(cell.load(std::memory_order_relaxed) - 1, std::memory_order_release);
+  }
   std::atomic<std::uint64_t>& enter(std::uint32_t queue) {
     assert(queue < kReaderQueuesMax);
     for (;;) {
       const std::uint64_t phase = phase_.load(std::memory_order_seq_cst);
       auto& cell = cells_[queue].inside[phase & 1];
-      cell.fetch_add(1, std::memory_order_seq_cst);
+      cell.store(cell.load(std::memory_order_relaxed) + 1, std::memory_order_seq_cst);
       // Counted in a phase that ended meanwhile: nobody waits for us there, so enter again.
       if (phase_.load(std::memory_order_seq_cst) == phase) return cell;
-      cell.fetch_sub(1, std::memory_order_release);
+      leave(cell);
     }
   }
 
