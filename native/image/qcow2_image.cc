@@ -254,22 +254,22 @@ Task<Error> Qcow2Image::write_unlocked(QueueContext& q, std::uint64_t offset, Gu
   co_return Error();
 }
 
-Task<Error> Qcow2Image::write_once(QueueContext& q, std::uint64_t offset, GuestBuffers data) {
-  const qcow2::Readers::Inside inside(metadata_->readers(), q.index);
-  HostOffset host;
-  if (const std::uint8_t* from = single_run(q, offset, data, Purpose::overwrite, host)) {
-    co_return co_await q.io.write(file_, host.bytes, from, data.size);
-  }
-  co_return co_await write_unlocked(q, offset, data);
-}
-
 Task<Error> Qcow2Image::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {
   Error error = check_writable();
   if (error) co_return error;
-  error = co_await write_once(q, at.bytes, data);
+  {
+    const qcow2::Readers::Inside inside(metadata_->readers(), q.index);
+    HostOffset host;
+    if (const std::uint8_t* from = single_run(q, at.bytes, data, Purpose::overwrite, host)) {
+      error = co_await q.io.write(file_, host.bytes, from, data.size);
+    } else {
+      error = co_await write_unlocked(q, at.bytes, data);
+    }
+  }
   // A full file system may get space back from a flush: discarded clusters are free only after it.
   if (error.kind() == Kind::no_space && !(error = co_await flush(q))) {
-    error = co_await write_once(q, at.bytes, data);
+    const qcow2::Readers::Inside inside(metadata_->readers(), q.index);
+    error = co_await write_unlocked(q, at.bytes, data);
   }
   if (!error && metadata_->crowded()) error = co_await metadata_->relieve(q.io);
   if (!error && fua) error = co_await flush(q);

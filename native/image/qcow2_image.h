@@ -67,7 +67,6 @@ class Qcow2Image final : public Backend {
   Task<Error> load_run(QueueContext& q, std::uint64_t offset, std::uint64_t length, Purpose purpose,
                        Run& run);
   Task<Error> read_unlocked(QueueContext& q, std::uint64_t offset, GuestBuffers data);
-  Task<Error> write_once(QueueContext& q, std::uint64_t offset, GuestBuffers data);
   Task<Error> write_unlocked(QueueContext& q, std::uint64_t offset, GuestBuffers data);
   Task<Error> read_compressed(QueueContext& q, const Run& run, std::uint64_t offset,
                               GuestBuffers data);
