@@ -382,12 +382,9 @@ async function requireSound(
   const { header, compared } = known;
   const found = await checked(work, keys, known);
   if (!found || options.force) return found;
-  if (found.sectorsUnreadable > 0) {
-    const hint = header ? WORD : undefined;
-    throw new PqblkError('io_error', unreadIn(found), { path, operation: OPERATION, hint });
-  }
   const { sectorsBad: bad, corruptions, leaks } = found;
   const sectors = sectorsOf(found);
+  const unread = found.sectorsUnreadable > 0;
   const refuse = (kind: ErrorKind, message: string, hint: string) =>
     new PqblkError(kind, message, { path, operation: OPERATION, hint });
   if (bad > 0 && !compared) {
@@ -396,8 +393,13 @@ async function requireSound(
   const others = bad > found.sectorsVerified * DAMAGED_AT_MOST;
   // Tables that are as old as the header can be whole, and know nothing of what came after them.
   if (header && (corruptions > 0 || leaks > 0 || others)) {
-    const what = `${corruptions} errors, ${leaks} clusters that it does not refer to, ${sectors}`;
+    const what =
+      `${corruptions} errors, ${leaks} clusters that it does not refer to, ${sectors}` +
+      (unread ? `, ${unreadIn(found)}` : '');
     throw refuse('corrupt', `${OLDER_HEADER}: ${what}`, READ_ONLY);
+  }
+  if (unread) {
+    throw refuse('io_error', unreadIn(found), header ? `the disk is read-only; ${UNREAD}` : UNREAD);
   }
   return found;
 }
@@ -416,6 +418,10 @@ const READ_ONLY =
 const NO_WORD =
   'the disk is read-only: header and session table are gone, and no word makes up for a whole check; ' +
   'restore a newer backup';
+const UNREAD =
+  'nobody knows whether what is there fits the backup: move the disk to a sound medium, where these sectors ' +
+  'are damaged ones, and run the same command again, or restore a newer backup. Should there be no other way, ' +
+  '--force puts this one back';
 const WORD = 'the disk is read-only; --force believes this header all the same';
 const NEWER = 'the backup is older than the disk: restore a newer one';
 const OLDER_KEYS = `${NEWER}. Should there be none, or should these sectors be damaged, --force puts this one back`;

@@ -235,6 +235,13 @@ const longCheck = async (
 ) => (await longCall({ onProgress, signal }, call)) as Checked;
 
 const opens = ({ sectorsBad, sectorsUnreadable }: Checked) => sectorsBad + sectorsUnreadable === 0;
+const closedIn = ({ sectorsBad, sectorsUnreadable }: Checked) =>
+  [
+    ...(sectorsBad > 0 ? [`${sectorsBad} sectors do not open with its data keys`] : []),
+    ...(sectorsUnreadable > 0
+      ? [`${sectorsUnreadable} sectors cannot be read, so that nobody knows of what keys they are`]
+      : []),
+  ].join(', ');
 const isSound = (result: Checked) => result.corruptions === 0 && opens(result);
 
 const NEWER_BACKUP = '`pqblk header restore` with a newer backup';
@@ -291,7 +298,7 @@ async function withKeyArea(
   if (mends) await mend();
   const mended = mends
     ? `; written anew from copy ${index + 1}`
-    : '; left alone: sectors do not open with its data keys, those of the other copy may be right';
+    : `; left alone: ${closedIn(result)}; those of the other copy may be right`;
   return {
     ...result,
     clean: result.clean && mends,

@@ -86,6 +86,23 @@ export function putOldCopiesBack(path: string): Buffer {
   return bytes;
 }
 
+/** Copy B ends alice's key, says another host; copy A is of before. */
+export async function contested(): Promise<{ path: string; own: string[]; repair: string[] }> {
+  const { path, own } = await disk();
+  const { vmkCheck } = await pqblkJson<{ vmkCheck: string }>(
+    ...['slot', 'test', path, '--key', 'alice', ...own],
+  );
+  const elsewhere = at(`keys-${made}-elsewhere`);
+  peer('cp', '-a', own[1] as string, elsewhere);
+  await pqblkJson('slot', 'revoke', path, 'alice', '--key', 'bob', '--store', elsewhere);
+  const bytes = readFileSync(path);
+  const [{ offset, length } = { offset: 0, length: 0 }] = places(path).keyAreas;
+  bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
+  writeFileSync(path, bytes);
+  const repair = ['check', path, '--repair', '--key', 'alice', '--confirm-vmk', vmkCheck, ...own];
+  return { path, own, repair };
+}
+
 export async function requireContent(path: string, own: string[]): Promise<void> {
   const out = at(`out-${made}.raw`);
   const exported = await pqblk('export', path, out, '--key', 'alice', '--force', ...own);

@@ -2,25 +2,8 @@
 // one has ended, so that policy and audit log are asked as they are for a restore.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { expect, it } from 'vitest';
-import { at, disk, made, places, pristine } from './header-disks.js';
-import { exitCode, peer, pqblk, pqblkJson } from './helpers.js';
-
-/** Copy B ends alice's key, says another host; copy A is of before. */
-async function contested(): Promise<{ path: string; own: string[]; repair: string[] }> {
-  const { path, own } = await disk();
-  const { vmkCheck } = await pqblkJson<{ vmkCheck: string }>(
-    ...['slot', 'test', path, '--key', 'alice', ...own],
-  );
-  const elsewhere = at(`keys-${made}-elsewhere`);
-  peer('cp', '-a', own[1] as string, elsewhere);
-  await pqblkJson('slot', 'revoke', path, 'alice', '--key', 'bob', '--store', elsewhere);
-  const bytes = readFileSync(path);
-  const [{ offset, length } = { offset: 0, length: 0 }] = places(path).keyAreas;
-  bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
-  writeFileSync(path, bytes);
-  const repair = ['check', path, '--repair', '--key', 'alice', '--confirm-vmk', vmkCheck, ...own];
-  return { path, own, repair };
-}
+import { at, contested, made } from './header-disks.js';
+import { exitCode, pqblk } from './helpers.js';
 
 it('takes the second person that the policy asks for, and writes the audit log', async () => {
   const { path, own, repair } = await contested();

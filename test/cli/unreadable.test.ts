@@ -1,0 +1,103 @@
+// Disks on a medium that does not give out a sector: what a check, a repair and a restore say and do then.
+import { spawnSync } from 'node:child_process';
+import { readFileSync, writeFileSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { beforeAll, expect, it } from 'vitest';
+import { at, contested, damage, damageOneSector, disk, places } from './header-disks.js';
+import { exitCode, MAIN, type Outcome, peer, pqblk, pqblkJson } from './helpers.js';
+
+const failing = at('failing-medium');
+
+beforeAll(() => {
+  const source = fileURLToPath(new URL('failing-medium.c', import.meta.url));
+  peer('cc', '-std=c11', '-D_GNU_SOURCE', '-Wall', '-Wextra', '-Werror', '-o', failing, source);
+});
+
+/** The program, on a medium that fails where this sector of the file is. */
+function onFailingMedium(offset: number, ...argv: string[]): Outcome {
+  const { status, stdout, stderr, error } = spawnSync(
+    failing,
+    [String(offset), '4096', process.execPath, MAIN, ...argv],
+    { encoding: 'utf8' },
+  );
+  if (error) throw error;
+  return { code: status ?? -1, stdout, stderr };
+}
+
+/** The position in the file of a sector with data. */
+async function sectorIn(path: string, own: string[]): Promise<number> {
+  const bytes = readFileSync(path);
+  await damageOneSector(path, own);
+  const at_ = readFileSync(path).findIndex((byte, index) => byte !== bytes[index]);
+  writeFileSync(path, bytes);
+  return at_ - (at_ % 4096);
+}
+
+it('a check names the sector, and ends like a medium that fails', async () => {
+  const { path, own } = await disk();
+  const check = ['check', path, '--key', 'alice', ...own];
+  const { code, stdout, stderr } = onFailingMedium(await sectorIn(path, own), ...check);
+  expect([code, stderr]).toEqual([
+    exitCode('io_error'),
+    expect.stringMatching(/1 sectors cannot be read\n.*the medium fails/),
+  ]);
+  expect(stdout).toMatch(/^sector \d+ \(byte \d+\) cannot be read$/m);
+  expect(stdout).not.toContain('does not authenticate');
+  expect((await pqblk(...check)).code).toBe(0);
+});
+
+it('a repair leaves a copy of the key area alone, and says which it is', async () => {
+  const { path, own, repair } = await contested();
+  const offset = await sectorIn(path, [...own, ...repair.slice(5, 7)]);
+  const before = readFileSync(path);
+  const left = onFailingMedium(offset, ...repair);
+  expect(left.code).toBe(exitCode('corrupt'));
+  expect(left.stdout).toMatch(/left alone: 1 sectors cannot be read, .*; those of the other copy/);
+  expect(left.stdout).not.toContain('do not open');
+  expect(readFileSync(path).equals(before)).toBe(true);
+  expect((await pqblk(...repair)).code).toBe(0);
+});
+
+it('a restore believes nothing for what it could read, and says what a word would do', async () => {
+  const { path, backup, own } = await disk();
+  const offset = await sectorIn(path, own);
+  const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+  const { header, keyAreas } = places(path);
+  const whole = readFileSync(path);
+  damage(path, ...keyAreas);
+  const unread = expect.stringMatching(
+    /: 1 of \d+ sectors cannot be read\nhint: .*nobody knows .*sound medium.*Should there be no other way, --force/,
+  );
+  expect(onFailingMedium(offset, ...restore)).toMatchObject({
+    ...{ code: exitCode('io_error'), stderr: unread },
+  });
+  expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(
+    exitCode('key_area_damaged'),
+  );
+  expect(onFailingMedium(offset, ...restore, '--force').code).toBe(0);
+
+  writeFileSync(path, whole);
+  damage(path, header);
+  const ended = onFailingMedium(offset, ...restore);
+  expect(ended).toMatchObject({ code: exitCode('io_error'), stderr: unread });
+  expect(ended.stderr).toContain('the disk is read-only');
+  damage(path, { offset, length: 4096 }); // as on another medium, where nothing could be copied
+  const moved = await pqblk(...restore);
+  expect([moved.code, moved.stderr]).toEqual([
+    exitCode('integrity'),
+    expect.stringContaining('all is put back'),
+  ]);
+});
+
+it('a restore says first that the header is older than the disk, whatever cannot be read', async () => {
+  const { path, backup, own } = await disk();
+  const offset = await sectorIn(path, own);
+  await pqblkJson('resize', path, '8G', '--key', 'alice', ...own);
+  damage(path, places(path).header);
+  const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+  const { code, stderr } = onFailingMedium(offset, ...restore);
+  expect([code, stderr]).toEqual([
+    exitCode('corrupt'),
+    expect.stringMatching(/ 1 of \d+ sectors cannot be read\nhint: .*Should `pqblk export` find/),
+  ]);
+});
