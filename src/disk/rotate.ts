@@ -243,16 +243,20 @@ async function beginEpoch(
   epoch: number,
   { identity, ...accepted }: RotateDataKeyOptions,
 ): Promise<void> {
-  const copies = await host.keyArea.read();
-  using keys = (await openCopies(copies, identity, accepted)).opened;
-  const key = keys.dataKeys.get(epoch);
-  if (!key) throw replacedMeanwhile();
+  const { volumeUuid } = await host.keyArea.read();
+  const release = await accepted.pins?.hold(volumeUuid); // another change of this host's comes after
   try {
+    const copies = await host.keyArea.read();
+    using keys = (await openCopies(copies, identity, accepted)).opened;
+    const key = keys.dataKeys.get(epoch);
+    if (!key) throw replacedMeanwhile();
     await host.beginEpoch(epoch, key, copies.state);
   } catch (error) {
     // Somebody else drives, and says who; or keys were changed, by which nothing is lost.
     if (!(error instanceof PqblkError) || error.kind !== 'locked' || error.hint) throw error;
     throw replacedMeanwhile(error);
+  } finally {
+    await release?.();
   }
 }
 

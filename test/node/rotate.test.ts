@@ -10,11 +10,16 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { findControl } from '../../src/disk/control-place.js';
 import {
   ControlClient,
+  changeKeyArea,
   checkDisk,
   createDisk,
   type Disk,
+  describeKeyArea,
+  formatUuid,
   type Identity,
+  type KeyAreaEditor,
   KeyStore,
+  keyAreaOf,
   openDisk,
   ROTATION_STEPS,
   type RotateDataKeyOptions,
@@ -22,6 +27,7 @@ import {
   Secret,
   serveControl,
 } from '../../src/index.js';
+import { Pins, takeLock } from '../../src/keys/index.js';
 import { openWithPrivateKey } from '../reader/reader.js';
 import { DIST, expectKind, randomBuffer, randomNumbers, scratch } from './support.js';
 
@@ -345,6 +351,36 @@ describe('the control socket of a serving process', () => {
     expect(await epochsAfterClose(disk, path)).toEqual([2]);
     await using again = await open(path);
     expect((await contentOf(again)).equals(content)).toBe(true);
+  });
+
+  it('begins its epoch while another change of keys waits, and both come about', async () => {
+    const path = fresh('waits.sealed');
+    const pins = new Pins(at('pins-waits'));
+    const keyArea = keyAreaOf(path);
+    await using disk = await open(path);
+    const control = await serveControl(disk, { pins });
+    using client = (await ControlClient.open(path)) as ControlClient;
+    using other = (await ControlClient.open(path)) as ControlClient;
+    const bob = await store.generate('bob', { noPassphrase: true });
+    const recipient = await store.recipient('bob');
+    let adding: Promise<unknown> | undefined;
+    const { beginEpoch } = client;
+    client.beginEpoch = async (...begin) => {
+      const { volumeUuid } = await keyArea.read();
+      const lock = join(at('pins-waits'), formatUuid(volumeUuid));
+      await expectKind(takeLock(lock, 'test'), 'locked');
+      const edit = (editor: KeyAreaEditor) => void editor.add(recipient);
+      const change = { operation: 'slot-add', identity: alice, pins, edit } as const;
+      adding = changeKeyArea({ ...change, place: other.keyArea });
+      return await beginEpoch.apply(client, begin);
+    };
+    const done = await rotateDataKey(client, { identity: alice, pins });
+    expect(done).toMatchObject({ changed: true, toEpoch: 2 });
+    expect(await adding).toMatchObject({ changed: true });
+    const { slots } = describeKeyArea((await keyArea.read()).blob);
+    expect(slots.map(({ fingerprint }) => fingerprint)).toContain(bob.fingerprint);
+    await control.close();
+    expect(await epochsAfterClose(disk, path)).toEqual([2]);
   });
 
   it('begins no epoch that the key area has lost since the asker read it', async () => {
