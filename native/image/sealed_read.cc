@@ -80,7 +80,7 @@ bool SealedBackend::resolve_one_now(Sector s, Resolved& out) {
     const std::uint32_t index = EntryCache::index_in_page(place.offset);
     if (!entries_->peek(entries_->page_at(place), index, 1, &out.version.entry)) return false;
   }
-  if (!out.version.entry.is_valid()) return false;  // resolve() says so
+  if (!out.version.entry.is_valid()) return false;  // see resolve_run()
   out.host = out.version.place;
   if (out.version.cipher || out.host != 0 || out.version.entry.state() != State::data) return true;
   std::uint64_t raw = 0;
@@ -112,11 +112,7 @@ Task<Error> SealedBackend::resolve_run(io::Queue& io, Sector first, std::uint32_
     Resolved& r = out[i];
     r.version = found[i] ? std::move(versions[i]) : Version{};
     if (!found[i]) r.version.entry = home[i];
-    if (!r.version.entry.is_valid()) {
-      integrity_failures_.fetch_add(1, std::memory_order_relaxed);
-      co_return Error(Kind::integrity,
-                      "the entry of sector " + std::to_string(first.value + i) + " is malformed");
-    }
+    if (!r.version.entry.is_valid()) r.version.entry = Entry::malformed();
     r.host = r.version.place;
     need_mapping = need_mapping || (r.version.entry.state() == State::data && r.host == 0);
   }
@@ -408,13 +404,7 @@ Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t c
   for (std::uint64_t s = first.value; s < first.value + count; s += kPiece) {
     const auto n =
         static_cast<std::uint32_t>(std::min<std::uint64_t>(kPiece, first.value + count - s));
-    if (Error e = co_await resolve(q.io, {s}, n, r.data())) {
-      if (e.kind() != Kind::integrity) co_return e;
-      for (std::uint32_t i = 0; i < n; ++i) {  // find out which ones
-        if (Error one = co_await resolve(q.io, {s + i}, 1, &r[i]); one) bad({s + i});
-      }
-      continue;
-    }
+    if (Error e = co_await resolve(q.io, {s}, n, r.data())) co_return e;
     if (Error e = co_await load_readable(q, {s}, n, r.data(), buffer.data(), unreadable)) {
       co_return e;
     }

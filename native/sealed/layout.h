@@ -97,6 +97,13 @@ struct Entry {
     e.word = static_cast<std::uint32_t>(State::zero) << 30;
     return e;
   }
+  // What stands for a malformed entry in memory: data of a session that never is, so it cannot be
+  // opened, and whoever overwrites it need not know.
+  static Entry malformed() {
+    Entry e = never();
+    e.word = static_cast<std::uint32_t>(State::data) << 30;
+    return e;
+  }
   void set(State state, std::uint32_t session) {
     word = (static_cast<std::uint32_t>(state) << 30) | session;
   }
