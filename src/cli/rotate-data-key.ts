@@ -59,7 +59,8 @@ export function addRotateDataKey(program: Command, terminal: Terminal): void {
       'after',
       `
 A disk that \`pqblk serve\` serves is rotated by that process, under its guests. Ctrl-C stops; the same
-command goes on, after a crash as well. With --from-epoch it can be repeated without rotating twice.
+command goes on, after a crash as well. With --from-epoch it can be repeated without rotating twice;
+with --abort, that gives up the rotation from that epoch and no later one.
 Copies and backups that were made before still open with the old key.
 ${examples(
   'pqblk rotate-data-key vm.sealed --key alice --rate 100M',

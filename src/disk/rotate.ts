@@ -71,7 +71,10 @@ export interface RotateDataKeyOptions
       ChangeKeyAreaOptions,
       'place' | 'operation' | 'edit' | 'onStep' | 'partOfMore' | 'remarks'
     > {
-  /** Only if the current epoch is this one: a run that was killed can be repeated safely. */
+  /**
+   * Only if the current epoch is this one: a run that was killed can be repeated safely. With `abort`: only
+   * the rotation that began there is given up.
+   */
   readonly fromEpoch?: number | undefined;
   /** Back to the current epoch: what was written under the next one is written again. */
   readonly abort?: boolean | undefined;
@@ -101,7 +104,7 @@ interface Plan {
 /**
  * Rotates the data key, or takes a rotation that was cut short to its end. Kinds: those of changing a
  * key area; `interrupted` (stopped, and can go on), `superseded` (another one was begun), `integrity` (sectors that cannot be read, by number:
- * their old key is kept), `not_found` (nothing to abort), `no_space`.
+ * their old key is kept), `not_found` (nothing to abort, or not from `fromEpoch`), `no_space`.
  */
 export async function rotateDataKey(
   host: RotationHost,
@@ -190,10 +193,7 @@ async function prepare(
       const { current, next } = editor.epochs;
       const resumed = next !== undefined;
       if (options.abort) {
-        if (next === undefined) {
-          throw new PqblkError('not_found', 'no rotation of the data key is under way');
-        }
-        plan = { fromEpoch: next, toEpoch: current, resumed };
+        plan = { fromEpoch: underWay(editor.epochs, options), toEpoch: current, resumed };
         return;
       }
       if (options.fromEpoch !== undefined && options.fromEpoch !== current) {
@@ -206,6 +206,18 @@ async function prepare(
     { partOfMore: true, remarks: () => remarksOf(plan as Plan, 'begun') },
   );
   return { plan: plan as unknown as Plan, changed };
+}
+
+/** The next epoch, which is to be given up. A job that is repeated must not give up a later rotation. */
+function underWay(
+  { current, next }: KeyAreaEditor['epochs'],
+  { fromEpoch = current }: RotateDataKeyOptions,
+): number {
+  if (fromEpoch !== current) requirePast(fromEpoch, current);
+  if (next !== undefined && fromEpoch === current) return next;
+  const from = fromEpoch === current ? '' : ` from epoch ${fromEpoch}`;
+  const message = `no rotation of the data key${from} is under way; the disk is of epoch ${current}`;
+  throw new PqblkError('not_found', message, { operation: 'abort rotation' });
 }
 
 /** An epoch that the disk never had is no work that is done. */

@@ -147,6 +147,35 @@ describe('a rotation of the data key', () => {
     expect(await epochsAfterClose(disk, path)).toEqual([1]);
   });
 
+  it('is given up from the epoch that was named, and from no other', async () => {
+    const path = fresh('meant.sealed');
+    await using disk = await open(path);
+    await rotateDataKey(disk, { identity: alice });
+    const abort = async (fromEpoch: number) =>
+      await rotateDataKey(disk, { identity: alice, abort: true, fromEpoch });
+    await expectKind(abort(1), 'not_found');
+    await stopAtOnce(disk);
+    const { state } = await disk.keyArea.read();
+    const { message } = await expectKind(abort(1), 'not_found'); // it has ended; the one from 2 is another's
+    expect(message).toMatch('from epoch 1 is under way; the disk is of epoch 2');
+    await expectKind(abort(3), 'invalid_argument');
+    await expectKind(abort(0), 'invalid_argument');
+    expect((await disk.keyArea.read()).state).toEqual(state);
+    expect(await abort(2)).toMatchObject({ aborted: true, fromEpoch: 3, toEpoch: 2 });
+    await expectKind(abort(2), 'not_found');
+    expect((await contentOf(disk)).equals(content)).toBe(true);
+    expect(await epochsAfterClose(disk, path)).toEqual([2]);
+  });
+
+  /** Begins a rotation and writes little of it. */
+  async function stopAtOnce(disk: Disk): Promise<void> {
+    const stop = new AbortController();
+    const signal = stop.signal;
+    const onProgress = () => stop.abort();
+    const how = { identity: alice, bytesPerSecond: 16 * MiB, signal, onProgress };
+    await expectKind(rotateDataKey(disk, how), 'interrupted');
+  }
+
   it.each([...ROTATION_STEPS, 'rewriting'])(
     'killed when %s: the disk opens with its content, and running it again completes it',
     async (step) => {
