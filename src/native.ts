@@ -73,6 +73,7 @@ export interface NativeDisk {
   /** The key is copied before this returns; it is from the key area of that state. */
   beginEpoch(options: { epoch: number; key: Uint8Array; keyAreaState: Uint8Array }): Promise<void>;
   rekey(spec: object, token?: NativeToken): Promise<unknown>;
+  requireWithinSize(): Promise<void>;
   finishEpoch(): Promise<void>;
   serveNbd(options: object): Promise<NativeNbdServer>;
   serveVhostUser(options: object): Promise<NativeVhostUserServer>;

@@ -231,6 +231,14 @@ Result<RekeyReport> Disk::rekey(const RekeySpec& spec) {
   }
 }
 
+Error Disk::require_within_size() {
+  Impl& impl = *impl_;
+  std::lock_guard guard(impl.control);
+  if (Error e = impl.check_sealed()) return e;
+  return io::run_sync(impl.service->ring(),
+                      [&] { return impl.sealed->require_within_size(impl.service->context()); });
+}
+
 Error Disk::finish_epoch() {
   Impl& impl = *impl_;
   std::lock_guard guard(impl.control);

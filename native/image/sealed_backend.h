@@ -125,9 +125,12 @@ class SealedBackend final : public Backend {
   // current epoch stays so.
   Task<Result<std::uint64_t>> count_other_epochs(QueueContext& q, GuestOffset at,
                                                  std::uint64_t length);
+  // Kind::corrupt, with the size that it takes, when data lies beyond the size of the disk: its
+  // header is of before it was grown. No pass comes there.
+  Task<Error> require_within_size(QueueContext& q);
   // Sessions and keys of other epochs are forgotten; then the key area need not hold them any more.
   // Quiesced. `verified`: the epoch; count_other_epochs() has found nothing since it was begun,
-  // anywhere. Kind::canceled when it is not the current one any more.
+  // anywhere. Kind::canceled when it is not the current one any more; those of require_within_size.
   Task<Error> finish_epoch(QueueContext& q, std::uint32_t verified);
   std::uint32_t epoch() const { return sessions_->epoch(); }
 
@@ -268,6 +271,7 @@ class SealedBackend final : public Backend {
                               std::uint64_t host);
 
   // sealed_rekey.cc
+  Task<Result<std::uint64_t>> end_beyond_size(QueueContext& q);
   struct RekeyRun;
   bool of_other_epoch(const sealed::Entry& entry);
   std::vector<RekeyRun> runs_to_rekey(Sector first, const std::vector<Resolved>& r);

@@ -273,6 +273,7 @@ Napi::Function DiskHandle::define(Napi::Env env) {
        InstanceMethod<&DiskHandle::change_key_area>("changeKeyArea"),
        InstanceMethod<&DiskHandle::begin_epoch>("beginEpoch"),
        InstanceMethod<&DiskHandle::rekey>("rekey"),
+       InstanceMethod<&DiskHandle::require_within_size>("requireWithinSize"),
        InstanceMethod<&DiskHandle::finish_epoch>("finishEpoch"),
        InstanceMethod<&DiskHandle::serve_nbd>("serveNbd"),
        InstanceMethod<&DiskHandle::serve_vhost_user>("serveVhostUser")});

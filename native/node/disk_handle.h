@@ -36,6 +36,7 @@ class DiskHandle : public Napi::ObjectWrap<DiskHandle> {
   Napi::Value change_key_area(const Napi::CallbackInfo& info);
   Napi::Value begin_epoch(const Napi::CallbackInfo& info);
   Napi::Value rekey(const Napi::CallbackInfo& info);
+  Napi::Value require_within_size(const Napi::CallbackInfo& info);
   Napi::Value finish_epoch(const Napi::CallbackInfo& info);
   Napi::Value serve_nbd(const Napi::CallbackInfo& info);
   Napi::Value serve_vhost_user(const Napi::CallbackInfo& info);

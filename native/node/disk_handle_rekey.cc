@@ -79,6 +79,15 @@ Napi::Value DiskHandle::rekey(const Napi::CallbackInfo& info) {
       });
 }
 
+Napi::Value DiskHandle::require_within_size(const Napi::CallbackInfo& info) {
+  const Napi::Env env = info.Env();
+  const std::shared_ptr<image::Disk> disk = disk_or_throw(env);
+  if (disk == nullptr) return env.Undefined();
+  return start_job(
+      env, env.Undefined(), [disk] { return disk->require_within_size(); },
+      [](Napi::Env e) { return e.Undefined(); });
+}
+
 Napi::Value DiskHandle::finish_epoch(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const std::shared_ptr<image::Disk> disk = disk_or_throw(env);

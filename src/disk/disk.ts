@@ -220,6 +220,11 @@ export class Disk {
     )) as RekeyPass;
   }
 
+  async requireWithinSize(): Promise<void> {
+    this.#requireOpen();
+    await calling(() => this.#native.requireWithinSize());
+  }
+
   async finishEpoch(): Promise<void> {
     this.#requireOpen();
     await calling(() => this.#native.finishEpoch());

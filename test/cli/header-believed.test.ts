@@ -114,9 +114,17 @@ describe('what a restore leaves', () => {
     expect(repaired).toMatchObject({ code: 0, stderr: expect.stringContaining(`DISK ${grownTo}`) });
     const smaller = await pqblkJson('check', path, '--key', 'alice', ...own);
     expect(smaller).toMatchObject({ grownTo, warnings });
+    // What is beyond would keep the key that the rotation forgets.
+    const early = await pqblk('rotate-data-key', path, '--key', 'alice', ...own);
+    expect(early).toMatchObject({
+      code: exitCode('corrupt'),
+      stderr: expect.stringContaining(`\`pqblk resize DISK ${grownTo}\` comes first`),
+    });
+    expect(await pqblkJson('info', path)).toMatchObject({ sealed: { keyAreaGeneration: 1 } });
     await pqblkJson('resize', path, String(grownTo), '--key', 'alice', ...own);
     const whole = await pqblkJson('check', path, '--key', 'alice', ...own);
     expect(whole).toMatchObject({ grownTo: 0, warnings: [] });
+    await pqblkJson('rotate-data-key', path, '--key', 'alice', ...own);
     await using open = await openDisk(path, { format: 'sealed', identity });
     const found = new Uint8Array(4096);
     await open.read(found, 19 * 2 ** 20);

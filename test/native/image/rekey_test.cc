@@ -244,6 +244,62 @@ TEST_CASE("an epoch is not begun with a key of a key area that is there no more"
   REQUIRE_FALSE(disk->close());
 }
 
+// Bytes of the file from its beginning on; it has the header and its extension.
+std::vector<char> header_of(const std::string& path) {
+  std::vector<char> bytes(sealed::kHeaderMacBytes);
+  std::ifstream(path, std::ios::binary).read(bytes.data(), sealed::kHeaderMacBytes);
+  return bytes;
+}
+
+void put_back(const std::string& path, const std::vector<char>& header) {
+  std::fstream file(path, std::ios::in | std::ios::out | std::ios::binary);
+  file.write(header.data(), static_cast<std::streamsize>(header.size()));
+}
+
+void grow_and_rotate(std::uint64_t grown_at, std::uint64_t reaches) {
+  SealedDisk sealed;
+  std::unique_ptr<Disk> disk = sealed.open(keys_of({1}, 1), 1);
+  REQUIRE_FALSE(disk->resize(grown_at));
+  REQUIRE_FALSE(disk->require_within_size());
+  REQUIRE_FALSE(disk->close());
+  const std::vector<char> before = header_of(sealed.path());
+  disk = sealed.open(keys_of({1}, 1), 1);
+  REQUIRE_FALSE(disk->resize(2 * kSize));
+  std::vector<std::uint8_t> data(4096, 5);
+  REQUIRE_FALSE(transfer(*disk, 0, RequestType::out, reaches - 4096, data));
+  REQUIRE_FALSE(transfer(*disk, 0, RequestType::out, kMiB, data));
+  REQUIRE_FALSE(disk->close());
+
+  put_back(sealed.path(), before);
+  disk = sealed.open(keys_of({1, 2}, 2), 1);
+  REQUIRE(disk->size() == grown_at);
+  CHECK(disk->require_within_size().kind() == Kind::corrupt);
+  // All that the passes come to is of the new epoch, and yet the old one's key is needed.
+  REQUIRE(disk->rekey({}));
+  auto verified = disk->rekey({.verify = true});
+  REQUIRE(verified);
+  REQUIRE(verified->sectors == 0);
+  CHECK(disk->finish_epoch().kind() == Kind::corrupt);
+  REQUIRE_FALSE(disk->resize(reaches));
+  CHECK_FALSE(disk->require_within_size());
+  REQUIRE(disk->rekey({}));
+  REQUIRE(disk->rekey({.verify = true}));
+  CHECK_FALSE(disk->finish_epoch());
+  REQUIRE_FALSE(disk->close());
+  disk = sealed.open(keys_of({2}, 2), 1);
+  std::vector<std::uint8_t> found(4096);
+  CHECK_FALSE(transfer(*disk, 0, RequestType::in, reaches - 4096, found));
+  CHECK(found == data);
+  REQUIRE_FALSE(disk->close());
+}
+
+TEST_CASE("the old key is not forgotten while there is data beyond the size that the header has") {
+  SUBCASE("in other clusters") { grow_and_rotate(kSize, kSize + 9 * kMiB); }
+  SUBCASE("in the last cluster, part of which is the disk's") {
+    grow_and_rotate(kSize + 4096, kSize + 8192);
+  }
+}
+
 TEST_CASE("going back is not in the way of a damaged sector that has never left") {
   SealedDisk sealed;
   std::unique_ptr<Disk> disk = sealed.open(keys_of({1}, 1), 1);
