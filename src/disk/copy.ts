@@ -2,11 +2,11 @@
 //
 // Import and export are a copy between an open disk and a raw or qcow2 file. Several requests are in
 // flight; what the source says is a hole, and what turns out to be zeros, is not written as data.
-import { lstat, rename, rm } from 'node:fs/promises';
+import { lstat, rename } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
 import { type LongWork, throwIfAborted } from '../native.js';
-import type { CreateDiskOptions } from './create.js';
-import { createAndOpenDisk, type Disk, openDisk } from './disk.js';
+import { type CreateDiskOptions, createAndUse } from './create.js';
+import { type Disk, openDisk, openNewDisk } from './disk.js';
 import { diskInfo } from './info.js';
 import type { OpenDiskOptions } from './types.js';
 
@@ -180,17 +180,19 @@ export async function copyToNewDisk(
   const replaced = create.overwrite === true && (await isRegularFile(path));
   const made = replaced ? `${path}.new-${process.pid}` : path;
   if (replaced) await requireUnlocked(path);
-  const target = await createAndOpenDisk(made, create, { cache: 'writeback' });
-  try {
-    const result = await copyDisk(source, target, { ...work, targetIsZero: true });
-    await target.close();
-    if (replaced) await rename(made, path);
-    return result;
-  } catch (error) {
-    await target.close().catch(() => undefined); // the first failure is the one to tell
-    await rm(made, { force: true });
-    throw error;
-  }
+  return await createAndUse(made, create, async (keys) => {
+    const open = { format: create.format, cache: 'writeback' } as const;
+    const target = await openNewDisk(made, open, keys);
+    try {
+      const result = await copyDisk(source, target, { ...work, targetIsZero: true });
+      await target.close();
+      if (replaced) await rename(made, path);
+      return result;
+    } catch (error) {
+      await target.close().catch(() => undefined); // the first failure is the one to tell
+      throw error;
+    }
+  });
 }
 
 async function isRegularFile(path: string): Promise<boolean> {

@@ -70,15 +70,20 @@ function newUuid(): Uint8Array {
  * `invalid_argument`, `canceled`, …
  */
 export async function createDisk(path: string, options: CreateDiskOptions): Promise<CreatedDisk> {
-  using keys = await createWithKeys(path, options);
-  return keys ? { volumeUuid: keys.volumeUuid } : {};
+  return await createAndUse(path, options, async (keys) =>
+    keys ? { volumeUuid: keys.volumeUuid } : {},
+  );
 }
 
-/** As createDisk; hands out the new keys of a sealed disk, which the caller disposes of. */
-export async function createWithKeys(
+/**
+ * As createDisk, and `use` has its part in that: when it fails, nothing is left either. It has the new keys of
+ * a sealed disk, which it may dispose of before it ends.
+ */
+export async function createAndUse<T>(
   path: string,
   options: CreateDiskOptions,
-): Promise<VolumeKeys | undefined> {
+  use: (keys: VolumeKeys | undefined) => Promise<T>,
+): Promise<T> {
   const { recipients = [], pins, audit, onProgress, signal, ...rest } = options;
   const work = { onProgress, signal };
   if (options.format !== 'sealed') {
@@ -86,7 +91,7 @@ export async function createWithKeys(
       throw new PqblkError('invalid_argument', `a ${options.format} disk is not sealed to anyone`);
     }
     await longCall(work, (token) => native().createDisk({ ...rest, path }, undefined, token));
-    return undefined;
+    return await orRemove(path, () => use(undefined));
   }
   const volumeUuid = newUuid();
   const line = await audit?.(volumeUuid).prepare({
@@ -100,9 +105,26 @@ export async function createWithKeys(
     after: describeRecipients(recipients),
   });
   try {
-    return await createSealed(path, { ...rest, pins }, { volumeUuid, recipients, line }, work);
+    using keys = await createSealed(path, rest, { volumeUuid, recipients, line }, work);
+    return await orRemove(path, async () => {
+      await pins?.record(keys); // unpinned, it could be exchanged unnoticed before its first use
+      return await use(keys);
+    });
+  } catch (error) {
+    await line?.withdraw(error);
+    throw error;
   } finally {
     await line?.close();
+  }
+}
+
+/** A disk that was just made is removed again when that fails. */
+async function orRemove<T>(path: string, work: () => Promise<T>): Promise<T> {
+  try {
+    return await work();
+  } catch (error) {
+    await rm(path, { force: true });
+    throw error;
   }
 }
 
@@ -114,7 +136,7 @@ interface NewVolume {
 
 async function createSealed(
   path: string,
-  { pins, ...rest }: Omit<CreateDiskOptions, 'recipients' | 'audit'>,
+  rest: Omit<CreateDiskOptions, 'recipients' | 'audit' | 'pins'>,
   { volumeUuid, recipients, line }: NewVolume,
   work: LongWork,
 ): Promise<VolumeKeys> {
@@ -126,15 +148,9 @@ async function createSealed(
     await longCall(work, (token) =>
       lendKeys(keys, (lent) => native().createDisk(sealed, lent, token)),
     );
-    // Unpinned, the new volume could be exchanged unnoticed before its first use.
-    await pins?.record(keys).catch(async (error: unknown) => {
-      await rm(path, { force: true });
-      throw error;
-    });
     return keys;
   } catch (error) {
     keys[Symbol.dispose]();
-    await line?.failed(error);
     throw error;
   }
 }

@@ -2,9 +2,8 @@
 //
 // Translates the public API into requests on the engine's queues and long calls of the addon. What a
 // request means is the engine's business; keys pass through unlock.ts only.
-import { rm } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
-import { type KeyAreaPlace, type Secret, unmovedCopy } from '../keys/index.js';
+import { type KeyAreaPlace, type Secret, unmovedCopy, type VolumeKeys } from '../keys/index.js';
 import {
   asPqblkError,
   calling,
@@ -14,7 +13,7 @@ import {
   native,
 } from '../native.js';
 import { RequestFlag, RequestType } from './channel.js';
-import { type CreateDiskOptions, createWithKeys } from './create.js';
+import { type CreateDiskOptions, createAndUse } from './create.js';
 import { keyAreaPlace } from './key-area-file.js';
 import { DiskQueue, type DiskQueueOptions } from './queue.js';
 import { closedError, Requests } from './requests.js';
@@ -323,20 +322,27 @@ export async function openDisk(path: string, options: OpenDiskOptions): Promise<
 export async function createAndOpenDisk(
   path: string,
   create: CreateDiskOptions,
-  open: Omit<OpenDiskOptions, 'format' | keyof KeyOptions> = {},
+  open: OpenNewOptions = {},
 ): Promise<Disk> {
-  using keys = await createWithKeys(path, create);
-  const options = { ...open, path, format: create.format };
-  try {
-    if (!keys) return new Disk(await calling(() => native().openDisk(options)));
-    const uuid = Uint8Array.from(keys.volumeUuid);
-    const sealed = { ...options, uuid };
-    const opened = calling(() => lendKeys(keys, (lent) => native().openDisk(sealed, lent)));
-    return new Disk(await opened, uuid);
-  } catch (error) {
-    await rm(path, { force: true });
-    throw error;
-  }
+  const { format } = create;
+  return await createAndUse(path, create, (keys) => openNewDisk(path, { ...open, format }, keys));
+}
+
+type OpenNewOptions = Omit<OpenDiskOptions, 'format' | keyof KeyOptions>;
+
+/** Opens a disk with the keys that were made with it, and disposes of them. */
+export async function openNewDisk(
+  path: string,
+  open: OpenNewOptions & Pick<OpenDiskOptions, 'format'>,
+  given: VolumeKeys | undefined,
+): Promise<Disk> {
+  using keys = given;
+  const options = { ...open, path };
+  if (!keys) return new Disk(await calling(() => native().openDisk(options)));
+  const uuid = Uint8Array.from(keys.volumeUuid);
+  const sealed = { ...options, uuid };
+  const opened = calling(() => lendKeys(keys, (lent) => native().openDisk(sealed, lent)));
+  return new Disk(await opened, uuid);
 }
 
 async function recordOrClose(disk: Disk, volume: UnlockedVolume): Promise<void> {

@@ -6,7 +6,7 @@
 // generation that follows the key area's, or restores of a backup, and no others. Lines name keys by
 // fingerprint and hold no secret.
 import { constants } from 'node:fs';
-import { access, type FileHandle, open } from 'node:fs/promises';
+import { access, type FileHandle, open, rm } from 'node:fs/promises';
 import { hostname } from 'node:os';
 import { dirname } from 'node:path';
 import { fromSystem, PqblkError } from '../errors.js';
@@ -273,6 +273,30 @@ async function textOf(file: FileHandle, path: string): Promise<string> {
   return await file.readFile('utf8');
 }
 
+interface OpenLog {
+  readonly file: FileHandle;
+  /** There was none. */
+  readonly made: boolean;
+}
+
+/** Of a file that was to be made. */
+function unlessThere(error: NodeJS.ErrnoException): undefined {
+  if (error.code !== 'EEXIST') throw error;
+}
+
+/** Nothing is added to, or cut off from, what is no log of this disk. */
+function requireEmpty(text: string, path: string): void {
+  if (text === '') return;
+  throw new PqblkError(
+    'audit_broken',
+    'the file is not empty, and the log of a new disk begins it',
+    {
+      path,
+      hint: 'name a file that is not there',
+    },
+  );
+}
+
 /** The log in the file at `path`, made when the key area counts no line yet. */
 export class AuditLog implements AuditTrail {
   readonly #path: string;
@@ -293,12 +317,12 @@ export class AuditLog implements AuditTrail {
     const release = await takeLock(this.#path, 'write audit log').catch((error: unknown) =>
       Promise.reject(this.#openingFailed(error, subject)),
     );
-    let file: FileHandle | undefined;
+    let log: OpenLog | undefined;
     try {
-      file = await this.#open(subject.known);
-      return await this.#line(file, subject, release);
+      log = await this.#open(subject.known);
+      return await this.#line(log, subject, release);
     } catch (error) {
-      await file?.close();
+      await log?.file.close();
       await release();
       throw this.#openingFailed(error, subject);
     }
@@ -337,18 +361,23 @@ export class AuditLog implements AuditTrail {
     });
   }
 
-  async #open(known: AuditHead): Promise<FileHandle> {
-    const { O_RDWR, O_APPEND, O_NOFOLLOW, O_NONBLOCK, O_CREAT } = constants;
-    const create = this.restarts || known.lines === 0 ? O_CREAT : 0;
-    return await open(this.#path, O_RDWR | O_APPEND | O_NOFOLLOW | O_NONBLOCK | create, 0o600);
+  async #open(known: AuditHead): Promise<OpenLog> {
+    const { O_RDWR, O_APPEND, O_NOFOLLOW, O_NONBLOCK, O_CREAT, O_EXCL } = constants;
+    const flags = O_RDWR | O_APPEND | O_NOFOLLOW | O_NONBLOCK;
+    if (this.restarts || known.lines === 0) {
+      const made = await open(this.#path, flags | O_CREAT | O_EXCL, 0o600).catch(unlessThere);
+      if (made) return { file: made, made: true };
+    }
+    return { file: await open(this.#path, flags), made: false };
   }
 
   async #line(
-    file: FileHandle,
+    { file, made }: OpenLog,
     subject: AuditSubject,
     release: () => Promise<void>,
   ): Promise<AuditLine> {
     const text = await textOf(file, this.#path);
+    if (subject.operation === 'create') requireEmpty(text, this.#path);
     const uncounted = this.#requireContinued(text, subject);
     const { lines, length, torn } = split(text);
     if (torn) await file.truncate(length); // never acknowledged, never counted
@@ -363,18 +392,25 @@ export class AuditLog implements AuditTrail {
       ...(uncounted !== undefined && (restores || uncounted > 0) && { uncounted }),
       ...(rotation && { rotation }),
     });
+    let begun = false;
     const write = async (text: string) => {
+      begun = true;
       await file.appendFile(`${text}\n`);
       await file.sync();
+    };
+    const failed = async (error: unknown) => {
+      const code = error instanceof PqblkError ? error.code : 'PQBLK_ERROR';
+      const record = recordOf(subject, `failed: ${code}`, [...lines, line], first);
+      await write(JSON.stringify(record)).catch(() => undefined);
     };
     return {
       lines: lines.length + 1,
       hash: hashOf(line),
       append: () => write(line).catch((error: unknown) => Promise.reject(this.#wrap(error))),
-      failed: async (error) => {
-        const code = error instanceof PqblkError ? error.code : 'PQBLK_ERROR';
-        const record = recordOf(subject, `failed: ${code}`, [...lines, line], first);
-        await write(JSON.stringify(record)).catch(() => undefined);
+      failed,
+      withdraw: async (error) => {
+        const undone = made ? rm(this.#path) : file.truncate(length);
+        await undone.catch(() => (begun ? failed(error) : undefined));
       },
       close: async () => {
         await file.close();

@@ -55,6 +55,11 @@ export interface AuditLine extends AuditHead {
   append(): Promise<void>;
   /** What it says did not come about. Never throws. */
   failed(error: unknown): Promise<void>;
+  /**
+   * The log is again as it was found, and one that was made for this line is gone: for a disk that was to be,
+   * and of which nothing is left. Where that cannot be done, as `failed`. Never throws.
+   */
+  withdraw(error: unknown): Promise<void>;
   /** Gives the log free. */
   close(): Promise<void>;
 }

@@ -7,10 +7,12 @@ import {
   mkdirSync,
   readFileSync,
   renameSync,
+  rmSync,
   symlinkSync,
   writeFileSync,
 } from 'node:fs';
 import { describe, expect, it } from 'vitest';
+import type { ErrorKind } from '../../src/errors.js';
 import {
   AuditLog,
   type AuditRecord,
@@ -188,6 +190,40 @@ describe('an audit log', () => {
     expect(standings).toEqual(['counted', 'undone', 'counted']);
     await report('slot', 'add', path, 'carol', ...options);
     expect((await verify(path, log)).code).toBe(0);
+  });
+
+  it('is not there for a disk that was not made, and what was there is as it was', async () => {
+    const log = at('of-no-disk.log');
+    const there = await disk('--key', 'alice');
+    const raw = at('source.raw');
+    writeFileSync(raw, Buffer.alloc(2 ** 20, 1));
+    const [path, key] = [at('never.sealed'), ['--key', 'alice']];
+    const failures: [kind: ErrorKind, argv: string[]][] = [
+      ['not_found', ['create', at('no/such/place.sealed'), '8M', ...key]],
+      ['exists', ['create', there, '8M', ...key]],
+      ['slot_exists', ['create', path, '8M', ...key, ...key]],
+      ['invalid_argument', ['create', path, '8M', ...key, '--cluster-size', '3000']],
+      ['out_of_range', ['import', raw, path, '--size', '512K', ...key]], // when there is a disk already
+    ];
+    for (const before of [undefined, '', 'notes, and no end of line', 'notes\n']) {
+      if (before === undefined) rmSync(log, { force: true });
+      else writeFileSync(log, before, { mode: 0o640 });
+      for (const [kind, argv] of failures) {
+        const { code, stderr } = await run(...argv, '--audit', log);
+        const expected = before ? 'audit_broken' : kind;
+        expect([stderr, code]).toEqual([expect.stringMatching(/^pqblk: /m), exitCode(expected)]);
+        expect([existsSync(log), existsSync(path)]).toEqual([before !== undefined, false]);
+        if (before !== undefined) expect(readFileSync(log, 'utf8')).toBe(before);
+      }
+    }
+    rmSync(log);
+    await pqblkJson(...withStore(['import', raw, path, ...key, '--audit', log]));
+    expect((await verify(path, log)).code).toBe(0);
+    const taken = readFileSync(log);
+    expect((await run('create', at('2.sealed'), '8M', ...key, '--audit', log)).code).toBe(
+      exitCode('audit_broken'),
+    );
+    expect(readFileSync(log).equals(taken)).toBe(true);
   });
 
   /** A line that anybody can make, chained to the last one. */
