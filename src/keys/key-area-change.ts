@@ -139,7 +139,7 @@ export interface ChangedKeyArea {
 /**
  * Changes a key area. Kinds: those of opening (`wrong_key`, `rollback`, …), what `edit` throws,
  * `policy` (a key that only the image vouches for), `locked` (served, or changed meanwhile),
- * `integrity` (what was read back is not what was written).
+ * `io_error` (a copy cannot be read back, or is not what was written).
  */
 export async function changeKeyArea(options: ChangeKeyAreaOptions): Promise<ChangedKeyArea> {
   const { place, pins, dryRun = false } = options;
@@ -241,7 +241,7 @@ async function write(
   const first = sisterOf(index);
   await place.write(first, sealed.blob, copies.state);
   await step('one-copy');
-  const half = await place.read();
+  const half = await readBack(place);
   const ours = equalConstantTime(half.copies[first].blob, sealed.blob);
   const untouched = equalConstantTime(half.copies[index].blob, copies.copies[index].blob);
   if (!ours || !untouched) {
@@ -250,7 +250,7 @@ async function write(
   }
   await place.write(index, sealed.blob, half.state);
   await step('both-copies');
-  const written = await place.read();
+  const written = await readBack(place);
   if (!equalConstantTime(written.blob, sealed.blob) || needsMending(written)) {
     throw new PqblkError('io_error', 'the key area that was read back is not what was written', {
       operation: 'verify key area',
@@ -261,6 +261,21 @@ async function write(
   await place.follower?.record(sealed.observed);
   await pins?.record(sealed.observed, options);
   await step('pinned');
+}
+
+/** Kind `io_error`: a copy that was whole or written just now cannot be read. */
+async function readBack(place: KeyAreaPlace): Promise<KeyAreaCopies> {
+  let seen = await place.read();
+  if (seen.damaged.includes(true)) seen = await place.read(); // somebody may have been writing it
+  const lost = seen.damaged.flatMap((damaged, index) => (damaged ? [index + 1] : []));
+  if (lost.length === 0) return seen;
+  const message = `copy ${lost.join(' and ')} of the key area cannot be read back`;
+  throw new PqblkError('io_error', message, {
+    operation: 'verify key area',
+    hint:
+      'the medium fails; nothing is lost as long as the other copy can be read: take a header backup, move ' +
+      'the disk to a sound medium, then run the same command again',
+  });
 }
 
 /** Second keys prove themselves by opening the same master key through slots of their own. */

@@ -3,7 +3,15 @@ import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, expect, it } from 'vitest';
-import { at, contested, damage, damageOneSector, disk, places } from './header-disks.js';
+import {
+  at,
+  contested,
+  damage,
+  damageOneSector,
+  disk,
+  places,
+  requireContent,
+} from './header-disks.js';
 import { exitCode, MAIN, type Outcome, peer, pqblk, pqblkJson } from './helpers.js';
 
 const failing = at('failing-medium');
@@ -101,3 +109,23 @@ it('a restore says first that the header is older than the disk, whatever cannot
     expect.stringMatching(/ 1 of \d+ sectors cannot be read\nhint: .*Should `pqblk export` find/),
   ]);
 });
+
+it.each([0, 1] as const)(
+  'a change of keys names copy %i of the key area, which is not read back',
+  async (copy) => {
+    const { path, own } = await disk();
+    const add = ['slot', 'add', path, 'carol', '--key', 'alice', ...own];
+    const offset = Number(places(path).keyAreas[copy]?.offset) + 8192;
+    const { code, stderr } = onFailingMedium(offset, ...add);
+    expect([code, stderr]).toEqual([
+      exitCode('io_error'),
+      expect.stringMatching(
+        new RegExp(`copy ${copy + 1} of the key area cannot be read back\nhint: the medium`),
+      ),
+    ]);
+    const opens = ['slot', 'test', path, '--key', 'alice', ...own];
+    expect(onFailingMedium(offset, ...opens).code).toBe(0);
+    expect((await pqblk(...add)).code).toBe(0); // as on a sound medium
+    await requireContent(path, own);
+  },
+);
