@@ -21,7 +21,6 @@ namespace qcow2 = format::qcow2;
 
 constexpr std::size_t kFeaturesByte = 79;  // of incompatible_features, with the corrupt bit
 constexpr std::uint8_t kCorruptMask = 1u << qcow2::kCorruptBit;
-constexpr std::size_t kClusterBytesMax = std::size_t{2} << 20;
 
 struct ParsedHeader {
   qcow2::Header header;
@@ -54,12 +53,24 @@ std::size_t used_bytes(std::span<const std::uint8_t> bytes) {
   return n;
 }
 
-// The first bytes of the file: a cluster, whatever its size, or the whole file.
+// The header's cluster, and nothing that the medium might not give out behind it; the first page
+// where there is no header.
 Task<Result<AlignedBuffer>> read_start(io::Queue& io, const io::File& file) {
-  AlignedBuffer bytes(std::min<std::uint64_t>(kClusterBytesMax, file.size / kPage * kPage));
-  if (bytes.size() == 0) co_return Error(Kind::unsupported, "the file is shorter than a header");
+  if (file.size < kPage) co_return Error(Kind::unsupported, "the file is shorter than a header");
+  AlignedBuffer page(kPage);
+  if (Error e = co_await io.read(file, 0, page.data(), page.size())) co_return e;
+  const auto cluster = qcow2::header_cluster_size(page.span());
+  if (!cluster || *cluster <= kPage) co_return std::move(page);
+  AlignedBuffer bytes(std::min<std::uint64_t>(*cluster, file.size / kPage * kPage));
   if (Error e = co_await io.read(file, 0, bytes.data(), bytes.size())) co_return e;
   co_return std::move(bytes);
+}
+
+// The same for a header that may be gone: one that the medium does not give out is.
+Task<Result<AlignedBuffer>> read_what_is_left(io::Queue& io, const io::File& file) {
+  auto start = co_await read_start(io, file);
+  if (!start && start.error().kind() == Kind::io_error) co_return AlignedBuffer(kPage);
+  co_return std::move(start);
 }
 
 Task<Error> back_up(io::Queue& io, const io::File& file, HeaderBackup& out) {
@@ -116,7 +127,7 @@ struct TrueHeader {
 
 Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
                                      const HeaderBackup& backup, const MacKeys& mac) {
-  auto start = co_await read_start(io, file);
+  auto start = co_await read_what_is_left(io, file);
   if (!start) co_return start.take_error();
   const auto size = storage::size_now(file);  // after the read, see disk_info.cc
   if (!size) co_return size.error();
@@ -148,7 +159,7 @@ Task<Result<std::unique_ptr<Sessions>>> prove(io::Queue& io, const io::File& fil
     by_log = true;
     co_return co_await Sessions::load_with(io, file, x, keys, mac, sessions, true);
   }
-  auto start = co_await read_start(io, file);
+  auto start = co_await read_what_is_left(io, file);
   if (!start) co_return start.take_error();
   auto present = parse(start->span(), file.size);
   if (!present || present->extension.uuid == backup.uuid) {

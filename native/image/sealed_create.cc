@@ -286,6 +286,19 @@ std::uint32_t count_sessions(const AlignedBuffer& table) {
   return n;
 }
 
+// Of the first copy that the medium gives out; where it gives out neither, 0: whoever opens the
+// disk is told.
+Task<Result<std::uint32_t>> count_sessions(io::Queue& io, const io::File& file,
+                                           const Extension& x) {
+  AlignedBuffer table(x.session_table_length);
+  for (const std::uint64_t place : x.session_table) {
+    Error e = co_await io.read(file, place, table.data(), table.size());
+    if (!e) co_return count_sessions(table);
+    if (e.kind() != Kind::io_error) co_return e;
+  }
+  co_return std::uint32_t{0};
+}
+
 }  // namespace
 
 Task<Result<PublicInfo>> read_public_info(io::Queue& io, const io::File& file) {
@@ -304,9 +317,9 @@ Task<Result<PublicInfo>> read_public_info(io::Queue& io, const io::File& file) {
   info.backing_name = found->header.backing_name.value_or("");
   info.backing_format = found->header.backing_format();
   info.backing_uuid = x.backing_uuid;
-  AlignedBuffer table(x.session_table_length);
-  if (Error e = co_await io.read(file, x.session_table[0], table.data(), table.size())) co_return e;
-  info.sessions = count_sessions(table);
+  auto sessions = co_await count_sessions(io, file, x);
+  if (!sessions) co_return sessions.take_error();
+  info.sessions = *sessions;
   auto area = co_await read_key_area(io, file, x);
   if (!area) co_return area.take_error();
   info.key_area = std::move(*area);

@@ -209,6 +209,13 @@ Task<Error> SealedBackend::recover(QueueContext& q) {
   log_->adopt(*header);
   Result<LogScan> scan = co_await scan_log(q.io, file_, extension_, *header, geometry_, *sessions_);
   if (!scan) co_return scan.take_error();
+  // Of a log whose newer header is gone the older one finds all blocks, or none any more.
+  if (header->other_unreadable && scan->blocks == 0 && meta_->header().has(qcow2::kDirtyBit)) {
+    co_return Error(Kind::io_error,
+                    "a copy of the log's header cannot be read, and the disk was not closed: "
+                    "without it what was written last is not found")
+        .at("read", extension_.log_offset + (header->serial + 1) % 2 * kPage);
+  }
   recovery_.blocks = scan->blocks;
   recovery_.records = scan->records.size();
   if (scan->records.empty()) co_return Error();

@@ -471,12 +471,32 @@ void build_log_header(const LogHeader& h, const MacKeys& mac, const Uuid& volume
   std::memcpy(out.data(), &raw, sizeof raw);
 }
 
+namespace {
+
+// Both copies of the log's header. Where the medium does not give out one of them it is zeros, and
+// `one_unreadable` is set.
+Task<Error> read_log_head(io::Queue& io, const io::File& file, const Extension& extension,
+                          AlignedBuffer& pages, bool& one_unreadable) {
+  Error both = co_await io.read(file, extension.log_offset, pages.data(), pages.size());
+  if (both.kind() != Kind::io_error) co_return both;
+  for (std::uint64_t at = 0; at < kLogHeadBytes; at += kPage) {
+    Error e = co_await io.read(file, extension.log_offset + at, pages.data() + at, kPage);
+    if (!e) continue;
+    if (e.kind() != Kind::io_error || one_unreadable) co_return e;
+    one_unreadable = true;
+    std::memset(pages.data() + at, 0, kPage);
+  }
+  co_return Error();
+}
+
+}  // namespace
+
 Task<Result<LogHeader>> read_log_header(io::Queue& io, const io::File& file,
                                         const Extension& extension, const MacKeys& mac) {
   AlignedBuffer pages(kLogHeadBytes);
-  if (Error e = co_await io.read(file, extension.log_offset, pages.data(), pages.size()))
-    co_return e;
   LogHeader best;
+  bool other_unreadable = false;
+  if (Error e = co_await read_log_head(io, file, extension, pages, other_unreadable)) co_return e;
   bool found = false;
   for (std::uint64_t copy = 0; copy < 2; ++copy) {
     LogHeaderRaw raw;
@@ -494,8 +514,12 @@ Task<Result<LogHeader>> read_log_header(io::Queue& io, const io::File& file,
     best.tail_sequence = raw.tail_sequence;
     std::copy(std::begin(raw.previous_mac), std::end(raw.previous_mac), best.previous_mac.begin());
   }
-  if (!found) co_return Error(Kind::integrity, "both copies of the log header are damaged");
-  co_return best;
+  best.other_unreadable = other_unreadable;
+  if (found) co_return best;
+  co_return Error(Kind::integrity, other_unreadable
+                                       ? "of the copies of the log header one is damaged, and one "
+                                         "cannot be read"
+                                       : "both copies of the log header are damaged");
 }
 
 Task<Error> Log::write_header(io::Queue& io, const LogHeader& header) {
@@ -534,6 +558,8 @@ Task<Error> Log::confirm_header(io::Queue& io) {
   Result<LogHeader> found = co_await read_log_header(io, file_, extension_, mac_);
   if (!found) {
     fail(found.error());
+  } else if (found->other_unreadable && found->serial < header_.serial) {
+    fail(Error(Kind::io_error, "the log header that was written last cannot be read back"));
   } else if (found->serial != header_.serial || found->log_uuid != header_.log_uuid) {
     fail(Error(Kind::locked,
                "another host has written this image since it was opened here; "

@@ -43,6 +43,8 @@ struct LogHeader {
   std::uint64_t tail_page = 0;
   std::uint64_t tail_sequence = 0;
   std::array<std::uint8_t, 16> previous_mac{};
+  // The medium does not give out the other copy, which may be the newer one.
+  bool other_unreadable = false;
 };
 
 void build_log_header(const LogHeader& header, const MacKeys& mac, const Uuid& volume,

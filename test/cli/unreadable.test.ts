@@ -129,3 +129,36 @@ it.each([0, 1] as const)(
     await requireContent(path, own);
   },
 );
+
+it.each(['sessionTables', 'logHeaders', 'keyAreas'] as const)(
+  'one of the two %s that cannot be read keeps nobody out, and the disaster tool works',
+  async (what) => {
+    const { path, backup, own } = await disk();
+    const { sessionTables, keyAreas, log } = places(path);
+    const logHeaders = [log, { ...log, offset: log.offset + 4096 }];
+    const key = ['--key', 'alice', ...own];
+    const before = readFileSync(path);
+    // A backup is made of a key area that is whole in both copies: see its hint.
+    const backedUp = what === 'keyAreas' ? exitCode('key_area_damaged') : 0;
+    for (const [index, { offset }] of { sessionTables, keyAreas, logHeaders }[what].entries()) {
+      const to = `${path}.${what}.${index}`;
+      for (const [expected, ...argv] of [
+        [0, 'info', path],
+        [0, 'export', path, `${to}.raw`, ...key],
+        [backedUp, 'header', 'backup', path, `${to}.backup`],
+        [0, 'header', 'restore', path, backup, ...key],
+      ] as [number, ...string[]][]) {
+        const { code, stderr } = onFailingMedium(offset, ...argv);
+        expect([argv, code, stderr]).toEqual([argv, expected, expect.anything()]);
+      }
+      writeFileSync(path, before);
+    }
+  },
+);
+
+it('a header that cannot be read is one that a restore puts back', async () => {
+  const { path, backup, own } = await disk();
+  const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+  const { code, stderr } = onFailingMedium(8192, ...restore);
+  expect([code, stderr]).toEqual([0, expect.anything()]);
+});

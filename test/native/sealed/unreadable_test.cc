@@ -10,6 +10,37 @@
 using namespace pqblk;        // NOLINT
 using namespace pqblk::test;  // NOLINT
 
+namespace {
+
+const Error kHang(Kind::canceled, "hang");
+
+void spoil(Lab& lab, std::uint64_t at) { lab.world().options().faults.unreadable_at = at; }
+void mend(Lab& lab) { spoil(lab, ~std::uint64_t{0}); }
+
+// Where the copy of the log's header is that counts.
+std::uint64_t newer_log_header(const sim::Device& image) {
+  constexpr std::uint64_t kSerialAt = 8;
+  const std::uint64_t log = places_of(image.cache()).extension.log_offset;
+  const std::uint64_t a = load64(image.cache(), log + kSerialAt);
+  const std::uint64_t b = load64(image.cache(), log + sealed::kPage + kSerialAt);
+  return a > b ? log : log + sealed::kPage;
+}
+
+// What each of the first sectors holds, by an opener for whom a copy of the log's header cannot be
+// read; or why he cannot open the disk.
+std::string without_log_header(const SealedShape& shape, const sim::Device& image, bool newer) {
+  const std::uint64_t log = places_of(image.cache()).extension.log_offset;
+  const std::uint64_t at = newer_log_header(image);
+  Lab lab(shape, image);
+  spoil(lab, newer ? at : log + log + sealed::kPage - at);
+  if (Error e = lab.open(true)) return std::string(kind_name(e.kind()));
+  std::string all;
+  for (std::uint64_t s = 0; s < 4; ++s) all += lab.look(s) + " ";
+  return all;
+}
+
+}  // namespace
+
 TEST_SUITE_BEGIN("solo");
 
 TEST_CASE("a sector that the medium does not give out is named, and no other") {
@@ -52,6 +83,78 @@ TEST_CASE("a sector that the medium does not give out is named, and no other") {
   CHECK_FALSE(verify());
   CHECK(bad.empty());
   CHECK(unreadable.empty());
+}
+
+TEST_CASE("what a copy of the session table is for, when the other one cannot be read") {
+  const SealedShape shape;
+  Lab lab(shape);
+  REQUIRE_FALSE(lab.create());
+  REQUIRE_FALSE(lab.open());
+  REQUIRE_FALSE(lab.write(0, 7));
+  REQUIRE_FALSE(lab.close());
+  const sealed::Extension places = places_of(lab.image().cache()).extension;
+  for (const std::uint64_t at : {places.session_table[0], places.session_table[1]}) {
+    spoil(lab, at + 200);
+    auto info = lab.run(sealed::read_public_info(lab.queue().io, lab.file()),
+                        Result<sealed::PublicInfo>(Error(kHang)));
+    REQUIRE(info);
+    CHECK(info->sessions == 1);
+    REQUIRE_FALSE(lab.open(true));
+    CHECK(lab.look(0) == "v7");
+    REQUIRE_FALSE(lab.close());
+  }
+}
+
+TEST_CASE("a closed disk opens with either copy of its log's header") {
+  const SealedShape shape;
+  Lab lab(shape);
+  REQUIRE_FALSE(lab.create());
+  for (std::uint64_t life = 1; life < 4; ++life) {
+    REQUIRE_FALSE(lab.open());
+    REQUIRE_FALSE(lab.write(0, life, 3));
+    REQUIRE_FALSE(lab.checkpoint());
+    REQUIRE_FALSE(lab.write(2, life + 10));
+    REQUIRE_FALSE(lab.close());
+    const std::string v = "v" + std::to_string(life);
+    const std::string want = v + " " + v + " v" + std::to_string(life + 10) + " zeros ";
+    CHECK(without_log_header(shape, lab.image(), false) == want);
+    CHECK(without_log_header(shape, lab.image(), true) == want);
+  }
+}
+
+// The newer copy names the log's begin. With the older one all of the log is found, or none of it:
+// nobody may take that for a disk without a log.
+TEST_CASE("what was written last is found without a copy of the log's header, or the disk shut") {
+  const SealedShape shape;
+  Lab lab(shape);
+  REQUIRE_FALSE(lab.create());
+  REQUIRE_FALSE(lab.open());
+  REQUIRE_FALSE(lab.write(0, 1, 3));
+  REQUIRE_FALSE(lab.checkpoint());
+  REQUIRE_FALSE(lab.write(1, 2, 2));
+  REQUIRE_FALSE(lab.flush());
+  const sim::Device one_life = killed(lab.image());
+  CHECK(without_log_header(shape, one_life, false) == "v1 v2 v2 zeros ");
+  CHECK(without_log_header(shape, one_life, true) == "v1 v2 v2 zeros ");
+
+  REQUIRE_FALSE(lab.close());
+  REQUIRE_FALSE(lab.open());
+  REQUIRE_FALSE(lab.write(2, 3, 2));
+  REQUIRE_FALSE(lab.flush());
+  const sim::Device next_life = killed(lab.image());
+  CHECK(without_log_header(shape, next_life, false) == "v1 v2 v3 v3 ");
+  CHECK(without_log_header(shape, next_life, true) == "io_error");
+}
+
+TEST_CASE("a log header that cannot be read back ends the writing") {
+  const SealedShape shape;
+  Lab lab(shape);
+  REQUIRE_FALSE(lab.create());
+  REQUIRE_FALSE(lab.open());
+  REQUIRE_FALSE(lab.write(0, 1));
+  spoil(lab, newer_log_header(lab.image()));
+  CHECK(lab.checkpoint().kind() == Kind::io_error);
+  mend(lab);
 }
 
 TEST_SUITE_END();
