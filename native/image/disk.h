@@ -147,7 +147,9 @@ struct RekeyReport {
   std::uint64_t sectors = 0;  // written again; in a verifying pass: found
   std::uint64_t damaged = 0;  // of another epoch, and their tag does not hold: left as they are
   std::vector<std::uint64_t> damaged_sectors;  // the first of them
-  bool complete = false;                       // reached the end
+  std::uint64_t unreadable = 0;                // likewise, and the medium does not give them out
+  std::vector<std::uint64_t> unreadable_sectors;
+  bool complete = false;  // reached the end
 };
 
 class Disk {

@@ -25,6 +25,19 @@ constexpr std::uint32_t kWorkers = 4;                 // of each queue
 constexpr std::size_t kDamagedKept = 64;
 constexpr std::chrono::milliseconds kNap{50};  // how late a stop may be heard
 
+void append(std::vector<std::uint64_t>& to, const std::vector<std::uint64_t>& more) {
+  to.insert(to.end(), more.begin(), more.end());
+}
+
+// Counts the sectors, and keeps the first ones of a pass.
+void report_sectors(const std::vector<std::uint64_t>& found, std::uint64_t& count,
+                    std::vector<std::uint64_t>& kept) {
+  count += found.size();
+  for (const std::uint64_t sector : found) {
+    if (kept.size() < kDamagedKept) kept.push_back(sector);
+  }
+}
+
 // The pieces of one group and what became of them, shared by its workers: a few on each queue.
 class Group {
  public:
@@ -82,7 +95,8 @@ class Group {
   void add(SealedBackend::Rekeyed piece_done, Error e) {
     std::lock_guard guard(lock_);
     done.sectors += piece_done.sectors;
-    done.damaged.insert(done.damaged.end(), piece_done.damaged.begin(), piece_done.damaged.end());
+    append(done.damaged, piece_done.damaged);
+    append(done.unreadable, piece_done.unreadable);
     if (e && !error) error = std::move(e);
   }
   void leave() {
@@ -168,10 +182,8 @@ Task<Error> Disk::Impl::rekey_group(std::uint64_t begin, std::uint64_t end, cons
   co_await group->ended();
   report.reached = group->reached();
   report.sectors += group->done.sectors;
-  report.damaged += group->done.damaged.size();
-  for (const std::uint64_t sector : group->done.damaged) {
-    if (report.damaged_sectors.size() < kDamagedKept) report.damaged_sectors.push_back(sector);
-  }
+  report_sectors(group->done.damaged, report.damaged, report.damaged_sectors);
+  report_sectors(group->done.unreadable, report.unreadable, report.unreadable_sectors);
   co_return std::move(group->error);
 }
 

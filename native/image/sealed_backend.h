@@ -115,8 +115,9 @@ class SealedBackend final : public Backend {
   // bounded part of that, whose end it returns when there is none.
   Task<Result<std::uint64_t>> next_written(QueueContext& q, std::uint64_t at, std::uint64_t to);
   struct Rekeyed {
-    std::uint64_t sectors = 0;           // written again
-    std::vector<std::uint64_t> damaged;  // of another epoch, and their tag does not hold
+    std::uint64_t sectors = 0;              // written again
+    std::vector<std::uint64_t> damaged;     // of another epoch, and their tag does not hold
+    std::vector<std::uint64_t> unreadable;  // or the medium does not give them out
   };
   // Writes every sector of the range that is of another epoch again. The caller excludes other
   // writers from the range; offset and length as for read(), the length at most max_transfer.
@@ -276,7 +277,7 @@ class SealedBackend final : public Backend {
   bool of_other_epoch(const sealed::Entry& entry);
   std::vector<RekeyRun> runs_to_rekey(Sector first, const std::vector<Resolved>& r);
   Task<Error> rewrite_run(QueueContext& q, RekeyRun run, Resolved* r, Rekeyed& out);
-  Task<Error> reseal(QueueContext& q, RekeyRun run, Resolved* r);
+  Task<Error> reseal(QueueContext& q, RekeyRun run, Resolved* r, bool& unreadable);
   Error reseal_sectors(QueueContext& q, OldVersions& old, Sector first,
                        std::span<sealed::Entry> entries, sealed::CipherRef& cipher);
 

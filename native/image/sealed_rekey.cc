@@ -138,7 +138,8 @@ Error SealedBackend::reseal_sectors(QueueContext& q, OldVersions& old, Sector fi
 
 // Writes what the sectors hold once more; they all hold data, and `r` says where. Other writers are
 // kept out, but a checkpoint may move a version while it is loaded: then it is looked up again.
-Task<Error> SealedBackend::reseal(QueueContext& q, RekeyRun run, Resolved* r) {
+// `unreadable` with an io_error: the medium does not give them out, and nothing else has failed.
+Task<Error> SealedBackend::reseal(QueueContext& q, RekeyRun run, Resolved* r, bool& unreadable) {
   OldVersions old{run.first, r, {}, {}};
   const WriteSource source{run.first, {}, &old};
   bool made_room = false;
@@ -148,8 +149,12 @@ Task<Error> SealedBackend::reseal(QueueContext& q, RekeyRun run, Resolved* r) {
     }
     old.cipher = take_cipher(pool_, std::size_t{run.count} * kSectorSize);
     old.bad.reset();
-    if (Error e = co_await load_ciphertext(q, run.count, r, old.cipher.data())) co_return e;
-    Error e = co_await write_once(q, source, run.count);
+    Error e = co_await load_ciphertext(q, run.count, r, old.cipher.data());
+    if (e.kind() == Kind::io_error && run.count == 1 && attempt == 0)
+      continue;  // it may have moved
+    unreadable = e.kind() == Kind::io_error;
+    if (e) co_return e;
+    e = co_await write_once(q, source, run.count);
     if (old.bad) {
       const Sector s{run.first.value + *old.bad};
       bool stale = false;
@@ -165,20 +170,23 @@ Task<Error> SealedBackend::reseal(QueueContext& q, RekeyRun run, Resolved* r) {
       .at("rekey", run.first.value << kSectorShift);
 }
 
-// A run that cannot be read as a whole is taken sector by sector, to name those that are damaged;
-// one that finds no room for whole clusters is overwritten in place, through the log.
+// A run that cannot be read as a whole is taken sector by sector, to name those that are damaged or
+// unreadable; one that finds no room for whole clusters is overwritten in place, through the log.
 Task<Error> SealedBackend::rewrite_run(QueueContext& q, RekeyRun run, Resolved* r, Rekeyed& out) {
-  Error e = co_await reseal(q, run, r);
+  bool unreadable = false;
+  Error e = co_await reseal(q, run, r, unreadable);
   if (!e) {
     out.sectors += run.count;
     co_return Error();
   }
-  if (e.kind() == Kind::integrity && run.count == 1) {
+  const bool lost = unreadable || e.kind() == Kind::integrity;
+  if (lost && run.count == 1) {
     // One of the current epoch was to go along with its cluster, and may stay as it is.
-    if (of_other_epoch(r->version.entry)) out.damaged.push_back(run.first.value);
+    auto& named = unreadable ? out.unreadable : out.damaged;
+    if (of_other_epoch(r->version.entry)) named.push_back(run.first.value);
     co_return Error();
   }
-  const bool split = e.kind() == Kind::integrity || e.kind() == Kind::no_space;
+  const bool split = lost || e.kind() == Kind::no_space;
   if (!split || run.count == 1) co_return e;
   const std::uint32_t half = run.count / 2;
   const RekeyRun begin{run.first, half};

@@ -33,6 +33,13 @@ Napi::Value number_to_js(Napi::Env env, std::uint64_t value) {
   return Napi::BigInt::New(env, value);
 }
 
+Napi::Array numbers_to_js(Napi::Env env, std::span<const std::uint64_t> values) {
+  const Napi::Array out = Napi::Array::New(env);
+  std::uint32_t i = 0;
+  for (const std::uint64_t value : values) out.Set(i++, number_to_js(env, value));
+  return out;
+}
+
 Napi::Value error_to_js(Napi::Env env, const Error& error) {
   const Napi::Object object = Napi::Error::New(env, error.message()).Value().As<Napi::Object>();
   object.Set("kind", Napi::String::New(env, std::string(kind_name(error.kind()))));

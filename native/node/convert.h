@@ -26,6 +26,7 @@ namespace pqblk::node {
 Napi::Value error_to_js(Napi::Env env, const Error& error);
 // Integers of up to 2^53; larger ones become BigInt.
 Napi::Value number_to_js(Napi::Env env, std::uint64_t value);
+Napi::Array numbers_to_js(Napi::Env env, std::span<const std::uint64_t> values);
 
 // Throws a TypeError (nothing is thrown twice).
 void throw_type_error(Napi::Env env, const std::string& message);

@@ -69,12 +69,9 @@ Napi::Value DiskHandle::rekey(const Napi::CallbackInfo& info) {
         out.Set("reached", number_to_js(e, report->reached));
         out.Set("sectors", number_to_js(e, report->sectors));
         out.Set("damaged", number_to_js(e, report->damaged));
-        const Napi::Array named = Napi::Array::New(e);
-        std::uint32_t i = 0;
-        for (const std::uint64_t sector : report->damaged_sectors) {
-          named.Set(i++, number_to_js(e, sector));
-        }
-        out.Set("damagedSectors", named);
+        out.Set("damagedSectors", numbers_to_js(e, report->damaged_sectors));
+        out.Set("unreadable", number_to_js(e, report->unreadable));
+        out.Set("unreadableSectors", numbers_to_js(e, report->unreadable_sectors));
         return out;
       });
 }

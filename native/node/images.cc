@@ -143,13 +143,6 @@ Napi::Value info_to_js(Napi::Env env, const image::DiskInfo& info) {
   return out;
 }
 
-Napi::Array numbers_to_js(Napi::Env env, std::span<const std::uint64_t> numbers) {
-  const Napi::Array out = Napi::Array::New(env);
-  std::uint32_t i = 0;
-  for (const std::uint64_t number : numbers) out.Set(i++, number_to_js(env, number));
-  return out;
-}
-
 Napi::Value check_to_js(Napi::Env env, const image::DiskCheck& check) {
   const Napi::Object out = Napi::Object::New(env);
   out.Set("clean", check.clean());

@@ -38,6 +38,9 @@ export interface RekeyPass {
   readonly damaged: number;
   /** The first of them. */
   readonly damagedSectors: readonly number[];
+  /** Likewise, of those that the medium does not give out. */
+  readonly unreadable: number;
+  readonly unreadableSectors: readonly number[];
 }
 
 /** Whoever has the disk open: a Disk of this process, or a ControlClient of one that serves it. */
@@ -105,9 +108,9 @@ interface Plan {
 
 /**
  * Rotates the data key, or takes a rotation that was cut short to its end. Kinds: those of changing a
- * key area; `interrupted` (stopped, and can go on), `superseded` (another one was begun), `integrity` (sectors that cannot be read, by number:
- * their old key is kept), `corrupt` (data lies beyond the size of the disk), `not_found` (nothing to abort, or not from
- * `fromEpoch`), `no_space`.
+ * key area; `interrupted` (stopped, and can go on), `superseded` (another one was begun), `integrity` and `io_error`
+ * (sectors that do not authenticate, or cannot be read, by number: their old key is kept), `corrupt` (data lies beyond
+ * the size of the disk), `not_found` (nothing to abort, or not from `fromEpoch`), `no_space`.
  */
 export async function rotateDataKey(
   host: RotationHost,
@@ -290,19 +293,29 @@ async function pass(
       hint: 'the same command goes on with it, --abort goes back; the disk can be used meanwhile',
     });
   }
-  if (done.damaged > 0) {
-    const more = done.damaged > done.damagedSectors.length ? ', …' : '';
-    throw new PqblkError(
-      'integrity',
-      `${done.damaged} sectors (of 4096 bytes) do not authenticate and cannot be written again: ` +
-        `${done.damagedSectors.join(', ')}${more}`,
-      {
-        operation: 'rotate data key',
-        hint: 'restore or discard them, then run the same command again; the old key is kept until then',
-      },
-    );
-  }
+  requireAllWritten(done);
   return done;
+}
+
+function requireAllWritten(pass: RekeyPass): void {
+  // A serving process of an older version ends a pass at what it cannot read, and counts nothing.
+  const { damaged, damagedSectors, unreadable = 0, unreadableSectors = [] } = pass;
+  if (damaged + unreadable === 0) return;
+  const name = (what: string, count: number, sectors: readonly number[]) => {
+    const more = count > sectors.length ? ', …' : '';
+    const which = `${sectors.join(', ')}${more}`;
+    return `${count} sectors (of 4096 bytes) ${what} and cannot be written again: ${which}`;
+  };
+  const named = [
+    ...(damaged > 0 ? [name('do not authenticate', damaged, damagedSectors)] : []),
+    ...(unreadable > 0 ? [name('cannot be read', unreadable, unreadableSectors)] : []),
+  ];
+  const mend =
+    'restore or discard them, then run the same command again; the old key is kept until then';
+  throw new PqblkError(damaged > 0 ? 'integrity' : 'io_error', named.join('; '), {
+    operation: 'rotate data key',
+    hint: unreadable > 0 ? `the medium fails: move the disk; ${mend}` : mend,
+  });
 }
 
 /** A pass is canceled by nobody but whoever begins another epoch; a signal ends it without an error. */

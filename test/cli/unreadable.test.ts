@@ -130,6 +130,25 @@ it.each([0, 1] as const)(
   },
 );
 
+it('a rotation names the sector, keeps the old key, and ends when the sector is back', async () => {
+  const { path, own } = await disk();
+  const rotate = ['rotate-data-key', path, '--key', 'alice', ...own];
+  const offset = await sectorIn(path, own);
+  for (const _ of [1, 2]) {
+    const { code, stderr } = onFailingMedium(offset, ...rotate);
+    expect([code, stderr]).toEqual([
+      exitCode('io_error'),
+      expect.stringMatching(
+        /: 1 sectors \(of 4096 bytes\) cannot be read .*: \d+\nhint: .*the old key is kept/,
+      ),
+    ]);
+  }
+  const half = await pqblkJson('info', path);
+  expect(half).toMatchObject({ sealed: { keyArea: { currentEpoch: 1, nextEpoch: 2 } } });
+  expect((await pqblk(...rotate)).code).toBe(0);
+  expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(0);
+});
+
 it.each(['sessionTables', 'logHeaders', 'keyAreas'] as const)(
   'one of the two %s that cannot be read keeps nobody out, and the disaster tool works',
   async (what) => {

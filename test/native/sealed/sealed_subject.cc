@@ -192,6 +192,7 @@ sim::Subject sealed_subject(const SealedShape& shape) {
       Error e = co_await static_cast<image::SealedBackend&>(backend).rekey(
           q, {at}, std::min(bytes, shape.sectors * kSectorSize - at), done);
       if (!e && !done.damaged.empty()) e = Error(Kind::integrity, "rekey found damage");
+      if (!e && !done.unreadable.empty()) e = Error(Kind::io_error, "rekey could not read");
       co_return e;
     };
   }

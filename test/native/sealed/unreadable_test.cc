@@ -17,6 +17,14 @@ const Error kHang(Kind::canceled, "hang");
 void spoil(Lab& lab, std::uint64_t at) { lab.world().options().faults.unreadable_at = at; }
 void mend(Lab& lab) { spoil(lab, ~std::uint64_t{0}); }
 
+std::uint64_t host_of(Lab& lab, Sector s) {
+  const sealed::SealedGeometry& geometry = lab.backend().sealed_geometry();
+  const Places places = places_of(lab.image().cache());
+  const Slot slot = geometry.data_slot(geometry.cluster_of(s));
+  const std::uint64_t base = load64(lab.image().cache(), places.slot(slot.value));
+  return sealed::l2_host(base) + geometry.offset_in_cluster(s);
+}
+
 // Where the copy of the log's header is that counts.
 std::uint64_t newer_log_header(const sim::Device& image) {
   constexpr std::uint64_t kSerialAt = 8;
@@ -83,6 +91,47 @@ TEST_CASE("a sector that the medium does not give out is named, and no other") {
   CHECK_FALSE(verify());
   CHECK(bad.empty());
   CHECK(unreadable.empty());
+}
+
+TEST_CASE("a rotation names a sector that the medium does not give out, and goes on") {
+  const SealedShape shape{.sectors = 300,
+                          .cluster_bits = 16,
+                          .overlay_sectors_max = 1 << 20,
+                          .session_sectors_max = 1 << 20};
+  Lab lab(shape);
+  REQUIRE_FALSE(lab.create());
+  REQUIRE_FALSE(lab.open());
+  REQUIRE_FALSE(lab.write(0, 1, 150));
+  REQUIRE_FALSE(lab.checkpoint());
+  const auto begun = [&]() -> Task<Error> {
+    auto info = co_await sealed::read_public_info(lab.queue().io, lab.file());
+    if (!info) co_return info.take_error();
+    const std::vector<std::uint8_t> state = sealed::state_of(info->key_area);
+    co_return co_await lab.backend().begin_epoch(lab.queue(), test_data_key(2), state);
+  };
+  REQUIRE_FALSE(lab.run(begun(), Error(kHang)));
+  using Rekeyed = image::SealedBackend::Rekeyed;
+  const auto rekey = [&](Rekeyed& out) {
+    return lab.run(lab.backend().rekey(lab.queue(), {0}, 150 * kSectorSize, out), Error(kHang));
+  };
+  spoil(lab, host_of(lab, {50}) + 100);
+  Rekeyed first, again, last;
+  REQUIRE_FALSE(rekey(first));
+  CHECK(first.unreadable == std::vector<std::uint64_t>{50});
+  CHECK(first.damaged.empty());
+  CHECK(first.sectors == 149);
+  REQUIRE_FALSE(rekey(again));
+  CHECK(again.unreadable == first.unreadable);
+  CHECK(again.sectors == 15);  // its cluster would move as a whole
+  auto left = lab.run(lab.backend().count_other_epochs(lab.queue(), {0}, 150 * kSectorSize),
+                      Result<std::uint64_t>(Error(kHang)));
+  REQUIRE(left);
+  CHECK(*left == 1);  // so that the old key is kept
+  mend(lab);
+  REQUIRE_FALSE(rekey(last));
+  CHECK(last.unreadable.empty());
+  CHECK(last.sectors == 16);
+  for (std::uint64_t s = 0; s < 150; ++s) CHECK(lab.look(s) == "v1");
 }
 
 TEST_CASE("what a copy of the session table is for, when the other one cannot be read") {
