@@ -157,6 +157,7 @@ export interface NativeAddon {
   noNewPrivileges(): boolean;
   noCoreDumps(): boolean;
   noCoreFiles(): boolean;
+  keysAreLocked(): boolean;
   /** Why it was not possible, or undefined. */
   refuseSystemCalls(): string | undefined;
 }

@@ -1,8 +1,8 @@
 // Memory for keys: locked, left out of core dumps, wiped in a forked child, between guard pages.
 //
-// Internal to room crypto/. Slots of two sizes, because there are two kinds of secrets: 32 raw
-// bytes and an expanded AEAD key. A slot is zeroed when it is given and wiped when it is taken
-// back.
+// Internal to room crypto/, but for the question whether it is locked. Slots of two sizes, because
+// there are two kinds of secrets: 32 raw bytes and an expanded AEAD key. A slot is zeroed when it
+// is given and wiped when it is taken back.
 #pragma once
 
 #include <cstddef>

@@ -49,6 +49,7 @@ Napi::Object set_up(Napi::Env env, Napi::Object exports) {
   exports.Set("noNewPrivileges", Napi::Function::New(env, no_new_privileges, "noNewPrivileges"));
   exports.Set("noCoreDumps", Napi::Function::New(env, no_core_dumps, "noCoreDumps"));
   exports.Set("noCoreFiles", Napi::Function::New(env, no_core_files, "noCoreFiles"));
+  exports.Set("keysAreLocked", Napi::Function::New(env, keys_are_locked, "keysAreLocked"));
   exports.Set("refuseSystemCalls",
               Napi::Function::New(env, refuse_system_calls, "refuseSystemCalls"));
   exports.Set("inSystemDirectory",

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "base/error.h"
+#include "crypto/secret_memory.h"
 
 namespace pqblk::node {
 namespace {
@@ -67,6 +68,10 @@ Napi::Value no_core_files(const Napi::CallbackInfo& info) {
   rlimit now{};
   const bool less = ::getrlimit(RLIMIT_CORE, &now) == 0 && now.rlim_max <= one.rlim_max;
   return Napi::Boolean::New(info.Env(), ok || less);
+}
+
+Napi::Value keys_are_locked(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), crypto::secret_memory_locked());
 }
 
 Napi::Value refuse_system_calls(const Napi::CallbackInfo& info) {

@@ -1,5 +1,5 @@
 // What a process that serves, or handles keys, gives up: rights it will never need, and traces of
-// itself.
+// itself. And whether it could keep its keys from swap.
 //
 // Room node/. All of it holds for the whole process, for good.
 #pragma once
@@ -15,6 +15,8 @@ Napi::Value no_new_privileges(const Napi::CallbackInfo& info);
 Napi::Value no_core_dumps(const Napi::CallbackInfo& info);
 // noCoreFiles(): boolean. No core file, and none for a program that collects them; all else stays.
 Napi::Value no_core_files(const Napi::CallbackInfo& info);
+// keysAreLocked(): boolean. False once keys of this process did not fit in locked memory.
+Napi::Value keys_are_locked(const Napi::CallbackInfo& info);
 // refuseSystemCalls(): undefined, or why it was not possible. From here on, in every thread, the
 // system calls of the table in sandbox.cc fail with EPERM: starting programs, looking into other
 // processes, mounting, modules, other identities and namespaces. Implies noNewPrivileges().

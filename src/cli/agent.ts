@@ -1,7 +1,7 @@
 // Room cli/: `pqblk agent`: the keys of one disk for programs that ask on a Unix socket, then its end.
 import { type Command, Option } from 'commander';
 import { notifyServiceManager, serveKeys } from '../index.js';
-import { addKeyUse, type KeyUseFlags, unlocking } from './opening.js';
+import { addKeyUse, type KeyUseFlags, unlocking, warnOfSwap } from './opening.js';
 import { examples, jsonOption, parseCount } from './options.js';
 import type { Terminal } from './terminal.js';
 
@@ -46,6 +46,7 @@ export function addAgent(program: Command, terminal: Terminal): void {
         timeoutMs: (timeout ?? 0) * 1000,
         signal: terminal.signal,
         onReady: () => {
+          warnOfSwap(terminal);
           if (json) terminal.json({ ready: true, pid: process.pid, socket });
           else terminal.line(`ready: ${socket}`);
           notifyServiceManager(`READY=1\nMAINPID=${process.pid}`);

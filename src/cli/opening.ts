@@ -15,6 +15,7 @@ import {
   type Identity,
   type KeyStore,
   keyAreaOf,
+  keysAreLocked,
   type OpenDiskOptions,
   openDisk,
   parseRecoveryCode,
@@ -33,6 +34,7 @@ import {
   storeOption,
 } from './options.js';
 import { type PolicyFlags, policyOf, policyOption, slotChecker } from './policy.js';
+import type { Terminal } from './terminal.js';
 
 export const FORMATS: readonly DiskFormat[] = ['raw', 'qcow2', 'sealed'];
 export const CACHES: readonly CacheMode[] = ['none', 'writeback', 'writethrough', 'unsafe'];
@@ -248,4 +250,12 @@ async function openFor(
 ): Promise<Disk> {
   using unlocked = await unlocking(path, flags);
   return await openDisk(path, { ...unlocked.options, ...how });
+}
+
+/** For whoever keeps keys for long, once they are there. */
+export function warnOfSwap(terminal: Terminal): void {
+  if (keysAreLocked()) return;
+  terminal.remark(
+    'pqblk: warning: keys are not in locked memory and may reach swap: RLIMIT_MEMLOCK leaves no room (`ulimit -l`)',
+  );
 }

@@ -20,7 +20,7 @@ import {
 } from '../index.js';
 import type { ServedDisk, ServerNumbers } from './metrics.js';
 import { serveMetrics } from './metrics-server.js';
-import { type EngineFlags, formatOf, type OpenFlags, unlocking } from './opening.js';
+import { type EngineFlags, formatOf, type OpenFlags, unlocking, warnOfSwap } from './opening.js';
 import { openStore } from './options.js';
 import type { Terminal } from './terminal.js';
 
@@ -118,6 +118,7 @@ export async function serveWhile(
   let failures: readonly Failure[];
   try {
     failures = await startAll(plan.disks, served, remark);
+    warnOfSwap(terminal);
     if (plan.stats !== undefined) metrics = await serveMetrics(plan.stats, served);
     if (plan.sandbox ?? true) closeSandbox(terminal, sandbox);
     await work(served, sandbox, failures);

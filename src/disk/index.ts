@@ -55,6 +55,7 @@ export {
 } from './info.js';
 export { keyAreaOf, readKeyArea } from './key-area-file.js';
 export {
+  keysAreLocked,
   noCoreDumps,
   noCoreFiles,
   noNewPrivileges,

@@ -24,6 +24,11 @@ export function noCoreFiles(): boolean {
   return native().noCoreFiles();
 }
 
+/** False once the engine has keys that may reach swap, because `RLIMIT_MEMLOCK` leaves no room for them. */
+export function keysAreLocked(): boolean {
+  return native().keysAreLocked();
+}
+
 /**
  * From here on, in every thread, system calls that serving never needs fail with EPERM: starting
  * programs, looking into other processes, mounting, other identities, and the like. Returns why it

@@ -1,11 +1,12 @@
 // What a serving process has given up, as the kernel tells it, and that it serves all the same.
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
-import { exitCode, peer, pqblk, pqblkJson, scratch } from './helpers.js';
-import { serve } from './serving.js';
+import { exitCode, MAIN, peer, pqblk, pqblkJson, scratch } from './helpers.js';
+import { running, serve } from './serving.js';
 
 const dir = scratch();
 const at = (name: string) => join(dir, name);
@@ -25,6 +26,24 @@ function statusOf(pid: number | undefined, name: string): string[] {
 const filtersOf = (pid: number | undefined) =>
   new Set(statusOf(pid, 'Seccomp_filters').map((count) => Number(count) - given));
 const given = Number(statusOf(process.pid, 'Seccomp_filters')[0]);
+
+/** Runs a program that may lock no memory, until it says that it is ready. */
+async function lockingNone(...argv: string[]): Promise<{ stderr: string }> {
+  const powerless = ['setpriv', '--bounding-set=-ipc_lock', '--inh-caps=-ipc_lock', '--'];
+  const drop = process.getuid?.() === 0 ? powerless : [];
+  const child = spawn('prlimit', ['--memlock=0:0', ...drop, process.execPath, ...argv]);
+  running.add(child);
+  let stderr = '';
+  child.stderr.on('data', (text) => {
+    stderr += text;
+  });
+  const closed = once(child, 'close');
+  await Promise.race([once(child.stdout, 'data'), closed]);
+  child.kill('SIGTERM');
+  await closed;
+  running.delete(child);
+  return { stderr };
+}
 
 describe('the sandbox of serve', () => {
   it('holds in every thread, and lets it serve', async () => {
@@ -46,6 +65,24 @@ describe('the sandbox of serve', () => {
     expect(server.stdout()).toContain(
       'sandbox: no new privileges, no core dumps, system call filter\n',
     );
+  });
+
+  it('cannot keep keys from swap where no memory may be locked, and says so', async () => {
+    const key = ['--key', 'alice', '--store', at('keys')];
+    const warning = /^pqblk: warning: keys are not in locked memory /gm;
+    const server = await lockingNone(MAIN, 'serve', at('vm.sealed'), '--nbd', at('u.sock'), ...key);
+    expect(server.stderr.match(warning)).toHaveLength(1);
+    const plain = await lockingNone(MAIN, 'serve', at('source.raw'), '--nbd', at('w.sock'));
+    expect(plain.stderr).toBe(''); // has no keys
+    const agent = await lockingNone(
+      MAIN,
+      'agent',
+      at('vm.sealed'),
+      '--socket',
+      at('a.sock'),
+      ...key,
+    );
+    expect(agent.stderr.match(warning)).toHaveLength(1);
   });
 
   it('can be left out', async () => {
