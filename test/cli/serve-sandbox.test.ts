@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { describe, expect, it } from 'vitest';
+import { beforeAll, describe, expect, it } from 'vitest';
 import { exitCode, MAIN, peer, pqblk, pqblkJson, scratch } from './helpers.js';
 import { running, serve } from './serving.js';
 
@@ -46,10 +46,13 @@ async function lockingNone(...argv: string[]): Promise<{ stderr: string }> {
 }
 
 describe('the sandbox of serve', () => {
-  it('holds in every thread, and lets it serve', async () => {
+  beforeAll(async () => {
     await pqblkJson('key', 'gen', 'alice', '--no-passphrase', '--store', at('keys'));
     await pqblkJson('create', at('vm.sealed'), '8M', '--key', 'alice', '--store', at('keys'));
     writeFileSync(at('source.raw'), Buffer.alloc(8 << 20, 'pqblk'));
+  });
+
+  it('holds in every thread, and lets it serve', async () => {
     const argv = ['--nbd', at('s.sock'), '--vhost-user', at('v.sock'), '--stats', at('m.sock')];
     const server = await serve(at('vm.sealed'), ...argv, '--store', at('keys'), '--queues', '2');
     const { pid } = server.child;
