@@ -141,7 +141,8 @@ export interface NativeAddon {
     },
     keys: NativeKeys,
   ): Promise<{ header: boolean; sessions: number; sessionsLost: boolean; byLogAlone: boolean }>;
-  clearCorrupt(options: { path: string }): Promise<void>;
+  /** Of the header that begins with `checked`; without, of any. */
+  clearCorrupt(options: { path: string; checked?: Uint8Array }): Promise<void>;
   engineInfo(): Promise<unknown>;
   /** 0, or the errno of flock(2). */
   lockFile(descriptor: number): number;

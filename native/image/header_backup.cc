@@ -21,6 +21,7 @@ namespace qcow2 = format::qcow2;
 
 constexpr std::size_t kFeaturesByte = 79;  // of incompatible_features, with the corrupt bit
 constexpr std::uint8_t kCorruptMask = 1u << qcow2::kCorruptBit;
+constexpr std::uint8_t kDirtyMask = 1u << qcow2::kDirtyBit;
 
 struct ParsedHeader {
   qcow2::Header header;
@@ -204,9 +205,22 @@ Task<Error> restore(io::Queue& io, const io::File& file, const HeaderBackup& bac
   co_return Error();
 }
 
-Task<Error> clear(io::Queue& io, const io::File& file) {
+// But for the marks, which a check may change itself.
+bool is_same_header(std::span<const std::uint8_t> header, std::span<const std::uint8_t> page) {
+  if (header.size() > page.size()) return false;
+  for (std::size_t i = 0; i < header.size(); ++i) {
+    const std::uint8_t changing = i == kFeaturesByte ? kCorruptMask | kDirtyMask : 0;
+    if (((header[i] ^ page[i]) & ~changing) != 0) return false;
+  }
+  return true;
+}
+
+Task<Error> clear(io::Queue& io, const io::File& file, std::span<const std::uint8_t> checked) {
   AlignedBuffer page(kPage);
   if (Error e = co_await io.read(file, 0, page.data(), page.size())) co_return e;
+  if (!is_same_header(checked, page.span())) {
+    co_return Error(Kind::locked, "the header was replaced after it was checked");
+  }
   page.data()[kFeaturesByte] &= static_cast<std::uint8_t>(~kCorruptMask);
   if (Error e = co_await io.write(file, 0, page.data(), page.size())) co_return e;
   co_return co_await io.fdatasync(file);
@@ -264,8 +278,9 @@ Result<HeaderRestored> restore_header(const std::string& path, const HeaderBacku
   return restored;
 }
 
-Error clear_corrupt(const std::string& path) {
-  return with_file(path, {}, [](io::Queue& io, const io::File& file) { return clear(io, file); });
+Error clear_corrupt(const std::string& path, std::span<const std::uint8_t> checked) {
+  return with_file(path, {},
+                   [&](io::Queue& io, const io::File& file) { return clear(io, file, checked); });
 }
 
 }  // namespace pqblk::image

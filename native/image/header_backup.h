@@ -52,7 +52,8 @@ struct HeaderRestored {
 Result<HeaderRestored> restore_header(const std::string& path, const HeaderBackup& backup,
                                       bool with_sessions, sealed::VolumeKeys keys);
 
-// Takes the mark off again. Blocking, under the disk's lock.
-Error clear_corrupt(const std::string& path);
+// Takes the mark off again, of the header that begins with `checked` (empty: of any). Blocking,
+// under the disk's lock. Kind::locked when another one has come since.
+Error clear_corrupt(const std::string& path, std::span<const std::uint8_t> checked);
 
 }  // namespace pqblk::image

@@ -334,10 +334,12 @@ Napi::Value clear_corrupt(const Napi::CallbackInfo& info) {
   const Napi::Env env = info.Env();
   const Options options(env, info[0]);
   std::string path;
+  std::vector<std::uint8_t> checked;
   options.read("path", path);
+  options.read("checked", checked);
   if (env.IsExceptionPending()) return env.Undefined();
   return start_job(
-      env, env.Undefined(), [path] { return image::clear_corrupt(path); },
+      env, env.Undefined(), [path, checked] { return image::clear_corrupt(path, checked); },
       [](Napi::Env e) { return e.Undefined(); });
 }
 

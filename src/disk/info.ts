@@ -1,4 +1,5 @@
 // Room disk/: what a disk's file says of itself without a key, and checking it.
+import { open } from 'node:fs/promises';
 import { PqblkError } from '../errors.js';
 import {
   describeKeyArea,
@@ -19,6 +20,8 @@ import {
 import { copiesIn, keyAreaOf, type RawKeyArea } from './key-area-file.js';
 import type { DiskFormat, KeyOptions } from './types.js';
 import { lendKeys, type UnlockedVolume, withUnlocked } from './unlock.js';
+
+const HEADER_MAC_BYTES = 512;
 
 export interface Qcow2Info {
   readonly version: number;
@@ -174,6 +177,7 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     await overrule?.({ dryRun: true });
     const info = await diskInfo(path, format);
     const marked = info.qcow2?.corrupt === true;
+    const checked = await headOf(path); // a check takes long, and each has the lock for itself
     const check = async (how: LongWork & { repair?: boolean }) =>
       await checkSealed(path, volume, how).catch((error: unknown) => {
         throw marked ? aboutMark(error) : error;
@@ -181,13 +185,25 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     if (marked && repair) requireBelievable(path, await check({ ...options, repair: false }));
     const result = await check(options);
     const believed = marked && repair && isSound(result);
-    if (believed) await calling(() => native().clearCorrupt({ path }));
+    if (believed) await calling(() => native().clearCorrupt({ path, checked }));
     const told = withMark(result, info, marked && !believed);
     const mend =
       overrule ??
       (async () => await mendCopies(keyAreaOf(path), volume.keyArea.copies, volume.keyArea.index));
     return await withKeyArea(told, volume, repair && (() => mend({ dryRun: false })));
   });
+}
+
+/** The part of the header that its MAC covers. */
+async function headOf(path: string): Promise<Uint8Array> {
+  const file = await open(path);
+  try {
+    const head = Buffer.alloc(HEADER_MAC_BYTES);
+    const { bytesRead } = await file.read(head, 0, head.length, 0);
+    return head.subarray(0, bytesRead);
+  } finally {
+    await file.close();
+  }
 }
 
 async function checkSealed(

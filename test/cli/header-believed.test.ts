@@ -3,6 +3,7 @@
 import { readFileSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { KeyStore, openDisk } from '../../src/index.js';
+import { native } from '../../src/native.js';
 import {
   at,
   damage,
@@ -33,6 +34,21 @@ async function requireNamed(path: string, own: string[], hint: string): Promise<
   const { stdout } = await pqblk(...check, '--json');
   expect(JSON.parse(stdout)).toMatchObject({ clean: false, headerPutBack: true });
 }
+
+it('a mark is taken off the header that was checked, and off no other', async () => {
+  const { path } = await disk();
+  const bytes = readFileSync(path);
+  bytes[79] = (bytes[79] ?? 0) | 2;
+  const checked = Uint8Array.from(bytes.subarray(0, 512));
+  bytes[300] = (bytes[300] ?? 0) ^ 1; // another one was put back meanwhile
+  writeFileSync(path, bytes);
+  await expect(native().clearCorrupt({ path, checked })).rejects.toMatchObject({ kind: 'locked' });
+  expect(readFileSync(path).equals(bytes)).toBe(true);
+  bytes[300] = (bytes[300] ?? 0) ^ 1;
+  writeFileSync(path, bytes);
+  await native().clearCorrupt({ path, checked });
+  expect(readFileSync(path)[79]).toBe((bytes[79] ?? 0) & ~2);
+});
 
 describe('what a restore leaves', () => {
   const pieces = async (path: string, own: string[]) => {
