@@ -263,6 +263,7 @@ class SealedBackend final : public Backend {
   void ask_checkpoint() { ask(checkpoint_asked_, checkpoint_ended_); }
 
   // sealed_recovery.cc
+  sealed::SealedGeometry mapped_geometry() const;
   Task<Error> recover(QueueContext& q);
   Task<Error> reclaim(QueueContext& q);
   Task<Error> fold(QueueContext& q, const sealed::LogScan& scan, Fold& fold);

@@ -179,7 +179,7 @@ Task<Error> SealedBackend::choose(QueueContext& q, Fold& fold) {
       if (l2_host(s.final_entry) == 0) continue;
       const std::uint64_t spc = geometry_.sectors_per_cluster();
       const std::uint64_t first = geometry_.cluster_of_slot({slot}).value * spc;
-      for (std::uint64_t i = first; i < std::min(first + spc, geometry_.sectors()); ++i) {
+      for (std::uint64_t i = first; i < std::min(first + spc, mapped_geometry().sectors()); ++i) {
         fold.sectors.try_emplace(i);
       }
     }
@@ -203,11 +203,20 @@ Task<Error> SealedBackend::choose(QueueContext& q, Fold& fold) {
   co_return Error();
 }
 
+// All that the tables can map. A header of before the disk was grown, put back from a backup, has a
+// smaller size than the log knows of: what that says is the disk's all the same.
+SealedGeometry SealedBackend::mapped_geometry() const {
+  SealedGeometry mapped = geometry_;
+  mapped.size = meta_->tables().l1_size() * geometry_.data_clusters() * geometry_.cluster_size();
+  return mapped;
+}
+
 Task<Error> SealedBackend::recover(QueueContext& q) {
   Result<LogHeader> header = co_await read_log_header(q.io, file_, extension_, mac_);
   if (!header) co_return header.take_error();
   log_->adopt(*header);
-  Result<LogScan> scan = co_await scan_log(q.io, file_, extension_, *header, geometry_, *sessions_);
+  const SealedGeometry mapped = mapped_geometry();
+  Result<LogScan> scan = co_await scan_log(q.io, file_, extension_, *header, mapped, *sessions_);
   if (!scan) co_return scan.take_error();
   // Of a log whose newer header is gone the older one finds all blocks, or none any more.
   if (header->other_unreadable && scan->blocks == 0 && meta_->header().has(qcow2::kDirtyBit)) {
