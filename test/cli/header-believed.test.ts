@@ -6,17 +6,17 @@ import { KeyStore, openDisk } from '../../src/index.js';
 import { native } from '../../src/native.js';
 import {
   at,
+  contested,
   damage,
   damageOneSector,
   disk,
   made,
   places,
-  pristine,
   requireContent,
   restoredUuid,
   restoreJson,
 } from './header-disks.js';
-import { exitCode, peer, pqblk, pqblkJson } from './helpers.js';
+import { exitCode, pqblk, pqblkJson } from './helpers.js';
 
 /** Who looks at the disk is told that its header is not believed, and what to do about it. */
 async function requireNamed(path: string, own: string[], hint: string): Promise<void> {
@@ -199,20 +199,8 @@ describe('what a restore leaves', () => {
   });
 
   it('opens with the word that was given for its key area', async () => {
-    const { path, backup, own } = await disk();
-    const { vmkCheck } = await pqblkJson<{ vmkCheck: string }>(
-      ...['slot', 'test', path, '--key', 'alice', ...own],
-    );
-    const elsewhere = at(`keys-${made}-elsewhere`);
-    peer('cp', '-a', own[1] as string, elsewhere);
-    await pqblkJson('slot', 'revoke', path, 'alice', '--key', 'bob', '--store', elsewhere);
-    const bytes = readFileSync(path);
-    const { header, keyAreas } = places(path);
-    const { offset, length } = keyAreas[0] ?? { offset: 0, length: 0 };
-    bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
-    writeFileSync(path, bytes);
-    damage(path, header);
-    const word = ['--confirm-vmk', vmkCheck];
+    const { path, backup, own, word } = await contested();
+    damage(path, places(path).header);
     const restored = await restoreJson(path, backup, '--keep-key-area', ...word, ...own);
     expect(restored.after).toMatchObject([{ label: 'alice', state: 'active' }, { label: 'bob' }]);
     await requireContent(path, own);

@@ -87,8 +87,8 @@ export function putOldCopiesBack(path: string): Buffer {
 }
 
 /** Copy B ends alice's key, says another host; copy A is of before. */
-export async function contested(): Promise<{ path: string; own: string[]; repair: string[] }> {
-  const { path, own } = await disk();
+export async function contested() {
+  const { path, backup, own } = await disk();
   const { vmkCheck } = await pqblkJson<{ vmkCheck: string }>(
     ...['slot', 'test', path, '--key', 'alice', ...own],
   );
@@ -99,8 +99,9 @@ export async function contested(): Promise<{ path: string; own: string[]; repair
   const [{ offset, length } = { offset: 0, length: 0 }] = places(path).keyAreas;
   bytes.set(readFileSync(pristine).subarray(offset, offset + length), offset);
   writeFileSync(path, bytes);
-  const repair = ['check', path, '--repair', '--key', 'alice', '--confirm-vmk', vmkCheck, ...own];
-  return { path, own, repair };
+  const word = ['--confirm-vmk', vmkCheck]; // for alice's
+  const repair = ['check', path, '--repair', '--key', 'alice', ...word, ...own];
+  return { path, backup, own, word, repair };
 }
 
 export async function requireContent(path: string, own: string[]): Promise<void> {
