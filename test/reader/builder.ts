@@ -365,6 +365,11 @@ export class ImageBuilder {
     this.put(this.places.log + PAGE, header);
   }
 
+  /** Sectors that the L2 tables have slots for, those beyond the disk's size too. */
+  get mappable(): number {
+    return (this.#l1Size * this.#d * this.clusterBytes) / PAGE;
+  }
+
   get ringPages(): number {
     return this.#logBytes / PAGE - 2;
   }

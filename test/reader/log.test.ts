@@ -308,12 +308,20 @@ describe('the log', () => {
     });
   });
 
+  it('takes records beyond the size of a header that is older than the growth', () => {
+    logWD(3, 1);
+    logWD(2048, 2);
+    builder.block({ records: [record.z(builder.mappable - 1, 1)] });
+    logWD(4, 3);
+    expect(versions(3, 4)).toEqual([1, 3]);
+  });
+
   it('with records that make no sense under a good MAC is a fault of the image', () => {
     const { entry, ciphertext } = builder.seal(3, content(3), 2);
     const { dataSlot, entrySlot } = builder.place(0);
     const bad = [
-      [record.w(2048, entry)], // beyond the disk's end
-      [record.z(2047, 2)],
+      [record.w(builder.mappable, entry)], // beyond what the tables map
+      [record.z(builder.mappable - 1, 2)],
       [record.z(0, 0)],
       [record.wd(1, 3, entry)], // no such payload page
       [record.w(3, zeroEntry())],

@@ -67,6 +67,8 @@ export interface LogContext {
   readonly volumeUuid: Uint8Array;
   readonly suite: SuiteId;
   readonly geometry: Geometry;
+  /** Sectors that the L1 table can map: more than the disk's, if its header is older than a growth. */
+  readonly mappable: number;
   read(offset: number, length: number): Uint8Array;
   /** Undefined when no valid entry of the session table has this id. */
   logKey(sessionId: number): Uint8Array | undefined;
@@ -207,15 +209,15 @@ function parseRecord(
   fields: Fields,
   payload: { at: number; pages: number },
 ): LogRecord {
-  const { geometry } = context;
+  const { mappable } = context;
   const type = fields.u8(0);
   if (type === 4) return parseMap(context, fields);
   const sector = fields.u64(8);
-  ensure(sector < geometry.sectors, 'log', `a record of sector ${sector}, beyond the disk's end`);
+  ensure(sector < mappable, 'log', `a record of sector ${sector}, beyond the tables`);
   if (type === 3) {
     fields.zero(1, 7, 'bytes of a Z record');
     const count = fields.u64(16);
-    ensure(count >= 1 && sector + count <= geometry.sectors, 'log', `Z of ${count} sectors`);
+    ensure(count >= 1 && sector + count <= mappable, 'log', `Z of ${count} sectors`);
     return { type: 'Z', first: sector, count };
   }
   const entry = parseSectorEntry(fields.slice(16, 32), sector);

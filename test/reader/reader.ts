@@ -325,13 +325,15 @@ export class SealedImage {
   }
 
   #logContext(): LogContext {
-    const { log, uuid, suite } = this.header;
+    const { log, uuid, suite, l1Size } = this.header;
+    const { d, spc } = this.geometry;
     return {
       offset: log.offset,
       ringPages: ringPagesOf(log.length),
       volumeUuid: uuid,
       suite,
       geometry: this.geometry,
+      mappable: l1Size * d * spc,
       read: (offset, length) => this.#file.read(offset, length),
       logKey: (sessionId) => this.#sessionKey('log', sessionId),
       opens: (sector, entry, ciphertext) => this.#decrypt(sector, entry, ciphertext) !== undefined,
