@@ -1,26 +1,23 @@
-// Builds what `npm run build` promises: the Node addon (CMake through cmake-js) and dist/ (tsc, and
-// rolldown for the command line).
+// Builds what `npm run build` promises: the Node addon (CMake through cmake-js), dist/ (tsc, and rolldown
+// for the command line), and the command line's bytecode, which the first two make.
 //
-//   node scripts/build.mjs [native|ts]      both when nothing is named
+//   node scripts/build.mjs [native|ts|bytecode]...      all when nothing is named
 //
 // Nothing is downloaded: package.json's binary.napi_versions makes cmake-js take the headers from
 // node-api-headers. `cmake-js build` is used and not `compile`, whose answer to a compile error is to
 // delete the build directory and start again.
 import { spawnSync } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { existsSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { availableParallelism } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
+import { makeBytecode } from './build/bytecode.mjs';
+import { joinCommandLine } from './build/command-line.mjs';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..');
+const COMMAND_LINE = join(root, 'dist', 'cli');
 const require = createRequire(import.meta.url);
-
-/** What is loaded together: what every run needs, and what half a dozen commands need. */
-const GROUPS = [
-  { name: 'start', test: /commander|dist\/(errors|package-root|cli\/sizes|keys\/waiting)/ },
-  { name: 'common', minShareCount: 6 },
-];
 
 function run(file, args) {
   const { status, error } = spawnSync(file, args, { cwd: root, stdio: 'inherit' });
@@ -52,52 +49,15 @@ function buildNative() {
 async function buildTypeScript() {
   const tsc = join(dirname(require.resolve('typescript/package.json')), 'bin', 'tsc');
   const status = run(process.execPath, [tsc, '-p', 'tsconfig.build.json']);
-  if (status === 0) await joinCommandLine(join(root, 'dist', 'cli'));
+  if (status === 0) await joinCommandLine(COMMAND_LINE);
   return status;
 }
 
-const CHILD_PROCESS = "require('node:child_process')";
-
-/** Commander asks for child_process for commands that are programs of their own; pqblk has none. */
-function withoutChildProcess(code, id) {
-  if (!id.endsWith('commander/lib/command.js')) return null;
-  if (code.split(CHILD_PROCESS).length !== 2) {
-    throw new Error(`${id}: expected ${CHILD_PROCESS} once`);
-  }
-  return {
-    code: code.replace(CHILD_PROCESS, `{ get spawn() { return ${CHILD_PROCESS}.spawn; } }`),
-  };
+function keepBytecode() {
+  return makeBytecode(COMMAND_LINE) ? 0 : 1;
 }
 
-/**
- * A module costs Node about a millisecond, whatever is in it, and a short run of `pqblk` would load a
- * hundred: what tsc made is joined into few files, each with what is loaded together. The library is
- * left as it is, and so are all packages but commander, which every run needs.
- */
-async function joinCommandLine(directory) {
-  const { rolldown } = await import('rolldown');
-  const bundle = await rolldown({
-    input: join(directory, 'main.js'),
-    platform: 'node',
-    external: (id) => !/^[./]/.test(id) && id !== 'commander',
-    treeshake: { moduleSideEffects: false },
-    plugins: [{ name: 'lazy-child-process', transform: withoutChildProcess }],
-  });
-  const { output } = await bundle.generate({
-    chunkFileNames: '[name].js',
-    codeSplitting: { groups: GROUPS },
-    comments: { legal: true, annotation: false, jsdoc: false }, // V8 reads them at every start
-  });
-  await bundle.close();
-  rmSync(directory, { recursive: true });
-  mkdirSync(directory);
-  for (const { fileName, code } of output) writeFileSync(join(directory, fileName), code);
-  chmodSync(join(directory, 'main.js'), 0o755);
-  const commander = dirname(require.resolve('commander'));
-  copyFileSync(join(commander, 'LICENSE'), join(directory, 'LICENSE.commander'));
-}
-
-const steps = { native: buildNative, ts: buildTypeScript };
+const steps = { native: buildNative, ts: buildTypeScript, bytecode: keepBytecode };
 const wanted = process.argv.length > 2 ? process.argv.slice(2) : Object.keys(steps);
 for (const name of wanted) {
   const step = steps[name];

@@ -90,7 +90,7 @@ export function checkIncludes(root) {
 export function checkImports(root) {
   const violations = [];
   const roomOf = (path) => path.split('/')[0].replace(/\.[jt]s$/, '');
-  for (const file of filesBelow(join(root, 'src'), /\.ts$/)) {
+  for (const file of filesBelow(join(root, 'src'), /\.c?ts$/)) {
     const path = relative(join(root, 'src'), file).split(sep).join('/');
     const room = roomOf(path);
     const rank = sourceRooms.indexOf(room);
@@ -117,7 +117,7 @@ export function checkImports(root) {
 export function checkLengths(root) {
   const violations = [];
   for (const dir of ['native', 'src', 'test', 'bench', 'scripts', 'cmake']) {
-    for (const file of filesBelow(join(root, dir), /\.(cc|h|ts|mjs|cmake)$/)) {
+    for (const file of filesBelow(join(root, dir), /\.(cc|h|c?ts|[cm]js|cmake)$/)) {
       const lines = readFileSync(file, 'utf8').split('\n').length - 1;
       if (lines > MAX_LINES)
         violations.push(`${relative(root, file)}: ${lines} lines; split it (at most ${MAX_LINES})`);

@@ -151,7 +151,7 @@ export class Bench {
 
   /** `pqblk ARGS`, and what it reported where ARGS have --json. */
   async pqblk(...args) {
-    const main = join(this.root, 'dist', 'cli', 'main.js');
+    const main = join(this.root, 'dist', 'cli', 'main.cjs');
     const output = await this.run(process.execPath, [main, ...args]);
     return args.includes('--json') ? JSON.parse(output) : output.trim();
   }
@@ -171,7 +171,7 @@ export class Bench {
 
   /** `pqblk serve …` and its like, ready when it says so. */
   async startPqblk(...args) {
-    const main = join(this.root, 'dist', 'cli', 'main.js');
+    const main = join(this.root, 'dist', 'cli', 'main.cjs');
     const child = this.start(process.execPath, [main, ...args]);
     await processes.firstLine(child, `pqblk ${args[0]}`);
     return child;

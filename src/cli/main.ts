@@ -1,4 +1,3 @@
-#!/usr/bin/env node
 // Room cli/: the executable. Connects the process (streams, signals, exit code) with the command line.
 import { fromSystem, PqblkError } from '../errors.js';
 import { isWaitingForInput } from '../keys/waiting.js';
@@ -82,8 +81,13 @@ process.on('exit', () => {
   process.exitCode = 1;
 });
 
-process.exitCode = await run(process.argv.slice(2), streams);
-ended = true;
-setInterval(() => {
-  if (process.stdout.writableLength === 0) process.exit();
-}, LAST_WORDS_MS).unref();
+// Not awaited here: what this is built into, for a quick start, has no await outside functions.
+async function main(): Promise<void> {
+  process.exitCode = await run(process.argv.slice(2), streams);
+  ended = true;
+  setInterval(() => {
+    if (process.stdout.writableLength === 0) process.exit();
+  }, LAST_WORDS_MS).unref();
+}
+
+void main();

@@ -118,7 +118,7 @@ describe('agent', () => {
     chmodSync(dir, 0o777);
     const script = `
       import { openSync } from 'node:fs';
-      import { handKeys, KeyStore, serveKeys } from '${MAIN.replace('cli/main.js', 'index.js')}';
+      import { handKeys, KeyStore, serveKeys } from '${MAIN.replace('cli/main.cjs', 'index.js')}';
       const identity = await new KeyStore('${at('keys')}').unlock('alice');
       await handKeys('${disk}', { identity, fd: openSync('/dev/null', 'w') });
       process.setgid(${nobody});
@@ -192,7 +192,7 @@ describe('while a rotation of the data key is under way', () => {
     const rotating = at('rotating.sealed');
     await pqblkJson('create', rotating, '4M', '--key', 'alice', ...store);
     const rotate = fileURLToPath(new URL('../node/child/rotate.mjs', import.meta.url));
-    const dist = MAIN.replace('cli/main.js', 'index.js');
+    const dist = MAIN.replace('cli/main.cjs', 'index.js');
     const child = spawnSync(process.execPath, [rotate, dist, rotating, at('keys'), 'begun']);
     expect(child.signal).toBe('SIGKILL');
     const argv = [MAIN, 'unlock', rotating, '--fd', '1', '--key', 'alice', ...store];

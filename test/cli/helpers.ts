@@ -9,7 +9,7 @@ import { run } from '../../src/cli/program.js';
 import type { ErrorKind } from '../../src/errors.js';
 import { ERROR_TABLE } from '../../src/errors.js';
 
-export const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+export const MAIN = fileURLToPath(new URL('../../dist/cli/main.cjs', import.meta.url));
 
 export interface Outcome {
   readonly code: number;
@@ -60,7 +60,7 @@ export const exitCode = (kind: ErrorKind): number => ERROR_TABLE[kind].exitCode;
 
 /** Runs the built program. `dist/` is made by scripts/setup before the tests. */
 export function program(...argv: string[]): Outcome {
-  if (!existsSync(MAIN)) throw new Error('dist/cli/main.js is missing; run `npm run build:ts`');
+  if (!existsSync(MAIN)) throw new Error('dist/cli/main.cjs is missing; run `npm run build:ts`');
   const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...argv], {
     encoding: 'utf8',
   });

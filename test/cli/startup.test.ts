@@ -1,8 +1,8 @@
 // What a run of `pqblk` loads before it does anything: files, packages and parts of Node. Loading is
 // most of the time that a short command takes, and counting it needs no clock.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { basename, join } from 'node:path';
+import { cpSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { basename, dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, test } from 'vitest';
 import { MAIN, program, scratch } from './helpers.js';
@@ -36,15 +36,63 @@ const names = (files: readonly string[]) => files.map((file) => basename(file)).
 /** The parts of Node that these files import at once. */
 function parts(files: readonly string[]): Set<string> {
   const imports = files.flatMap((file) => [
-    ...readFileSync(file, 'utf8').matchAll(/^import .*["']node:([a-z_/]+)["'];?$/gm),
+    ...readFileSync(file, 'utf8').matchAll(/^\w.* = require\(["']node:([a-z_/]+)["']\);?$/gm),
   ]);
   return new Set(imports.map((match) => match[1] as string));
 }
 
 test('--version loads the command line and no command', () => {
   const files = loaded('--version');
-  expect(names(files)).toEqual(['main.js', 'start.js']);
-  expect([...parts(files)].sort()).toEqual(['fs', 'module', 'path', 'url', 'util']);
+  expect(names(files)).toEqual([
+    ...['main.cjs', 'program.cjs', 'rolldown-runtime.cjs', 'start.cjs'],
+  ]);
+  const own = ['crypto', 'vm']; // the launcher's
+  expect([...parts(files)].sort()).toEqual([...own, 'fs', 'module', 'path', 'url', 'util'].sort());
+});
+
+/** Whether V8 took the bytecode of each file that `--version` loads. */
+function accepted(main: string): Record<string, boolean | undefined> {
+  const code = `const { load, acceptedBytecode } = require(${JSON.stringify(main)});
+    process.argv = ['node', 'pqblk', '--version'];
+    process.on('exit', () => console.log(JSON.stringify(Object.fromEntries(acceptedBytecode()))));
+    load('./program.cjs');`;
+  const { stdout, stderr, status } = spawnSync(process.execPath, ['-e', code], {
+    encoding: 'utf8',
+  });
+  expect({ stderr, status }).toEqual({ stderr: '', status: 0 });
+  const [version, ...rest] = stdout.trim().split('\n');
+  expect(version).toMatch(/^\d+\.\d+\.\d+$/);
+  return JSON.parse(rest.join(''));
+}
+
+test('the bytecode is used, and done without where it is not whole or of another text', () => {
+  const all = { 'program.cjs': true, 'rolldown-runtime.cjs': true, 'start.cjs': true };
+  expect(accepted(MAIN)).toEqual(all);
+
+  const copy = join(directory, 'copy', 'cli');
+  cpSync(dirname(MAIN), copy, { recursive: true });
+  cpSync(join(dirname(MAIN), '../../package.json'), join(directory, 'copy', 'package.json'));
+  const main = join(copy, basename(MAIN));
+  const start = join(copy, 'start.cjs');
+  const bytecode = readFileSync(`${start}.bytecode`);
+  expect(accepted(main)).toEqual(all);
+
+  // V8 itself ends the process on most of these.
+  for (const [what, damaged] of Object.entries({
+    empty: Buffer.alloc(0),
+    short: bytecode.subarray(0, -1),
+    flipped: Buffer.from(bytecode).fill((bytecode[5000] ?? 0) ^ 1, 5000, 5001),
+    foreign: readFileSync(join(copy, 'program.cjs.bytecode')),
+  })) {
+    writeFileSync(`${start}.bytecode`, damaged);
+    expect(accepted(main), what).toEqual({ ...all, 'start.cjs': undefined });
+  }
+  writeFileSync(`${start}.bytecode`, bytecode);
+  const text = readFileSync(start, 'utf8');
+  writeFileSync(start, text.replace('unknown option', 'UNKNOWN option')); // as long as before: V8 compares that
+  expect(accepted(main)).toEqual({ ...all, 'start.cjs': undefined });
+  rmSync(`${start}.bytecode`);
+  expect(accepted(main)).toEqual({ ...all, 'start.cjs': undefined });
 });
 
 /** What of Node is in the process when `argv` has been done, asked of the process itself. */

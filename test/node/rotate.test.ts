@@ -32,7 +32,7 @@ import { openWithPrivateKey } from '../reader/reader.js';
 import { DIST, expectKind, randomBuffer, randomNumbers, scratch } from './support.js';
 
 const ROTATE = fileURLToPath(new URL('./child/rotate.mjs', import.meta.url));
-const MAIN = fileURLToPath(new URL('../../dist/cli/main.js', import.meta.url));
+const MAIN = fileURLToPath(new URL('../../dist/cli/main.cjs', import.meta.url));
 const MiB = 2 ** 20;
 const SIZE = 12 * MiB;
 const dir = scratch();

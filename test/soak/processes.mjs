@@ -7,7 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
 const here = (path) => fileURLToPath(new URL(path, import.meta.url));
-export const MAIN = here('../../dist/cli/main.js');
+export const MAIN = here('../../dist/cli/main.cjs');
 const HOST = here('host.mjs');
 const PEER = here('../../build/release/tests/soak_peer');
 const PATIENCE_MS = 300_000;

@@ -117,7 +117,7 @@ async function compareFleet(bench) {
   // A journal of its own for each run: what an earlier one did is not skipped.
   const pqblk = async (...words) => {
     run += 1;
-    const main = join(bench.root, 'dist', 'cli', 'main.js');
+    const main = join(bench.root, 'dist', 'cli', 'main.cjs');
     const env = { XDG_STATE_HOME: join(bench.ram, `state-${run}`) };
     const seconds =
       (await timeOnce(() => bench.run(process.execPath, [main, ...words], { env }))) / 1000;
