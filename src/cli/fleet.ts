@@ -20,7 +20,7 @@ import {
 } from '../index.js';
 import { refuseCopies } from './copies.js';
 import { type Candidate, type InventoryFlags, inventory } from './inventory.js';
-import { openStore, parseCount, passphraseOf } from './options.js';
+import { openStore, parseCount, unlockIn } from './options.js';
 import {
   addRekeyOptions,
   changeUnder,
@@ -228,8 +228,7 @@ async function unlockOnce(flags: FleetFlags): Promise<Identity> {
     throw new PqblkError('usage', 'name the key that opens the disks with --key');
   }
   const store = openStore(flags);
-  using passphrase = await passphraseOf(store, reference, flags);
-  return await store.unlock(reference, passphrase);
+  return await unlockIn(store, reference, flags);
 }
 
 async function changeOne(

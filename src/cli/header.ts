@@ -23,7 +23,7 @@ import {
   writeHeaderBackup,
 } from '../index.js';
 import { addKeyUse, type KeyUseFlags, recoveryKey } from './opening.js';
-import { examples, jsonOption, openStore, passphraseOf } from './options.js';
+import { examples, jsonOption, openStore, unlockIn } from './options.js';
 import { policyOf } from './policy.js';
 import {
   type ApproveFlags,
@@ -179,8 +179,7 @@ async function identityFor(
 ): Promise<Identity> {
   if (flags.recoveryCode !== undefined) return await recoveryKey(slots, flags.recoveryCode);
   const reference = [flags.key ?? []].flat()[0] ?? (await chooseKey(store, slots)).fingerprint;
-  using passphrase = await passphraseOf(store, reference, flags);
-  return await store.unlock(reference, passphrase);
+  return await unlockIn(store, reference, flags);
 }
 
 function report(

@@ -22,7 +22,7 @@ import {
   KEY_TEXT,
   openStore,
   type PassphraseFlags,
-  passphraseOf,
+  passphraseFor,
   passphraseSource,
   refuse,
   type StoreFlags,
@@ -231,7 +231,7 @@ async function exportPair(store: KeyStore, reference: string, flags: ExportFlags
     ...(flags.newPassphraseFd !== undefined && { passphraseFd: flags.newPassphraseFd }),
     ...(flags.newPassphraseEnv !== undefined && { passphraseEnv: flags.newPassphraseEnv }),
   };
-  using own = await passphraseOf(store, reference, flags);
+  using own = await passphraseFor(await store.show(reference), flags);
   // A key without a passphrase of its own takes the one that was given as that of the copy.
   const source = Object.keys(given).length > 0 || own ? given : flags;
   if (own && Object.keys(given).length === 0) return await store.exportPrivate(reference, own, own);

@@ -29,9 +29,9 @@ import {
   openStore,
   type PassphraseFlags,
   parseCount,
-  passphraseOf,
   type StoreFlags,
   storeOption,
+  unlockIn,
 } from './options.js';
 import { type PolicyFlags, policyOf, policyOption, slotChecker } from './policy.js';
 import type { Terminal } from './terminal.js';
@@ -183,8 +183,7 @@ export async function unlockKey(
     return await recoveryKey(await slotsOf(path), flags.recoveryCode);
   }
   const reference = [flags.key ?? []].flat()[0] ?? (await keyFor(store, path));
-  using passphrase = await passphraseOf(store, reference, flags);
-  return await store.unlock(reference, passphrase);
+  return await unlockIn(store, reference, flags);
 }
 
 /** The key of a recovery code, which is for one of these slots; '-' asks for the code. */

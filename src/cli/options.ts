@@ -6,6 +6,8 @@ import { type Command, InvalidArgumentError, Option } from 'commander';
 import { fromSystem, PqblkError } from '../errors.js';
 import { noCoreFiles } from '../index.js';
 import {
+  type Identity,
+  type KeyInfo,
   KeyStore,
   type PassphraseSource,
   parseRecipient,
@@ -159,15 +161,22 @@ export async function readPin(
  * What opens a key of the store: its passphrase, of a key on a token the PIN; undefined for a key
  * that needs none. The caller wipes it.
  */
-export async function passphraseOf(
-  store: KeyStore,
-  reference: string,
+export async function passphraseFor(
+  { name, protection, token }: KeyInfo,
   flags: PassphraseFlags,
 ): Promise<Secret | undefined> {
-  const { name, protection, token } = await store.show(reference);
   if (token?.login === 'pin') return await readPin(flags, token.pinFile, `PIN of key "${name}"`);
   if (protection !== 'scrypt') return undefined;
   return await readPassphrase(passphraseSource(flags, `Passphrase of key "${name}"`));
+}
+
+/** A key of the store, unlocked with what the flags say, or with what is typed. */
+export async function unlockIn(
+  store: KeyStore,
+  reference: string,
+  flags: PassphraseFlags,
+): Promise<Identity> {
+  return await store.unlock(reference, (key) => passphraseFor(key, flags));
 }
 
 export function openStore(flags: StoreFlags): KeyStore {

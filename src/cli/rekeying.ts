@@ -21,6 +21,7 @@ import {
   type KeyStore,
   keyAreaOf,
   type Policy,
+  prepareKeys,
   type SlotDescription,
   toHex,
 } from '../index.js';
@@ -30,11 +31,11 @@ import {
   collect,
   jsonOption,
   openStore,
-  passphraseOf,
   recipientIn,
   type SecondFlags,
   type StoreFlags,
   secondFlags,
+  unlockIn,
 } from './options.js';
 import { isPast, policyOf, warnOfGaps } from './policy.js';
 import type { Terminal } from './terminal.js';
@@ -142,7 +143,9 @@ export async function withPermit<T>(
   flags: RekeyFlags,
   use: (permit: Permit) => Promise<T>,
 ): Promise<T> {
-  await requireFree(path); // before anybody is asked for a passphrase
+  const free = requireFree(path); // before anybody is asked for a passphrase
+  prepareKeys().catch(() => {}); // meanwhile; who uses them hears of it
+  await free;
   using keyring = await keyringOf(flags, () => slotsOf(path));
   using identity = await unlockKey(keyring.store, path, flags);
   return await withPermitOf(keyring, identity, path, flags, use);
@@ -233,8 +236,7 @@ export async function approversOf(
   };
   try {
     for (const reference of approve) {
-      using secret = await passphraseOf(store, reference, secondFlags(flags, 'approve'));
-      identities.push(await store.unlock(reference, secret));
+      identities.push(await unlockIn(store, reference, secondFlags(flags, 'approve')));
     }
     if (code !== undefined && !slots) {
       throw new PqblkError('usage', 'a recovery code is of one disk: it approves no fleet');

@@ -29,10 +29,10 @@ import {
   jsonOption,
   openStore,
   type PassphraseFlags,
-  passphraseOf,
   recipientOf,
   type SecondFlags,
   secondFlags,
+  unlockIn,
 } from './options.js';
 import { isPast, policyOf } from './policy.js';
 import { makeRecoveryKit } from './recovery-kit.js';
@@ -272,8 +272,7 @@ export async function testerOf(
     const advice = [`the new slot was not tested: have its owner run \`pqblk slot test\``];
     return { identities: [], advice, [Symbol.dispose]: () => {} };
   }
-  using passphrase = await passphraseOf(store, info.name, secret);
-  const identity = await store.unlock(info.name, passphrase);
+  const identity = await unlockIn(store, info.name, secret);
   return {
     identities: [identity],
     advice: [],

@@ -24,7 +24,7 @@ import {
   examples,
   jsonOption,
   openStore,
-  passphraseOf,
+  passphraseFor,
   readPin,
   type StoreFlags,
   storeOption,
@@ -218,7 +218,7 @@ async function testKey(reference: string, flags: TestFlags): Promise<Tested> {
   const info = await store.show(reference);
   const { token } = info;
   if (!token) throw new PqblkError('invalid_argument', `key "${info.name}" is not on a token`);
-  using pin = await passphraseOf(store, reference, flags);
+  using pin = await passphraseFor(info, flags);
   const { encapsulationKey } = await store.recipient(reference);
   const place = { ...token, profile: await loadProfile(token.profile) };
   const started = performance.now();

@@ -130,6 +130,7 @@ export {
 export { Secret, unmovedCopy } from './secret.js';
 export { type Recipient, SlotRole, SlotState } from './slot.js';
 export {
+  type BringPassphrase,
   defaultStorePath,
   type KeyInfo,
   type KeyListing,

@@ -68,6 +68,9 @@ export type Protection =
   | { readonly passphrase: Secret; readonly cost?: ScryptCost | undefined }
   | { readonly noPassphrase: true };
 
+/** Brings what opens this key, undefined where it needs nothing; who called wipes it. */
+export type BringPassphrase = (key: KeyInfo) => Promise<Secret | undefined>;
+
 /** $PQBLK_KEYS, else $XDG_DATA_HOME/pqblk/keys, else ~/.local/share/pqblk/keys. */
 export function defaultStorePath(env: NodeJS.ProcessEnv = process.env): string {
   if (env.PQBLK_KEYS) return resolve(env.PQBLK_KEYS);
@@ -134,11 +137,21 @@ export class KeyStore {
   }
 
   /**
-   * The private half, ready to open disks; of a key on a token, `passphrase` is the PIN. Kinds as
-   * `openPrivate` and `openTokenKey`; dispose of it after use.
+   * The private half, ready to open disks; of a key on a token, `passphrase` is the PIN. A function is
+   * called once it is known for which key. Kinds as `openPrivate` and `openTokenKey`; dispose of it after use.
    */
-  async unlock(reference: string, passphrase?: Secret): Promise<Identity> {
+  async unlock(reference: string, passphrase?: Secret | BringPassphrase): Promise<Identity> {
     const key = await this.#find(reference);
+    if (typeof passphrase !== 'function') return await this.#unlock(key, passphrase);
+    try {
+      using found = await passphrase(this.#info(key));
+      return await this.#unlock(key, found);
+    } finally {
+      wipeKeyFile(key);
+    }
+  }
+
+  async #unlock(key: KeyFile, passphrase: Secret | undefined): Promise<Identity> {
     const part = key.privatePart;
     if (part?.protection === 'token') return await openOnToken(key, part, passphrase);
     prepareKeys(key.kem).catch(() => {}); // beside the passphrase's work; who uses the key hears of it
