@@ -56,15 +56,16 @@ Task<Error> verify_tags(QueueContext& q, SealedBackend& backend, CheckSpec& spec
   };
   for (std::uint64_t at = 0; at < size;) {
     auto extent = co_await backend.extent(q, {at}, size - at);
-    if (!extent) co_return extent.take_error();
-    const bool data = extent->kind == ExtentKind::data;
-    const std::uint64_t length = data ? std::min(extent->length, kVerifyStep) : extent->length;
+    // Where the entries cannot be read, nobody knows what there is: it is looked at as data is.
+    if (!extent && extent.error().kind() != Kind::io_error) co_return extent.take_error();
+    const bool data = !extent || extent->kind == ExtentKind::data;
+    const std::uint64_t most = extent ? extent->length : size - at;
+    const std::uint64_t length = data ? std::min(most, kVerifyStep) : most;
     if (data) {
       const std::uint64_t count = div_ceil<std::uint64_t>(length, kSectorSize);
-      const std::uint64_t unread = out.sectors_unreadable;
-      const Sector first{at / kSectorSize};
-      if (Error e = co_await backend.verify(q, first, count, bad, unreadable)) co_return e;
-      out.sectors_verified += count - (out.sectors_unreadable - unread);
+      auto looked = co_await backend.verify(q, {at / kSectorSize}, count, bad, unreadable);
+      if (!looked) co_return looked.take_error();
+      out.sectors_verified += *looked;
     }
     at += length;
     if (spec.progress && !spec.progress(std::min(at, size), size)) {

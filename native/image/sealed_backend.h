@@ -115,15 +115,16 @@ class SealedBackend final : public Backend {
   // bounded part of that, whose end it returns when there is none.
   Task<Result<std::uint64_t>> next_written(QueueContext& q, std::uint64_t at, std::uint64_t to);
   struct Rekeyed {
-    std::uint64_t sectors = 0;              // written again
-    std::vector<std::uint64_t> damaged;     // of another epoch, and their tag does not hold
-    std::vector<std::uint64_t> unreadable;  // or the medium does not give them out
+    std::uint64_t sectors = 0;           // written again
+    std::vector<std::uint64_t> damaged;  // of another epoch, and their tag does not hold
+    std::vector<std::uint64_t>
+        unreadable;  // or the medium does not give them, or their entries, out
   };
   // Writes every sector of the range that is of another epoch again. The caller excludes other
   // writers from the range; offset and length as for read(), the length at most max_transfer.
   Task<Error> rekey(QueueContext& q, GuestOffset at, std::uint64_t length, Rekeyed& out);
-  // How many sectors of the range are of another epoch. Any writers may be at work: what is of the
-  // current epoch stays so.
+  // How many sectors of the range are of another epoch, those with them whose entries the medium
+  // does not give out. Any writers may be at work: what is of the current epoch stays so.
   Task<Result<std::uint64_t>> count_other_epochs(QueueContext& q, GuestOffset at,
                                                  std::uint64_t length);
   // Kind::corrupt, with the size that it takes, when data lies beyond the size of the disk: its
@@ -136,10 +137,11 @@ class SealedBackend final : public Backend {
   std::uint32_t epoch() const { return sessions_->epoch(); }
 
   // Reads and authenticates sectors without giving plaintext out; calls `bad` for each that fails,
-  // and `unreadable` for each whose ciphertext the medium does not give out.
-  Task<Error> verify(QueueContext& q, Sector first, std::uint64_t count,
-                     const std::function<void(Sector)>& bad,
-                     const std::function<void(Sector)>& unreadable);
+  // and `unreadable` for each whose ciphertext or entry the medium does not give out. How many held
+  // data and were looked at.
+  Task<Result<std::uint64_t>> verify(QueueContext& q, Sector first, std::uint64_t count,
+                                     const std::function<void(Sector)>& bad,
+                                     const std::function<void(Sector)>& unreadable);
 
  private:
   struct Resolved {
@@ -170,6 +172,11 @@ class SealedBackend final : public Backend {
   bool resolve_one_now(Sector s, Resolved& out);
   Task<Error> resolve(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
   Task<Error> resolve_run(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
+  std::uint32_t run_from(Sector s, std::uint32_t count) const;
+  // Likewise for whoever looks at the whole disk: calls `unreadable` for each sector whose entry
+  // the medium does not give out, which is as one that was never written then.
+  Task<Error> resolve_readable(io::Queue& io, Sector first, std::uint32_t count, Resolved* out,
+                               const std::function<void(Sector)>& unreadable);
   Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,
                               GuestBuffers to);
   Task<Error> load_ciphertext(QueueContext& q, std::uint32_t count, const Resolved* r,

@@ -127,18 +127,41 @@ Task<Error> SealedBackend::resolve_run(io::Queue& io, Sector first, std::uint32_
   co_return Error();
 }
 
+// How many sectors, at most `count`, are of the same data cluster and entry page as `s`.
+std::uint32_t SealedBackend::run_from(Sector s, std::uint32_t count) const {
+  const std::uint64_t cluster_end =
+      (geometry_.cluster_of(s).value + 1) * geometry_.sectors_per_cluster();
+  const std::uint64_t page_left =
+      kEntriesPerPage - EntryCache::index_in_page(geometry_.entry_offset(s));
+  return static_cast<std::uint32_t>(
+      std::min({std::uint64_t{count}, cluster_end - s.value, page_left}));
+}
+
 Task<Error> SealedBackend::resolve(io::Queue& io, Sector first, std::uint32_t count,
                                    Resolved* out) {
-  std::uint32_t i = 0;
-  while (i < count) {
+  for (std::uint32_t i = 0; i < count;) {
     const Sector s{first.value + i};
-    const std::uint64_t cluster_end =
-        (geometry_.cluster_of(s).value + 1) * geometry_.sectors_per_cluster();
-    const std::uint64_t page_left =
-        kEntriesPerPage - EntryCache::index_in_page(geometry_.entry_offset(s));
-    const auto n = static_cast<std::uint32_t>(
-        std::min({std::uint64_t{count - i}, cluster_end - s.value, page_left}));
+    const std::uint32_t n = run_from(s, count - i);
     if (Error e = co_await resolve_run(io, s, n, out + i)) co_return e;
+    i += n;
+  }
+  co_return Error();
+}
+
+Task<Error> SealedBackend::resolve_readable(io::Queue& io, Sector first, std::uint32_t count,
+                                            Resolved* out,
+                                            const std::function<void(Sector)>& unreadable) {
+  for (std::uint32_t i = 0; i < count;) {
+    const Sector s{first.value + i};
+    const std::uint32_t n = run_from(s, count - i);
+    const Error e = co_await resolve_run(io, s, n, out + i);
+    if (e && e.kind() != Kind::io_error) co_return e;
+    // The versions in memory need no page.
+    for (std::uint32_t k = i; e && k < i + n; ++k) {
+      if (resolve_one_now({first.value + k}, out[k])) continue;
+      out[k] = Resolved{};
+      unreadable({first.value + k});
+    }
     i += n;
   }
   co_return Error();
@@ -395,16 +418,18 @@ Task<Error> SealedBackend::load_readable(QueueContext& q, Sector first, std::uin
   co_return Error();
 }
 
-Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t count,
-                                  const std::function<void(Sector)>& bad,
-                                  const std::function<void(Sector)>& unreadable) {
+Task<Result<std::uint64_t>> SealedBackend::verify(QueueContext& q, Sector first,
+                                                  std::uint64_t count,
+                                                  const std::function<void(Sector)>& bad,
+                                                  const std::function<void(Sector)>& unreadable) {
   constexpr std::uint32_t kPiece = 256;
+  std::uint64_t looked = 0;
   std::vector<Resolved> r(kPiece);
   QueueContext::Buffer buffer = q.buffer(std::size_t{kPiece} * kSectorSize);
   for (std::uint64_t s = first.value; s < first.value + count; s += kPiece) {
     const auto n =
         static_cast<std::uint32_t>(std::min<std::uint64_t>(kPiece, first.value + count - s));
-    if (Error e = co_await resolve(q.io, {s}, n, r.data())) co_return e;
+    if (Error e = co_await resolve_readable(q.io, {s}, n, r.data(), unreadable)) co_return e;
     if (Error e = co_await load_readable(q, {s}, n, r.data(), buffer.data(), unreadable)) {
       co_return e;
     }
@@ -412,6 +437,7 @@ Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t c
     Error failed;
     for (std::uint32_t i = 0; i < n && !failed; ++i) {
       if (r[i].version.entry.state() != State::data) continue;
+      ++looked;
       std::uint8_t* const place = buffer.data() + std::size_t{i} * kSectorSize;
       failed = open_sector({s + i}, r[i], place, place, keys);
       if (failed.kind() != Kind::integrity) continue;
@@ -421,7 +447,7 @@ Task<Error> SealedBackend::verify(QueueContext& q, Sector first, std::uint64_t c
     crypto::wipe(buffer.data(), std::size_t{n} * kSectorSize);
     if (failed) co_return failed;
   }
-  co_return Error();
+  co_return looked;
 }
 
 }  // namespace pqblk::image

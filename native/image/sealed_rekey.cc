@@ -200,9 +200,11 @@ Task<Error> SealedBackend::rekey(QueueContext& q, GuestOffset at, std::uint64_t 
                                  Rekeyed& out) {
   const Sector first{at.bytes >> kSectorShift};
   std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
-  if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {
-    co_return e;
-  }
+  const std::function<void(Sector)> unreadable = [&out](Sector s) {
+    out.unreadable.push_back(s.value);
+  };
+  const auto count = static_cast<std::uint32_t>(r.size());
+  if (Error e = co_await resolve_readable(q.io, first, count, r.data(), unreadable)) co_return e;
   const std::vector<RekeyRun> runs = runs_to_rekey(first, r);
   for (const RekeyRun& run : runs) {
     Resolved* const of_run = r.data() + (run.first.value - first.value);
@@ -218,11 +220,14 @@ Task<Result<std::uint64_t>> SealedBackend::count_other_epochs(QueueContext& q, G
                                                               std::uint64_t length) {
   const Sector first{at.bytes >> kSectorShift};
   std::vector<Resolved> r(div_ceil<std::uint64_t>(length, kSectorSize));
-  if (Error e = co_await resolve(q.io, first, static_cast<std::uint32_t>(r.size()), r.data())) {
-    co_return e;
-  }
-  co_return static_cast<std::uint64_t>(std::count_if(
-      r.begin(), r.end(), [this](const Resolved& x) { return of_other_epoch(x.version.entry); }));
+  std::uint64_t unknown = 0;
+  const std::function<void(Sector)> unreadable = [&unknown](Sector) { ++unknown; };
+  const auto count = static_cast<std::uint32_t>(r.size());
+  if (Error e = co_await resolve_readable(q.io, first, count, r.data(), unreadable)) co_return e;
+  co_return unknown +
+      static_cast<std::uint64_t>(std::count_if(r.begin(), r.end(), [this](const Resolved& x) {
+        return of_other_epoch(x.version.entry);
+      }));
 }
 
 // Where the data clusters end that are mapped beyond the last one of the disk, bytes, or the data

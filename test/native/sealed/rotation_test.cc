@@ -8,16 +8,6 @@ using namespace pqblk::test;  // NOLINT
 
 namespace {
 
-Error begin(Lab& lab, std::uint32_t epoch) {
-  const auto begun = [&]() -> Task<Error> {
-    auto info = co_await sealed::read_public_info(lab.queue().io, lab.file());
-    if (!info) co_return info.take_error();
-    const std::vector<std::uint8_t> state = sealed::state_of(info->key_area);
-    co_return co_await lab.backend().begin_epoch(lab.queue(), test_data_key(epoch), state);
-  };
-  return lab.run(begun(), Error(Kind::canceled, "hang"));
-}
-
 Error finish(Lab& lab, std::uint32_t epoch) {
   return lab.run(lab.backend().finish_epoch(lab.queue(), epoch), Error(Kind::io_error, "hang"));
 }
@@ -85,14 +75,14 @@ TEST_CASE("an epoch whose session could not begin is not finished") {
   const std::uint32_t session = lab.backend().session_id();
 
   fill_file(lab);
-  CHECK(begin(lab, 2).kind() == Kind::no_space);
+  CHECK(lab.begin_epoch(2).kind() == Kind::no_space);
   CHECK(lab.backend().epoch() == 2);
   CHECK(lab.backend().session_id() == session);
   CHECK(finish(lab, 2).kind() == Kind::canceled);
 
   // With room for the session the same steps lead to the end, and what is written then stays.
   lab.world().options().faults.file_size_max = ~std::uint64_t{0};
-  REQUIRE_FALSE(begin(lab, 2));
+  REQUIRE_FALSE(lab.begin_epoch(2));
   CHECK(lab.backend().session_id() != session);
   REQUIRE_FALSE(finish(lab, 2));
   REQUIRE_FALSE(lab.write(1, 7));
@@ -115,7 +105,7 @@ TEST_CASE(
   Lab before(shape);
   REQUIRE_FALSE(before.create());
   REQUIRE_FALSE(before.open(with_key(1)));
-  REQUIRE_FALSE(begin(before, 2));
+  REQUIRE_FALSE(before.begin_epoch(2));
   REQUIRE_FALSE(before.write(0, 7));
   REQUIRE_FALSE(finish(before, 2));
   REQUIRE_FALSE(before.write(1, 8));
@@ -138,7 +128,7 @@ TEST_CASE("who opens a disk goes on in the epoch of its newest session") {
   Lab lab(shape);
   REQUIRE_FALSE(lab.create());
   REQUIRE_FALSE(lab.open(with_keys(shape, {1})));
-  REQUIRE_FALSE(begin(lab, 2));
+  REQUIRE_FALSE(lab.begin_epoch(2));
   REQUIRE_FALSE(lab.write(0, 7));
   REQUIRE_FALSE(lab.close());
   REQUIRE_FALSE(lab.open(with_keys(shape, {2, 1})));
@@ -158,11 +148,11 @@ TEST_CASE("a log is not folded with keys that lack one of the versions to choose
   REQUIRE_FALSE(before.create());
   REQUIRE_FALSE(before.open(with_keys(shape, {1})));
   REQUIRE_FALSE(before.write(0, 1, 2));
-  REQUIRE_FALSE(begin(before, 2));
+  REQUIRE_FALSE(before.begin_epoch(2));
   REQUIRE_FALSE(before.write(0, 2, 2));
   REQUIRE_FALSE(before.write(2, 2, 2));
   REQUIRE_FALSE(before.checkpoint());
-  REQUIRE_FALSE(begin(before, 1));
+  REQUIRE_FALSE(before.begin_epoch(1));
   REQUIRE_FALSE(before.write(4, 3));
   REQUIRE_FALSE(before.flush());
   const sim::Device early = killed(before.image());

@@ -91,6 +91,16 @@ Error Lab::zero(std::uint64_t sector, std::uint64_t count) {
 Error Lab::flush() { return run(backend_->flush(*q_), Error(Kind::canceled, "hang")); }
 Error Lab::checkpoint() { return run(backend_->checkpoint(*q_), Error(Kind::canceled, "hang")); }
 
+Error Lab::begin_epoch(std::uint32_t epoch) {
+  const auto begun = [&]() -> Task<Error> {
+    auto info = co_await sealed::read_public_info(q_->io, *file_);
+    if (!info) co_return info.take_error();
+    const std::vector<std::uint8_t> state = sealed::state_of(info->key_area);
+    co_return co_await backend_->begin_epoch(*q_, test_data_key(epoch), state);
+  };
+  return run(begun(), Error(Kind::canceled, "hang"));
+}
+
 Error Lab::read(std::uint64_t sector, sim::Seen& seen) {
   AlignedBuffer memory(kSectorSize);
   iovec iov{memory.data(), kSectorSize};

@@ -43,6 +43,7 @@ class Lab {
   Error zero(std::uint64_t sector, std::uint64_t count = 1);
   Error flush();
   Error checkpoint();
+  Error begin_epoch(std::uint32_t epoch);
   // What the sector holds; all its blocks are alike, or it counts as garbage.
   Error read(std::uint64_t sector, sim::Seen& seen);
   // Short for messages and comparisons: "v7", "zeros", "garbage", or the error's kind.
