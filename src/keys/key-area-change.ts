@@ -273,8 +273,8 @@ async function readBack(place: KeyAreaPlace): Promise<KeyAreaCopies> {
   throw new PqblkError('io_error', message, {
     operation: 'verify key area',
     hint:
-      'the medium fails; nothing is lost as long as the other copy can be read: take a header backup, move ' +
-      'the disk to a sound medium, then run the same command again',
+      'the medium fails; nothing is lost as long as the other copy can be read: move the disk to a sound ' +
+      'medium, then run the same command again there',
   });
 }
 
