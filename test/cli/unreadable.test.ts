@@ -3,12 +3,14 @@ import { spawnSync } from 'node:child_process';
 import { readFileSync, writeFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import { beforeAll, expect, it } from 'vitest';
+import type { CheckResult } from '../../src/index.js';
 import {
   at,
   contested,
   damage,
   damageOneSector,
   disk,
+  headerOf,
   places,
   requireContent,
 } from './header-disks.js';
@@ -52,6 +54,38 @@ it('a check names the sector, and ends like a medium that fails', async () => {
   expect(stdout).toMatch(/^sector \d+ \(byte \d+\) cannot be read$/m);
   expect(stdout).not.toContain('does not authenticate');
   expect((await pqblk(...check)).code).toBe(0);
+});
+
+/** Where the entries of sectors 256 to 383 lie: of the disk's data, the first page. */
+function entryPage(path: string): number {
+  const bytes = readFileSync(path);
+  const hostAt = (at: number) => Number(bytes.readBigUInt64BE(at) & 0x00ff_ffff_ffff_fe00n);
+  const dataSlots = 512 - 512 / 128; // of an L2 table in clusters of 4 KiB; entry slots follow
+  return hostAt(hostAt(headerOf(path).l1Offset) + 8 * (dataSlots + 2));
+}
+
+it('a check and a rotation name the sectors whose entries cannot be read, and go on', async () => {
+  const { path, own } = await disk();
+  const page = entryPage(path);
+  const all = await pqblkJson<CheckResult>('check', path, '--key', 'alice', ...own);
+  const check = onFailingMedium(page, 'check', path, '--key', 'alice', '--json', ...own);
+  expect([check.code, check.stderr]).toEqual([
+    exitCode('io_error'),
+    expect.stringContaining('128 sectors cannot be read'),
+  ]);
+  const result = JSON.parse(check.stdout) as CheckResult;
+  expect(result).toMatchObject({ sectorsBad: 0, sectorsUnreadable: 128 });
+  expect(result.unreadableSectors[0]).toBe(256);
+  expect(result.sectorsVerified).toBe(all.sectorsVerified - 128);
+
+  const rotate = ['rotate-data-key', path, '--key', 'alice', ...own];
+  const { code, stderr } = onFailingMedium(page, ...rotate);
+  expect([code, stderr]).toEqual([
+    exitCode('io_error'),
+    expect.stringMatching(/128 sectors .*cannot be read and cannot be written again: 256, 257, /),
+  ]);
+  expect((await pqblk(...rotate)).code).toBe(0); // as on a sound medium
+  await requireContent(path, own);
 });
 
 it('a repair leaves a copy of the key area alone, and says which it is', async () => {
