@@ -12,7 +12,8 @@ namespace {
 
 constexpr std::uint32_t kOpenFlags = PQBLK_OPEN_READ_ONLY | PQBLK_OPEN_DIRECT_REQUIRED |
                                      PQBLK_OPEN_SQPOLL | PQBLK_OPEN_UNAUTHENTICATED_BACKING |
-                                     PQBLK_OPEN_ASSUME_NON_VOLATILE | PQBLK_OPEN_ASSUME_VOLATILE;
+                                     PQBLK_OPEN_ASSUME_NON_VOLATILE | PQBLK_OPEN_ASSUME_VOLATILE |
+                                     PQBLK_OPEN_TO_RESIZE;
 
 Error parse_cache(std::uint32_t number, image::Cache& out) {
   switch (number) {
@@ -57,6 +58,7 @@ Error parse_flags(std::uint32_t flags, image::OpenOptions& out) {
   constexpr std::uint32_t kBoth = PQBLK_OPEN_ASSUME_NON_VOLATILE | PQBLK_OPEN_ASSUME_VOLATILE;
   if ((flags & kBoth) == kBoth) return misuse("a write cache is volatile or it is not");
   out.read_only = (flags & PQBLK_OPEN_READ_ONLY) != 0;
+  out.to_resize = (flags & PQBLK_OPEN_TO_RESIZE) != 0;
   out.direct_required = (flags & PQBLK_OPEN_DIRECT_REQUIRED) != 0;
   out.io.sqpoll = (flags & PQBLK_OPEN_SQPOLL) != 0;
   out.allow_unauthenticated_backing = (flags & PQBLK_OPEN_UNAUTHENTICATED_BACKING) != 0;

@@ -87,6 +87,7 @@ struct OpenOptions {
   std::string path;
   Format format = Format::raw;
   bool read_only = false;
+  bool to_resize = false;  // sealed: see SealedOptions
   Cache cache = Cache::none;
   bool direct_required = false;  // cache none: refuse instead of going buffered (tmpfs)
   std::uint32_t queues = 1;      // 1 .. kMaxQueues
@@ -191,13 +192,12 @@ class Disk {
   Error begin_epoch(sealed::DataKey key, const std::vector<std::uint8_t>& key_area_state);
   // A pass from `spec.from` on. One that is stopped returns what it reached.
   Result<RekeyReport> rekey(const RekeySpec& spec);
-  // Kind::corrupt when there is data beyond the size of the disk, where no pass comes: its header
-  // is of before it was grown. To be asked before a rotation begins; its end asks again.
-  Error require_within_size();
   // Forgets every other epoch and its sessions; then the key area need not hold them any more.
-  // Kind::invalid_argument unless a whole verifying pass has found nothing since begin_epoch(), and
-  // those of require_within_size().
+  // Kind::invalid_argument unless a whole verifying pass has found nothing since begin_epoch().
   Error finish_epoch();
+  // Of a disk that is open read-only: Kind::corrupt when an open for writing would be refused,
+  // because data lies beyond the size.
+  Error require_within_size();
 
   // Any thread, at any time. invalid_argument, and nothing changes, when they contradict
   // themselves.

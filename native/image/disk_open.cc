@@ -62,6 +62,7 @@ Task<Opened> open_sealed(QueueContext& service, const io::File& file, OpenOption
   if (!backing) co_return backing.take_error();
   SealedOptions how;
   how.read_only = options.read_only;
+  how.to_resize = options.to_resize;
   how.keys = std::move(*options.keys);
   how.expected_uuid = options.expected_uuid;
   how.l2_cache_bytes = options.limits.l2_cache;

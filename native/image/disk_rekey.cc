@@ -246,7 +246,9 @@ Result<RekeyReport> Disk::rekey(const RekeySpec& spec) {
 Error Disk::require_within_size() {
   Impl& impl = *impl_;
   std::lock_guard guard(impl.control);
-  if (Error e = impl.check_sealed()) return e;
+  if (impl.closed) return impl.closed_error();
+  // A writer's was refused at open, and may be changing what is looked at.
+  if (impl.sealed == nullptr || !impl.read_only) return {};
   return io::run_sync(impl.service->ring(),
                       [&] { return impl.sealed->require_within_size(impl.service->context()); });
 }

@@ -157,6 +157,7 @@ Task<Error> SealedBackend::load(QueueContext& q) {
     if (Error e = co_await reclaim(q)) co_return e;
   }
   if (Error e = co_await recover(q)) co_return e;
+  if (Error e = co_await look_beyond_size(q)) co_return e;
   if (Error e = co_await reclaim(q)) co_return e;
   if (!options_.read_only) {
     spawn(checkpoint_loop());
@@ -282,6 +283,7 @@ Error SealedBackend::lane_ready(QueueContext& q) {
 // On ok the caller is inside writers_ (and leaves it), with nonces for `sectors` at hand.
 Task<Error> SealedBackend::enter_writer(QueueContext& q, std::uint64_t sectors) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
+  if (Error e = require_no_data_beyond()) co_return e;
   for (;;) {
     if (log_->failed()) co_return log_->error();
     if (Error e = co_await ensure_session(q)) co_return e;
@@ -376,6 +378,7 @@ Task<Error> SealedBackend::resize(QueueContext& q, std::uint64_t new_size) {
                                            std::to_string(new_size) + " bytes, it has " +
                                            std::to_string(geometry_.size));
   }
+  if (new_size < beyond_end_) co_return beyond_error(beyond_end_);
   if (new_size % kVirtioSectorSize != 0) {
     co_return Error(Kind::invalid_argument, "the size must be a multiple of 512 bytes");
   }
@@ -391,6 +394,7 @@ Task<Error> SealedBackend::resize(QueueContext& q, std::uint64_t new_size) {
     co_return e;
   }
   geometry_.size = new_size;
+  beyond_end_ = 0;
   co_return Error();
 }
 

@@ -9,6 +9,7 @@
 //   sealed_zero.cc        discard and write-zeroes
 //   sealed_checkpoint.cc  the overlay's frozen half goes home
 //   sealed_recovery.cc    folding a log that was left behind
+//   sealed_beyond.cc      data beyond the size of the disk
 //   sealed_rekey.cc       the key area, and moving to another epoch of the data key
 // docs/write-protocol.md names the invariants (I1 to I9) that comments refer to.
 #pragma once
@@ -36,6 +37,8 @@ namespace pqblk::image {
 
 struct SealedOptions {
   bool read_only = false;
+  // A disk that has data beyond its size as well: it takes no write before it was resized.
+  bool to_resize = false;
   sealed::VolumeKeys keys;  // moved in
   sealed::Uuid expected_uuid{};
   // Of a header backup: entries that the disk's session table has lost. Only to look, read_only.
@@ -127,14 +130,18 @@ class SealedBackend final : public Backend {
   // does not give out. Any writers may be at work: what is of the current epoch stays so.
   Task<Result<std::uint64_t>> count_other_epochs(QueueContext& q, GuestOffset at,
                                                  std::uint64_t length);
-  // Kind::corrupt, with the size that it takes, when data lies beyond the size of the disk: its
-  // header is of before it was grown. No pass comes there.
-  Task<Error> require_within_size(QueueContext& q);
   // Sessions and keys of other epochs are forgotten; then the key area need not hold them any more.
   // Quiesced. `verified`: the epoch; count_other_epochs() has found nothing since it was begun,
-  // anywhere. Kind::canceled when it is not the current one any more; those of require_within_size.
+  // anywhere. Kind::canceled when it is not the current one any more.
   Task<Error> finish_epoch(QueueContext& q, std::uint32_t verified);
   std::uint32_t epoch() const { return sessions_->epoch(); }
+
+  // Where data ends that lies beyond the size of the disk, because its header is of before it was
+  // grown; bytes, 0: there is none. That of clusters that lie there wholly, to the cluster's end.
+  // Quiesced.
+  Task<Result<std::uint64_t>> end_beyond_size(QueueContext& q);
+  // Kind::corrupt, with that size: what an open for writing would be refused with.
+  Task<Error> require_within_size(QueueContext& q);
 
   // Reads and authenticates sectors without giving plaintext out; calls `bad` for each that fails,
   // and `unreadable` for each whose ciphertext or entry the medium does not give out. How many held
@@ -279,8 +286,17 @@ class SealedBackend final : public Backend {
   Task<Result<bool>> opens_at(QueueContext& q, Sector s, const sealed::Entry& entry,
                               std::uint64_t host);
 
+  // sealed_beyond.cc
+  Task<Result<bool>> is_mapped(QueueContext& q, Slot slot);
+  Task<Result<bool>> holds_data(QueueContext& q, Sector s, const Resolved& r);
+  Task<Result<std::uint64_t>> data_end_in(QueueContext& q, std::uint64_t begin, std::uint64_t end);
+  Task<Result<std::uint64_t>> data_end_in_span(QueueContext& q, std::uint64_t first,
+                                               std::uint64_t end);
+  Error beyond_error(std::uint64_t end) const;
+  Task<Error> look_beyond_size(QueueContext& q);
+  Error require_no_data_beyond() const;
+
   // sealed_rekey.cc
-  Task<Result<std::uint64_t>> end_beyond_size(QueueContext& q);
   struct RekeyRun;
   bool of_other_epoch(const sealed::Entry& entry);
   std::vector<RekeyRun> runs_to_rekey(Sector first, const std::vector<Resolved>& r);
@@ -313,6 +329,7 @@ class SealedBackend final : public Backend {
   std::unique_ptr<sealed::EntryCache> entries_;
   std::unique_ptr<sealed::Log> log_;
   RecoveryReport recovery_;
+  std::uint64_t beyond_end_ = 0;  // open to resize: until then, where data beyond the size ends
 
   AsyncMutex allocation_;  // mapping of unmapped slots; entry clusters
   AsyncMutex session_lock_;

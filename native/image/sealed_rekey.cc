@@ -45,6 +45,7 @@ Task<Error> SealedBackend::change_key_area(QueueContext& q, const KeyAreaChange&
 Task<Error> SealedBackend::begin_epoch(QueueContext& q, DataKey key,
                                        const std::vector<std::uint8_t>& key_area_state) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
+  if (Error e = require_no_data_beyond()) co_return e;
   AsyncMutex::Guard unchanged = co_await key_area_lock_.lock();
   if (Error e = co_await require_key_area(q, key_area_state)) co_return e;
   AsyncMutex::Guard lock = co_await session_lock_.lock();
@@ -230,61 +231,9 @@ Task<Result<std::uint64_t>> SealedBackend::count_other_epochs(QueueContext& q, G
       }));
 }
 
-// Where the data clusters end that are mapped beyond the last one of the disk, bytes, or the data
-// in the rest of that one; 0: there are none.
-Task<Result<std::uint64_t>> SealedBackend::end_beyond_size(QueueContext& q) {
-  const std::uint64_t n = geometry_.table_entries();
-  const std::uint64_t slots = meta_->tables().slots();
-  std::uint64_t end = 0;
-  Slot slot = geometry_.data_slot({geometry_.clusters()});
-  while (slot.value < slots) {
-    const std::uint64_t table = slot.value / n;
-    if (geometry_.is_entry_slot(slot) || meta_->tables().l1_entry(table) == 0) {
-      slot.value = (table + 1) * n;
-      continue;
-    }
-    std::uint64_t raw = 0;
-    if (!mapping_now(slot, raw)) {
-      Result<std::uint64_t> got = co_await mapping(q.io, slot);
-      if (!got) co_return got.take_error();
-      raw = *got;
-    }
-    if (l2_host(raw) != 0) {
-      end = (geometry_.cluster_of_slot(slot).value + 1) << geometry_.cluster_bits;
-    }
-    if (++slot.value % 256 == 0) co_await yield();  // a long look at memory holds up nobody
-  }
-  if (end != 0) co_return end;
-  const Sector first{geometry_.sectors()};
-  std::vector<Resolved> rest(align_up(first.value, geometry_.sectors_per_cluster()) - first.value);
-  if (Error e =
-          co_await resolve(q.io, first, static_cast<std::uint32_t>(rest.size()), rest.data())) {
-    co_return e;
-  }
-  for (std::uint64_t i = 0; i < rest.size(); ++i) {
-    if (rest[i].version.entry.state() == State::data) end = (first.value + i + 1) << kSectorShift;
-  }
-  co_return end;
-}
-
-Task<Error> SealedBackend::require_within_size(QueueContext& q) {
-  Result<std::uint64_t> end = co_await end_beyond_size(q);
-  if (!end) co_return end.take_error();
-  if (*end == 0) co_return Error();
-  const std::string text = std::to_string(*end);
-  co_return Error(Kind::corrupt,
-                  "the header is of before the disk was grown, which has data up to "
-                  "byte " +
-                      text +
-                      ", beyond its size: that would be left under the "
-                      "old data key; `pqblk resize DISK " +
-                      text + "` comes first")
-      .in(file_.path);
-}
-
 Task<Error> SealedBackend::finish_epoch(QueueContext& q, std::uint32_t verified) {
   if (options_.read_only) co_return Error(Kind::read_only, "the disk is open read-only");
-  if (Error e = co_await require_within_size(q)) co_return e;
+  if (Error e = require_no_data_beyond()) co_return e;
   // The log's header names a session too: one of the current epoch, from here on.
   if (!planted(Fault::forget_session_of_log)) {
     if (Error e = co_await ensure_session(q)) co_return e;

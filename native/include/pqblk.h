@@ -148,8 +148,10 @@ enum pqblk_open_flags {
   PQBLK_OPEN_SQPOLL = 4,                  /* io_uring: a kernel thread submits */
   PQBLK_OPEN_UNAUTHENTICATED_BACKING = 8, /* sealed: trust a backing file that has no keys */
   PQBLK_OPEN_ASSUME_NON_VOLATILE =
-      16,                         /* the operator's word: completed writes survive power loss */
-  PQBLK_OPEN_ASSUME_VOLATILE = 32 /* the operator's word: they do not, until flushed */
+      16,                          /* the operator's word: completed writes survive power loss */
+  PQBLK_OPEN_ASSUME_VOLATILE = 32, /* the operator's word: they do not, until flushed */
+  PQBLK_OPEN_TO_RESIZE = 64 /* sealed: also a disk with data beyond its size, whose header is of
+                               before it was grown; it takes no write before pqblk_resize */
 };
 
 /* Whether the image may name `path`, absolute, as its backing file; 0 refuses. Called from

@@ -72,6 +72,7 @@ image::OpenOptions read_open_options(const Napi::CallbackInfo& info) {
   options.read("path", out.path);
   options.read_choice<image::Format>("format", format_names(), out.format);
   options.read("readOnly", out.read_only);
+  options.read("toResize", out.to_resize);
   options.read_choice<Cache>("cache", kCaches, out.cache);
   options.read("directRequired", out.direct_required);
   options.read("queues", out.queues);

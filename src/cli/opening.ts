@@ -147,7 +147,10 @@ export function backingOptions(
   };
 }
 
-export type Unlocking = Omit<OpenDiskOptions, 'queues' | 'engine' | 'cache' | 'readOnly'>;
+export type Unlocking = Omit<
+  OpenDiskOptions,
+  'queues' | 'engine' | 'cache' | 'readOnly' | 'toResize'
+>;
 
 /** The options that open `path`, with its key unlocked. Dispose of it once the disk is open. */
 export async function unlocking(
@@ -223,11 +226,13 @@ async function keyFor(store: KeyStore, path: string): Promise<string> {
   return (await chooseKey(store, await slotsOf(path))).fingerprint;
 }
 
+type OpenHow = EngineFlags & Pick<OpenDiskOptions, 'readOnly' | 'toResize'>;
+
 /** Opens the disk, calls `use`, and closes it whatever happens. The first failure is thrown. */
 export async function withDisk<T>(
   path: string,
   flags: OpenFlags,
-  how: EngineFlags & { readOnly?: boolean },
+  how: OpenHow,
   use: (disk: Disk) => Promise<T>,
 ): Promise<T> {
   const disk = await openFor(path, flags, how);
@@ -242,11 +247,7 @@ export async function withDisk<T>(
   return result;
 }
 
-async function openFor(
-  path: string,
-  flags: OpenFlags,
-  how: EngineFlags & { readOnly?: boolean },
-): Promise<Disk> {
+async function openFor(path: string, flags: OpenFlags, how: OpenHow): Promise<Disk> {
   using unlocked = await unlocking(path, flags);
   return await openDisk(path, { ...unlocked.options, ...how });
 }

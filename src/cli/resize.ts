@@ -28,9 +28,9 @@ export function addResize(program: Command, terminal: Terminal): void {
       using served = await ControlClient.open(path);
       const [before, after] = served
         ? await grow(served, await served.size(), text)
-        : await withDisk(path, flags, {}, (disk) => grow(disk, disk.size, text)).catch(
-            async (error) => Promise.reject(await explainLocked(error, path)),
-          );
+        : await withDisk(path, flags, { toResize: true }, (disk) =>
+            grow(disk, disk.size, text),
+          ).catch(async (error) => Promise.reject(await explainLocked(error, path)));
       if (flags.json) terminal.json({ path, before, after, served: served !== undefined });
       else terminal.line(`${path}: ${formatSize(before)} → ${formatSize(after)}`);
     });

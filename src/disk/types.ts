@@ -22,6 +22,11 @@ export interface OpenDiskOptions extends KeyOptions {
   /** Said by the opener and never probed: a guest could make its raw disk look like a qcow2 image. */
   format: DiskFormat;
   readOnly?: boolean;
+  /**
+   * Sealed: also a disk with data beyond its size, as its header was put back that is of before it was grown. It
+   * takes no write before `resize`.
+   */
+  toResize?: boolean;
   /** Default `none`. */
   cache?: CacheMode;
   /** With cache `none`: refuse a file system without O_DIRECT instead of going buffered. */

@@ -49,16 +49,17 @@ class SealedDisk {
     REQUIRE_FALSE(create_disk(spec));
   }
   std::unique_ptr<Disk> open(sealed::VolumeKeys keys, std::uint32_t queues = 2) {
-    OpenOptions options;
+    auto opened = try_open(std::move(keys), {.queues = queues});
+    REQUIRE_MESSAGE(opened, opened.error().to_string());
+    return std::move(*opened);
+  }
+  Result<std::unique_ptr<Disk>> try_open(sealed::VolumeKeys keys, OpenOptions options) {
     options.path = file_.path();
     options.format = Format::sealed;
     options.cache = Cache::writeback;
-    options.queues = queues;
     options.keys = std::move(keys);
     options.expected_uuid = pqblk::test::test_uuid();
-    auto opened = Disk::open(std::move(options));
-    REQUIRE_MESSAGE(opened, opened.error().to_string());
-    return std::move(*opened);
+    return Disk::open(std::move(options));
   }
   DiskInfo info() {
     auto found = read_disk_info(file_.path(), Format::sealed);
@@ -260,7 +261,6 @@ void grow_and_rotate(std::uint64_t grown_at, std::uint64_t reaches) {
   SealedDisk sealed;
   std::unique_ptr<Disk> disk = sealed.open(keys_of({1}, 1), 1);
   REQUIRE_FALSE(disk->resize(grown_at));
-  REQUIRE_FALSE(disk->require_within_size());
   REQUIRE_FALSE(disk->close());
   const std::vector<char> before = header_of(sealed.path());
   disk = sealed.open(keys_of({1}, 1), 1);
@@ -271,17 +271,31 @@ void grow_and_rotate(std::uint64_t grown_at, std::uint64_t reaches) {
   REQUIRE_FALSE(disk->close());
 
   put_back(sealed.path(), before);
-  disk = sealed.open(keys_of({1, 2}, 2), 1);
-  REQUIRE(disk->size() == grown_at);
-  CHECK(disk->require_within_size().kind() == Kind::corrupt);
-  // All that the passes come to is of the new epoch, and yet the old one's key is needed.
-  REQUIRE(disk->rekey({}));
+  CHECK(sealed.try_open(keys_of({1}, 1), {}).error().kind() == Kind::corrupt);
+  auto looked = sealed.try_open(keys_of({1}, 1), {.read_only = true});
+  REQUIRE(looked);
+  CHECK((*looked)->size() == grown_at);
+  CHECK((*looked)->require_within_size().kind() == Kind::corrupt);
+  REQUIRE_FALSE((*looked)->close());
+
+  auto to_resize = sealed.try_open(keys_of({1}, 1), {.to_resize = true});
+  REQUIRE(to_resize);
+  disk = std::move(*to_resize);
+  CHECK(disk->begin_epoch(pqblk::test::test_data_key(2), sealed.state()).kind() == Kind::corrupt);
+  // A pass comes to nothing of another epoch, and yet what it does not come to needs its key.
   auto verified = disk->rekey({.verify = true});
   REQUIRE(verified);
   REQUIRE(verified->sectors == 0);
   CHECK(disk->finish_epoch().kind() == Kind::corrupt);
+  for (const RequestType type : {RequestType::out, RequestType::discard, RequestType::write_zeroes})
+    CHECK(transfer(*disk, 0, type, 2 * kMiB, data).kind() == Kind::corrupt);
+  CHECK(disk->resize(reaches - 4096).kind() == Kind::corrupt);
+  CHECK(disk->size() == grown_at);
   REQUIRE_FALSE(disk->resize(reaches));
-  CHECK_FALSE(disk->require_within_size());
+  CHECK_FALSE(transfer(*disk, 0, RequestType::out, 2 * kMiB, data));
+  REQUIRE_FALSE(disk->close());
+
+  disk = sealed.open(keys_of({1, 2}, 2), 1);
   REQUIRE(disk->rekey({}));
   REQUIRE(disk->rekey({.verify = true}));
   CHECK_FALSE(disk->finish_epoch());
@@ -293,7 +307,7 @@ void grow_and_rotate(std::uint64_t grown_at, std::uint64_t reaches) {
   REQUIRE_FALSE(disk->close());
 }
 
-TEST_CASE("the old key is not forgotten while there is data beyond the size that the header has") {
+TEST_CASE("no write and no rotation while there is data beyond the size that the header has") {
   SUBCASE("in other clusters") { grow_and_rotate(kSize, kSize + 9 * kMiB); }
   SUBCASE("in the last cluster, part of which is the disk's") {
     grow_and_rotate(kSize + 4096, kSize + 8192);
