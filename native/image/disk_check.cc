@@ -75,6 +75,13 @@ Task<Error> verify_tags(QueueContext& q, SealedBackend& backend, CheckSpec& spec
   co_return Error();
 }
 
+Task<Error> look_beyond(QueueContext& q, SealedBackend& backend, DiskCheck& out) {
+  auto end = co_await backend.end_beyond_size(q);
+  if (!end) co_return end.take_error();
+  out.grown_to = *end;
+  co_return Error();
+}
+
 // The structure as it is in truth: home tables with the log's mappings over them.
 Task<Error> check_structure(QueueContext& q, SealedBackend& backend, CheckSpec& spec,
                             DiskCheck& out) {
@@ -92,15 +99,9 @@ Task<Error> check_structure(QueueContext& q, SealedBackend& backend, CheckSpec& 
   qcow2::CheckOptions options;
   options.repair = spec.repair;
   options.progress = spec.progress;
-  const sealed::SealedGeometry& geometry = backend.sealed_geometry();
   options.entry_override = [&](Slot slot, std::uint64_t raw) {
     const auto found = mapped.find(slot.value);
-    const std::uint64_t entry = found == mapped.end() ? raw : found->second;
-    if (entry != 0 && !geometry.is_entry_slot(slot)) {
-      const std::uint64_t end = (geometry.cluster_of_slot(slot).value + 1) << geometry.cluster_bits;
-      out.guest_end = std::max(out.guest_end, end);
-    }
-    return entry;
+    return found == mapped.end() ? raw : found->second;
   };
   options.override_slots = [&mapped](const std::function<void(Slot)>& visit) {
     for (const auto& [slot, entry] : mapped) visit({slot});
@@ -125,6 +126,7 @@ Task<Error> check_sealed(QueueContext& q, const io::File& file, CheckSpec& spec,
   auto backend = co_await SealedBackend::open(q, file, std::move(how));
   if (!backend) co_return backend.take_error();
   Error e = co_await verify_tags(q, **backend, spec, out);
+  if (!e) e = co_await look_beyond(q, **backend, out);
   if (!e) e = co_await check_structure(q, **backend, spec, out);
   Error closed = co_await (*backend)->close(q);
   if (!e) e = std::move(closed);

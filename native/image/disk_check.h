@@ -31,8 +31,8 @@ struct DiskCheck {
   std::uint64_t corruptions = 0, leaks = 0;  // left after repair
   std::uint64_t corruptions_fixed = 0, leaks_fixed = 0;
   std::uint64_t total_clusters = 0, allocated_clusters = 0, compressed_clusters = 0;
-  std::uint64_t image_end = 0;                          // bytes
-  std::uint64_t guest_end = 0;                          // see qcow2::CheckReport
+  std::uint64_t image_end = 0;  // bytes
+  std::uint64_t grown_to = 0;   // sealed, bytes: where data beyond the size ends; 0: none is there
   std::vector<std::string> messages;                    // the first findings
   std::uint64_t sectors_verified = 0, sectors_bad = 0;  // sealed: tags
   std::vector<std::uint64_t> bad_sectors;               // the first of them

@@ -154,7 +154,7 @@ Napi::Value check_to_js(Napi::Env env, const image::DiskCheck& check) {
   out.Set("allocatedClusters", number_to_js(env, check.allocated_clusters));
   out.Set("compressedClusters", number_to_js(env, check.compressed_clusters));
   out.Set("imageEnd", number_to_js(env, check.image_end));
-  out.Set("guestEnd", number_to_js(env, check.guest_end));
+  out.Set("grownTo", number_to_js(env, check.grown_to));
   out.Set("sectorsVerified", number_to_js(env, check.sectors_verified));
   out.Set("sectorsBad", number_to_js(env, check.sectors_bad));
   const Napi::Array messages = Napi::Array::New(env);

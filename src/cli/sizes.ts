@@ -50,5 +50,5 @@ export const grownWarning = (grownTo: number): string[] =>
     ? []
     : [
         'the disk was grown after the backup of its header was made, and has data beyond the size in it: ' +
-          `\`pqblk resize DISK ${grownTo}\` brings it back`,
+          `\`pqblk resize DISK ${grownTo}\` brings it back, and before that it takes no writes`,
       ];

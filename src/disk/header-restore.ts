@@ -26,7 +26,7 @@ import {
 } from '../keys/index.js';
 import { calling, type LongWork, native } from '../native.js';
 import type { HeaderBackup } from './header-backup.js';
-import { type Checked, checkWith, diskInfo, grownTo } from './info.js';
+import { type Checked, checkWith } from './info.js';
 import { copiesIn, keyAreaOf } from './key-area-file.js';
 import { lendKeys, openCopies } from './unlock.js';
 
@@ -455,7 +455,7 @@ async function finish(
   if (found.sectorsBad > 0) {
     throw but('integrity', sectorsOf(found), 'restore or discard these sectors: they are damaged');
   }
-  return { grownTo: grownTo(found, await diskInfo(path, 'sealed')) };
+  return { grownTo: found.grownTo };
 }
 
 async function checked(

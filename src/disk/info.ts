@@ -140,8 +140,6 @@ export interface CheckResult {
   readonly allocatedClusters: number;
   readonly compressedClusters: number;
   readonly imageEnd: number;
-  /** Sealed: guest bytes up to the end of the last cluster that has an entry, be it beyond the size. */
-  readonly guestEnd: number;
   /** Sealed: tags that were computed, and those that do not hold. */
   readonly sectorsVerified: number;
   readonly sectorsBad: number;
@@ -149,7 +147,7 @@ export interface CheckResult {
   readonly sectorsUnreadable: number;
   /** Sealed: its header was put back, and no check has believed it yet: the disk is read-only. */
   readonly headerPutBack: boolean;
-  /** Sealed, bytes: the header is of before the disk was grown, which has data up to there. 0: it is not. */
+  /** Sealed, bytes: the header is of before the disk was grown, which has data up to there. 0: it has none. */
   readonly grownTo: number;
   /** The first findings, for people. */
   readonly messages: readonly string[];
@@ -159,7 +157,7 @@ export interface CheckResult {
 }
 
 /** What the engine alone tells. */
-export type Checked = Omit<CheckResult, 'headerPutBack' | 'grownTo'>;
+export type Checked = Omit<CheckResult, 'headerPutBack'>;
 
 /** Checks structure, reference counts and, for a sealed disk, every tag. Findings are no errors. */
 export async function checkDisk(path: string, options: CheckDiskOptions): Promise<CheckResult> {
@@ -167,7 +165,7 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
   if (format !== 'sealed') {
     const call = (token: NativeToken) =>
       native().checkDisk({ path, format, repair }, undefined, token);
-    return { ...(await longCheck(options, call)), headerPutBack: false, grownTo: 0 };
+    return { ...(await longCheck(options, call)), headerPutBack: false };
   }
   return await withUnlocked(path, options, async (volume) => {
     // On somebody's word, and below only if every sector opens.
@@ -175,8 +173,7 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     if (repair && !overrules) requireUncontested(volume.keyArea);
     const overrule = repair && overrules ? options.overrule : undefined;
     await overrule?.({ dryRun: true });
-    const info = await diskInfo(path, format);
-    const marked = info.qcow2?.corrupt === true;
+    const marked = (await diskInfo(path, format)).qcow2?.corrupt === true;
     const checked = await headOf(path); // a check takes long, and each has the lock for itself
     const check = async (how: LongWork & { repair?: boolean }) =>
       await checkSealed(path, volume, how).catch((error: unknown) => {
@@ -186,7 +183,7 @@ export async function checkDisk(path: string, options: CheckDiskOptions): Promis
     const result = await check(options);
     const believed = marked && repair && isSound(result);
     if (believed) await calling(() => native().clearCorrupt({ path, checked }));
-    const told = withMark(result, info, marked && !believed);
+    const told = withMark(result, marked && !believed);
     const mend =
       overrule ??
       (async () => await mendCopies(keyAreaOf(path), volume.keyArea.copies, volume.keyArea.index));
@@ -284,14 +281,9 @@ function requireBelievable(path: string, looked: Checked): void {
   );
 }
 
-/** Where the content ends, if it does so beyond the size of the disk; else 0. Bytes. */
-export const grownTo = ({ guestEnd }: Checked, { size, clusterSize }: DiskInfo): number =>
-  guestEnd >= size + clusterSize ? guestEnd : 0;
-
-const withMark = (result: Checked, info: DiskInfo, headerPutBack: boolean): CheckResult => ({
+const withMark = (result: Checked, headerPutBack: boolean): CheckResult => ({
   ...result,
   headerPutBack,
-  grownTo: grownTo(result, info),
   clean: result.clean && !headerPutBack,
   messages: [
     ...(headerPutBack
