@@ -105,10 +105,6 @@ export class ControlClient implements RotationHost {
     await this.#call({ op: 'resize', size });
   }
 
-  async requireWithinSize(): Promise<void> {
-    await this.#call({ op: 'require-within-size' });
-  }
-
   async finishEpoch(): Promise<void> {
     await this.#call({ op: 'finish-epoch' });
   }

@@ -200,8 +200,6 @@ class Connection {
         return await this.#rekey(message);
       case 'stop':
         return this.#passes.get(message.pass)?.abort();
-      case 'require-within-size':
-        return await disk.requireWithinSize();
       case 'finish-epoch':
         await this.#drive();
         return await disk.finishEpoch();

@@ -46,8 +46,6 @@ export interface RekeyPass {
 /** Whoever has the disk open: a Disk of this process, or a ControlClient of one that serves it. */
 export interface RotationHost {
   readonly keyArea: KeyAreaPlace;
-  /** Kind `corrupt` when data lies beyond the size of the disk, where no pass comes: it is to be resized first. */
-  requireWithinSize(): Promise<void>;
   /**
    * From its end on everything is written under this key, of the key area whose state that is. Kind `locked`
    * when it was replaced since: it may have lost the key, and have another of the same number.
@@ -109,15 +107,13 @@ interface Plan {
 /**
  * Rotates the data key, or takes a rotation that was cut short to its end. Kinds: those of changing a
  * key area; `interrupted` (stopped, and can go on), `superseded` (another one was begun), `integrity` and `io_error`
- * (sectors that do not authenticate, or cannot be read, by number: their old key is kept), `corrupt` (data lies beyond
- * the size of the disk), `not_found` (nothing to abort, or not from `fromEpoch`), `no_space`.
+ * (sectors that do not authenticate, or cannot be read, by number: their old key is kept), `not_found` (nothing to abort, or not from `fromEpoch`), `no_space`.
  */
 export async function rotateDataKey(
   host: RotationHost,
   options: RotateDataKeyOptions,
 ): Promise<RotatedDataKey> {
   const step = async (name: RotationStep) => await options.onStep?.(name);
-  await host.requireWithinSize();
   const { plan, changed } = await prepare(host, options);
   const { abort: aborted = false, dryRun = false } = options;
   const result = { aborted, dryRun, ...plan, keyArea: changed };

@@ -215,7 +215,6 @@ it('writes nothing under a key that one copy of the key area alone holds', async
           await place.write(...change);
         },
       },
-      requireWithinSize: () => disk.requireWithinSize(),
       beginEpoch: () => Promise.reject(new Error('never')),
       rekey: () => Promise.reject(new Error('never')),
       finishEpoch: () => Promise.reject(new Error('never')),
