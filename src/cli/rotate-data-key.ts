@@ -98,7 +98,8 @@ async function rotate(
     openDisk(path, { format: 'sealed', cache: 'none', queues, readOnly, ...backing, ...keys });
   if (dryRun) {
     await requireBelieved(path);
-    await (await open(true)).close();
+    await using looked = await open(true);
+    await looked.requireWithinSize();
   }
   // A disk that was not closed is changed when it is opened for writing: policy and log are asked before.
   if (dryRun || policy || options.audit) {

@@ -219,6 +219,10 @@ export class Disk {
     )) as RekeyPass;
   }
 
+  /**
+   * Of a sealed disk that is open read-only. Kind `corrupt`: to be written it has to be resized first, as it has
+   * data beyond its size.
+   */
   async requireWithinSize(): Promise<void> {
     this.#requireOpen();
     await calling(() => this.#native.requireWithinSize());

@@ -2,7 +2,7 @@
 // the disk is in use again.
 import { readFileSync, writeFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { KeyStore, openDisk } from '../../src/index.js';
+import { type Identity, KeyStore, openDisk } from '../../src/index.js';
 import { native } from '../../src/native.js';
 import {
   at,
@@ -33,6 +33,21 @@ async function requireNamed(path: string, own: string[], hint: string): Promise<
   expect(checked.stderr).not.toContain('--repair frees');
   const { stdout } = await pqblk(...check, '--json');
   expect(JSON.parse(stdout)).toMatchObject({ clean: false, headerPutBack: true });
+}
+
+/** Of a disk with data beyond its size: it opens to be read, and to be resized, which then comes first. */
+async function takesNoWrite(path: string, identity: Identity): Promise<void> {
+  const how = { format: 'sealed', identity } as const;
+  const refused = { kind: 'corrupt', message: expect.stringContaining('comes first') };
+  await expect(openDisk(path, how)).rejects.toMatchObject(refused);
+  await using read = await openDisk(path, { ...how, readOnly: true });
+  await expect(read.requireWithinSize()).rejects.toMatchObject(refused);
+  await read.close();
+  await using open = await openDisk(path, { ...how, toResize: true });
+  await expect(open.write(new Uint8Array(4096), 0)).rejects.toMatchObject(refused);
+  await expect(open.discard(0, open.size)).rejects.toMatchObject(refused);
+  await expect(open.writeZeroes(0, open.size, { unmap: true })).rejects.toMatchObject(refused);
+  await expect(open.resize(open.size)).rejects.toMatchObject(refused);
 }
 
 it('a mark is taken off the header that was checked, and off no other', async () => {
@@ -130,12 +145,18 @@ describe('what a restore leaves', () => {
     expect(repaired).toMatchObject({ code: 0, stderr: expect.stringContaining(`DISK ${grownTo}`) });
     const smaller = await pqblkJson('check', path, '--key', 'alice', ...own);
     expect(smaller).toMatchObject({ grownTo, warnings });
-    // What is beyond would keep the key that the rotation forgets.
-    const early = await pqblk('rotate-data-key', path, '--key', 'alice', ...own);
-    expect(early).toMatchObject({
+    // What is beyond would be lost by a write, and keep the key that a rotation forgets.
+    const early = {
       code: exitCode('corrupt'),
       stderr: expect.stringContaining(`\`pqblk resize DISK ${grownTo}\` comes first`),
-    });
+    };
+    const rotate = ['rotate-data-key', path, '--key', 'alice', ...own];
+    for (const argv of [rotate, [...rotate, '--dry-run'], [...rotate, '--abort']]) {
+      expect(await pqblk(...argv)).toMatchObject(early);
+    }
+    const socket = ['--nbd', at('grown.sock')];
+    expect(await pqblk('serve', path, ...socket, '--key', 'alice', ...own)).toMatchObject(early);
+    await takesNoWrite(path, identity);
     expect(await pqblkJson('info', path)).toMatchObject({ sealed: { keyAreaGeneration: 1 } });
     await pqblkJson('resize', path, String(grownTo), '--key', 'alice', ...own);
     const whole = await pqblkJson('check', path, '--key', 'alice', ...own);
@@ -144,6 +165,32 @@ describe('what a restore leaves', () => {
     await using open = await openDisk(path, { format: 'sealed', identity });
     const found = new Uint8Array(4096);
     await open.read(found, 19 * 2 ** 20);
+    expect(found).toEqual(content);
+  });
+
+  it('is said to be smaller by a part of a cluster as well', async () => {
+    const { own } = await disk();
+    const path = at(`${made}.part`);
+    const backup = at(`${made}.part.backup`);
+    await pqblkJson('create', path, '10272K', '--key', 'alice', ...own);
+    await pqblkJson('header', 'backup', path, backup);
+    await pqblkJson('resize', path, '10304K', '--key', 'alice', ...own);
+    const content = new Uint8Array(4096).fill(3);
+    using identity = await new KeyStore(own[1] as string).unlock('alice');
+    {
+      await using open = await openDisk(path, { format: 'sealed', identity });
+      await open.write(content, 10272 * 1024);
+    }
+    damage(path, places(path).header);
+    const { grownTo, warnings } = await restoreJson(path, backup, ...own);
+    expect([grownTo, warnings]).toEqual([10276 * 1024, [expect.stringContaining(`${grownTo}`)]]);
+    await takesNoWrite(path, identity);
+    expect((await pqblk('check', path, '--repair', '--key', 'alice', ...own)).code).toBe(0);
+    await pqblkJson('resize', path, '10304K', '--key', 'alice', ...own);
+    await using open = await openDisk(path, { format: 'sealed', identity });
+    await open.writeZeroes(0, 10272 * 1024, { unmap: true });
+    const found = new Uint8Array(4096);
+    await open.read(found, 10272 * 1024);
     expect(found).toEqual(content);
   });
 
