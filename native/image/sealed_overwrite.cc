@@ -44,8 +44,8 @@ bool SealedBackend::begin_overwrite(QueueContext& q, Sector s, const GuestBuffer
                                     Overwrite& w) {
   if (planted(Fault::data_before_record) || planted(Fault::ack_across_hole)) return false;
   const std::uint8_t* const plain = data.contiguous(0, kSectorSize);
-  if (plain == nullptr || options_.read_only || session_id() == kNoSession || log_->failed() ||
-      !writers_.enter()) {
+  if (plain == nullptr || options_.read_only || beyond_end_ != 0 || session_id() == kNoSession ||
+      log_->failed() || !writers_.enter()) {
     return false;
   }
   if (!lane_ready(q) && lane(q).claim(1) && plan_overwrite(q, s, w)) {
