@@ -75,7 +75,7 @@ const Trap kTraps[] = {
     {Fault::forget_session_of_log,
      "the session of the log forgotten",
      kRotatingEmpty,
-     {.operations = 20}},
+     {.operations = 20, .clients = 2}},
     {Fault::forget_before_checkpoint,
      "an epoch forgotten before the checkpoint",
      kRotatingFast,
