@@ -107,7 +107,7 @@ TEST_CASE("a disk opens as it is told to, or says why not") {
   CHECK(with(raw, [](auto& o) { o.path = "/tmp/pqblk-nothing"; }) == PQBLK_NOT_FOUND);
   CHECK(with(raw, [](auto& o) { o.path = "/tmp"; }) == PQBLK_INVALID_ARGUMENT);
   CHECK(with(raw, [](auto& o) { o.flags = 1U << 31; }) == PQBLK_INVALID_ARGUMENT);
-  CHECK(with(sealed, [](auto& o) { o.flags = PQBLK_OPEN_TO_RESIZE; }) == PQBLK_OK);
+  CHECK(with(raw, [](auto& o) { o.flags = PQBLK_OPEN_TO_RESIZE; }) == PQBLK_OK);
   CHECK(with(raw, [](auto& o) { o.flags = PQBLK_OPEN_ASSUME_VOLATILE | 16; }) ==
         PQBLK_INVALID_ARGUMENT);
   CHECK(with(raw, [](auto& o) { o.cache = 4; }) == PQBLK_INVALID_ARGUMENT);
