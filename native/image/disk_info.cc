@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "base/aligned.h"
-#include "format/qcow2/header.h"
+#include "format/qcow2/header_pages.h"
 #include "io/queue_thread.h"
 
 namespace pqblk::image {
@@ -16,17 +16,13 @@ namespace qcow2 = format::qcow2;
 constexpr std::size_t kProbeBytes = 4096;
 
 Task<Result<qcow2::Header>> read_header(io::Queue& q, const io::File& file) {
-  AlignedBuffer first(kProbeBytes);
-  if (Error e = co_await q.read(file, 0, first.data(), first.size())) co_return e;
-  auto bytes = qcow2::header_cluster_size(first.span());
-  if (!bytes) co_return bytes.take_error();
-  AlignedBuffer cluster(*bytes);
-  if (Error e = co_await q.read(file, 0, cluster.data(), cluster.size())) co_return e;
+  auto pages = co_await qcow2::read_header_pages(q, file);
+  if (!pages) co_return pages.take_error();
   // The size is asked for after the header was read: an owner that grows the disk meanwhile makes
   // the file longer first, and then names what lies there.
   const auto size = storage::size_now(file);
   if (!size) co_return size.error();
-  co_return qcow2::parse_header(cluster.span(), *size, true);
+  co_return qcow2::parse_header_pages(*pages, *size, true);
 }
 
 Task<Result<Format>> probe(io::Queue& q, const io::File& file) {

@@ -4,6 +4,7 @@
 
 #include "base/aligned.h"
 #include "format/qcow2/create.h"
+#include "format/qcow2/header_pages.h"
 #include "format/qcow2/metadata.h"
 #include "sealed/backend_api.h"
 #include "sealed/extension.h"
@@ -256,21 +257,17 @@ struct PublicHeader {
 };
 
 Task<Result<PublicHeader>> read_public_header(io::Queue& io, const io::File& file) {
-  AlignedBuffer first(kPage);
-  if (Error e = co_await io.read(file, 0, first.data(), first.size())) co_return e;
-  auto cluster = qcow2::header_cluster_size(first.span());
-  if (!cluster) co_return cluster.take_error();
-  AlignedBuffer whole(std::max<std::uint64_t>(*cluster, kPage));
-  if (Error e = co_await io.read(file, 0, whole.data(), whole.size())) co_return e;
+  auto pages = co_await qcow2::read_header_pages(io, file);
+  if (!pages) co_return pages.take_error();
   const auto size = storage::size_now(file);  // its owner may have grown it, see disk_info.cc
   if (!size) co_return size.error();
-  auto header = qcow2::parse_header(whole.span().first(*cluster), *size, true);
+  auto header = qcow2::parse_header_pages(*pages, *size, true);
   if (!header) co_return header.take_error();
   const qcow2::Extension* raw = header->find(kExtensionType);
   if (!header->sealed() || raw == nullptr) {
     co_return Error(Kind::unsupported, "this qcow2 image is not sealed");
   }
-  auto extension = parse_extension(raw->data, *cluster);
+  auto extension = parse_extension(raw->data, header->layout.cluster_size());
   if (!extension) co_return extension.take_error();
   co_return PublicHeader{std::move(*header), *extension};
 }

@@ -206,6 +206,7 @@ Error Parser::backing() {
     return corrupt("backing file name contains a zero byte");
   }
   header.backing_offset = offset;
+  header.area_end = offset + length;
   return Error();
 }
 
@@ -214,8 +215,13 @@ Error Parser::parse_extensions() {
   const std::size_t end =
       header.backing_offset != 0 ? static_cast<std::size_t>(header.backing_offset) : bytes.size();
   std::size_t at = header_length;
+  const auto looked_up_to = [this](std::size_t to) {
+    header.area_end = std::max<std::uint64_t>(header.area_end, to);
+  };
+  looked_up_to(at);
   while (at + sizeof(ExtensionHead) <= end) {
     const auto head = read_struct<ExtensionHead>(bytes.subspan(at));
+    looked_up_to(at + sizeof head);
     if (head.type == kExtensionEnd) return Error();
     at += sizeof head;
     const std::uint32_t length = head.length;
@@ -227,6 +233,7 @@ Error Parser::parse_extensions() {
       return corrupt("extension " + text(head.type) + " appears twice");
     }
     const Bytes data = bytes.subspan(at, length);
+    looked_up_to(at + length);
     header.extensions.push_back({head.type, {data.begin(), data.end()}});
     at += std::min<std::size_t>(align_up<std::size_t>(length, 8), end - at);
   }

@@ -118,6 +118,7 @@ struct Header {
   std::uint32_t header_length = kHeaderLengthV3;  // as stored
   std::uint64_t backing_offset = 0;   // where the name was found; 0: place it after the extensions
   std::vector<Extension> extensions;  // in file order, byte for byte, without the end marker
+  std::uint64_t area_end = 0;         // what was parsed lies before this byte of the cluster
 
   const Extension* find(std::uint32_t type) const;  // null when absent
   std::string backing_format() const;               // "" when the header does not say

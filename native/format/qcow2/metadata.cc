@@ -4,10 +4,10 @@
 #include <cassert>
 #include <cstring>
 
+#include "format/qcow2/header_pages.h"
+
 namespace pqblk::format::qcow2 {
 namespace {
-
-constexpr std::size_t kPeekBytes = 4096;
 
 Error no_image(const io::File& file, Error error) {
   return std::move(error).in(file.path).at("open qcow2");
@@ -31,12 +31,11 @@ Metadata::Metadata(const io::File& file, Header header, OpenOptions options)
 
 Task<Result<std::unique_ptr<Metadata>>> Metadata::open(io::Queue& q, const io::File& file,
                                                        OpenOptions options) {
-  AlignedBuffer peek(kPeekBytes);
-  Error error = co_await q.read(file, 0, peek.data(), peek.size());
-  if (error) co_return error;
+  Result<HeaderPages> pages = co_await read_header_pages(q, file);
+  if (!pages) co_return pages.take_error();
   const std::size_t there =
-      static_cast<std::size_t>(std::min<std::uint64_t>(file.size, peek.size()));
-  Result<std::uint64_t> cluster = header_cluster_size(peek.span().first(there));
+      static_cast<std::size_t>(std::min<std::uint64_t>(file.size, HeaderPages::kPage));
+  Result<std::uint64_t> cluster = header_cluster_size(pages->bytes.span().first(there));
   if (!cluster) co_return no_image(file, cluster.take_error());
   if (*cluster < file.offset_align) {
     co_return no_image(
@@ -45,17 +44,16 @@ Task<Result<std::unique_ptr<Metadata>>> Metadata::open(io::Queue& q, const io::F
                                            std::to_string(file.offset_align) +
                                            " bytes: open it without O_DIRECT"));
   }
-  AlignedBuffer bytes(std::max<std::size_t>(static_cast<std::size_t>(*cluster), kPeekBytes));
-  error = co_await q.read(file, 0, bytes.data(), bytes.size());
-  if (error) co_return error;
-  const std::size_t have = static_cast<std::size_t>(std::min<std::uint64_t>(file.size, *cluster));
-  Result<Header> header = parse_header(bytes.span().first(have), file.size, options.allow_sealed);
+  Result<Header> header = parse_header_pages(*pages, file.size, options.allow_sealed);
+  if (!header && header.error().kind() == Kind::io_error) co_return header.take_error();
   if (!header) co_return no_image(file, header.take_error());
 
   options.read_only = options.read_only || file.read_only;
   std::unique_ptr<Metadata> metadata(new Metadata(file, std::move(*header), options));
-  metadata->header_cluster_ = std::move(bytes);
-  error = metadata->check_openable();
+  metadata->header_cluster_ = AlignedBuffer(std::max<std::size_t>(*cluster, HeaderPages::kPage));
+  std::memcpy(metadata->header_cluster_.data(), pages->bytes.data(),
+              std::min(metadata->header_cluster_.size(), pages->bytes.size()));
+  Error error = metadata->check_openable();
   if (!error) error = co_await metadata->load(q);
   if (error) co_return no_image(file, std::move(error));
   co_return std::move(metadata);

@@ -2,10 +2,11 @@
 
 #include <doctest/doctest.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 
-#include "format/qcow2/header.h"
+#include "format/qcow2/header_pages.h"
 
 namespace pqblk::format::qcow2 {
 namespace {
@@ -225,6 +226,28 @@ TEST_CASE("qcow2 header: patching changes fields in place and nothing else") {
   header.patch(patched);
   CHECK(patched == bytes_of(header));
   CHECK(patched != bytes);
+}
+
+// One of a size of its own ends in the second page, where the end marker and the name are.
+TEST_CASE("qcow2 header: a page that cannot be read is an error where the header needs it") {
+  Header in = sample();
+  const Bytes small = bytes_of(in);
+  in.set_extension(0x23456789, Bytes(4000, 7));
+  const Bytes large = bytes_of(in);
+  const auto kind_without = [](Bytes bytes, std::uint64_t at) {
+    HeaderPages pages{AlignedBuffer(bytes.size()), {at}, Error(Kind::io_error, "there")};
+    std::fill_n(bytes.begin() + static_cast<std::ptrdiff_t>(at), HeaderPages::kPage, 0);
+    std::copy(bytes.begin(), bytes.end(), pages.bytes.data());
+    Result<Header> header = parse_header_pages(pages, kFileSize, false);
+    return header ? Kind::ok : header.error().kind();
+  };
+  CHECK(kind_without(small, 4096) == Kind::ok);
+  CHECK(kind_without(large, 4096) == Kind::io_error);
+  CHECK(kind_without(large, 8192) == Kind::ok);
+
+  in = sample();
+  in.backing_offset = 60'000;  // the name, behind a gap
+  CHECK(kind_without(bytes_of(in), 57'344) == Kind::io_error);
 }
 
 }  // namespace pqblk::format::qcow2
