@@ -5,7 +5,7 @@
 #include <optional>
 
 #include "base/aligned.h"
-#include "format/qcow2/header.h"
+#include "format/qcow2/header_pages.h"
 #include "io/queue_thread.h"
 #include "sealed/extension.h"
 #include "sealed/key_area.h"
@@ -28,19 +28,19 @@ struct ParsedHeader {
   Extension extension;
 };
 
-Result<ParsedHeader> parse(std::span<const std::uint8_t> bytes, std::uint64_t file_size) {
-  auto cluster = qcow2::header_cluster_size(bytes);
-  if (!cluster) return cluster.take_error();
-  auto header = qcow2::parse_header(bytes.first(std::min<std::size_t>(*cluster, bytes.size())),
-                                    file_size, true);
+Result<ParsedHeader> sealed_header(Result<qcow2::Header> header) {
   if (!header) return header.take_error();
   const qcow2::Extension* raw = header->find(kExtensionType);
   if (!header->sealed() || raw == nullptr) {
     return Error(Kind::unsupported, "this qcow2 image is not sealed");
   }
-  auto extension = parse_extension(raw->data, *cluster);
+  auto extension = parse_extension(raw->data, header->layout.cluster_size());
   if (!extension) return extension.take_error();
   return ParsedHeader{std::move(*header), *extension};
+}
+
+Result<ParsedHeader> parse(std::span<const std::uint8_t> bytes, std::uint64_t file_size) {
+  return sealed_header(qcow2::parse_header(bytes, file_size, true));
 }
 
 Error verify(const ParsedHeader& parsed, const MacKeys& mac, std::span<const std::uint8_t> bytes) {
@@ -54,23 +54,18 @@ std::size_t used_bytes(std::span<const std::uint8_t> bytes) {
   return n;
 }
 
-// The header's cluster, and nothing that the medium might not give out behind it; the first page
-// where there is no header.
-Task<Result<AlignedBuffer>> read_start(io::Queue& io, const io::File& file) {
+Task<Result<qcow2::HeaderPages>> read_start(io::Queue& io, const io::File& file) {
   if (file.size < kPage) co_return Error(Kind::unsupported, "the file is shorter than a header");
-  AlignedBuffer page(kPage);
-  if (Error e = co_await io.read(file, 0, page.data(), page.size())) co_return e;
-  const auto cluster = qcow2::header_cluster_size(page.span());
-  if (!cluster || *cluster <= kPage) co_return std::move(page);
-  AlignedBuffer bytes(std::min<std::uint64_t>(*cluster, file.size / kPage * kPage));
-  if (Error e = co_await io.read(file, 0, bytes.data(), bytes.size())) co_return e;
-  co_return std::move(bytes);
+  co_return co_await qcow2::read_header_pages(io, file);
 }
 
-// The same for a header that may be gone: one that the medium does not give out is.
-Task<Result<AlignedBuffer>> read_what_is_left(io::Queue& io, const io::File& file) {
+// The same for a header that may be gone: one whose own page the medium does not give out is. What
+// lies behind that page is another thing: without it the header is there all the same.
+Task<Result<qcow2::HeaderPages>> read_what_is_left(io::Queue& io, const io::File& file) {
   auto start = co_await read_start(io, file);
-  if (!start && start.error().kind() == Kind::io_error) co_return AlignedBuffer(kPage);
+  if (!start && start.error().kind() == Kind::io_error) {
+    co_return qcow2::HeaderPages{AlignedBuffer(kPage), {}, {}};
+  }
   co_return std::move(start);
 }
 
@@ -79,12 +74,12 @@ Task<Error> back_up(io::Queue& io, const io::File& file, HeaderBackup& out) {
   if (!start) co_return start.take_error();
   const auto size = storage::size_now(file);  // after the read, see disk_info.cc
   if (!size) co_return size.error();
-  auto parsed = parse(start->span(), *size);
+  auto parsed = sealed_header(qcow2::parse_header_pages(*start, *size, true));
   if (!parsed) co_return parsed.take_error();
   const Extension& x = parsed->extension;
   out.uuid = x.uuid;
-  const auto cluster = start->span().first(
-      std::min<std::size_t>(start->size(), parsed->header.layout.cluster_size()));
+  const auto cluster = start->bytes.span().first(
+      std::min<std::size_t>(start->bytes.size(), parsed->header.layout.cluster_size()));
   out.header.assign(cluster.begin(),
                     cluster.begin() + static_cast<std::ptrdiff_t>(used_bytes(cluster)));
   AlignedBuffer table(x.session_table_length);
@@ -122,9 +117,23 @@ Task<Error> write_header(io::Queue& io, const io::File& file, AlignedBuffer& clu
 // The header that counts: the disk's own if its MAC holds and it is believed, else the backup's.
 struct TrueHeader {
   ParsedHeader parsed;
-  AlignedBuffer backup;  // the backup's, a whole cluster
+  AlignedBuffer backup;    // the backup's, a whole cluster
+  qcow2::HeaderPages own;  // what the medium does not give out of it is the backup's
   bool readable = false;
 };
+
+void fill_unreadable(qcow2::HeaderPages& pages, const AlignedBuffer& backup) {
+  for (const std::uint64_t at : pages.unreadable) {
+    if (at + kPage > backup.size()) break;
+    std::memcpy(pages.bytes.data() + at, backup.data() + at, kPage);
+  }
+}
+
+// Does the header on the disk say, with nothing to vouch for it, that it is of this volume?
+bool claims(const qcow2::HeaderPages& pages, const Uuid& uuid) {
+  const std::uint8_t* at = pages.bytes.data() + kExtensionAt + offsetof(ExtensionRaw, uuid);
+  return std::equal(uuid.begin(), uuid.end(), at);
+}
 
 Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
                                      const HeaderBackup& backup, const MacKeys& mac) {
@@ -134,17 +143,29 @@ Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
   if (!size) co_return size.error();
   auto cluster = whole_cluster(backup);
   if (!cluster) co_return cluster.take_error();
-  auto present = parse(start->span(), *size);
+  fill_unreadable(*start, *cluster);
+  auto present = parse(start->bytes.span(), *size);
   // Without its MAC it says nothing, not even of which volume it is. One that is marked was put
   // back, and no check has believed it yet.
-  if (present && !verify(*present, mac, start->span()) &&
-      !present->header.has(qcow2::kCorruptBit)) {
-    co_return TrueHeader{std::move(*present), std::move(*cluster), true};
+  const bool holds = present && !verify(*present, mac, start->bytes.span());
+  if (holds && !present->header.has(qcow2::kCorruptBit)) {
+    co_return TrueHeader{std::move(*present), std::move(*cluster), std::move(*start), true};
   }
+  // The MAC covers a name that may lie where nobody can read: perhaps nothing else is amiss.
+  if (!holds && !start->unreadable.empty() && claims(*start, backup.uuid)) co_return start->why;
   auto chosen = parse(cluster->span(), *size);
   if (!chosen) co_return chosen.take_error();
   if (Error e = verify(*chosen, mac, cluster->span())) co_return e;
-  co_return TrueHeader{std::move(*chosen), std::move(*cluster), false};
+  co_return TrueHeader{std::move(*chosen), std::move(*cluster), std::move(*start), false};
+}
+
+// Behind a header that can be read: pages that cannot, from the backup.
+Task<Error> write_unreadable(io::Queue& io, const io::File& file, TrueHeader& header) {
+  if (header.own.unreadable.empty()) co_return Error();
+  for (const std::uint64_t at : header.own.unreadable) {
+    if (Error e = co_await io.write(file, at, header.own.bytes.data() + at, kPage)) co_return e;
+  }
+  co_return co_await io.fdatasync(file);
 }
 
 // The session table where the header has it: the proof that this file is the volume. Where nothing
@@ -162,7 +183,7 @@ Task<Result<std::unique_ptr<Sessions>>> prove(io::Queue& io, const io::File& fil
   }
   auto start = co_await read_what_is_left(io, file);
   if (!start) co_return start.take_error();
-  auto present = parse(start->span(), file.size);
+  auto present = parse(start->bytes.span(), file.size);
   if (!present || present->extension.uuid == backup.uuid) {
     co_return Error(Kind::integrity, "neither session table nor log is where the header has it")
         .at("find volume");
@@ -198,6 +219,8 @@ Task<Error> restore(io::Queue& io, const io::File& file, const HeaderBackup& bac
   if (!header->readable) {
     if (Error e = co_await write_header(io, file, header->backup)) co_return e;
     out.header = true;
+  } else if (Error e = co_await write_unreadable(io, file, *header)) {
+    co_return e;
   }
   out.sessions = (*table)->restored();
   out.sessions_lost = (*table)->damaged();

@@ -13,6 +13,7 @@ import {
   headerOf,
   places,
   requireContent,
+  source,
 } from './header-disks.js';
 import { exitCode, MAIN, type Outcome, peer, pqblk, pqblkJson } from './helpers.js';
 
@@ -214,4 +215,44 @@ it('a header that cannot be read is one that a restore puts back', async () => {
   const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
   const { code, stderr } = onFailingMedium(8192, ...restore);
   expect([code, stderr]).toEqual([0, expect.anything()]);
+});
+
+/** A disk whose header has a cluster of many pages, of which it needs the first. */
+async function roomyDisk() {
+  const { path: small, own } = await disk();
+  const [path, backup] = [`${small}.roomy`, `${small}.roomy-backup`];
+  const how = ['--cluster-size', '64k', '--log-size', '8M'];
+  await pqblkJson('import', source, path, '--key', 'alice', ...how, ...own);
+  await pqblkJson('header', 'backup', path, backup);
+  return { path, backup, own };
+}
+
+it.each([4096, 61_440])(
+  'a bad block at %i, behind the header, is nothing to a reader',
+  async (bad) => {
+    const { path, own } = await roomyDisk();
+    const withKey = ['--key', 'alice', ...own];
+    const out = at('behind.raw');
+    const copy = at(`behind-${bad}.backup`);
+    for (const argv of [
+      ['info', path],
+      ['check', path, ...withKey],
+      ['header', 'backup', path, copy],
+      ['export', path, out, '--force', ...withKey],
+    ]) {
+      expect(onFailingMedium(bad, ...argv), argv[0]).toMatchObject({ code: 0 });
+    }
+    peer('cmp', source, out);
+  },
+);
+
+it('a restore never overwrites a header that can be read, whatever lies behind it', async () => {
+  const { path, backup, own } = await roomyDisk();
+  await pqblkJson('resize', path, '1200M', '--key', 'alice', ...own); // the L1 table moves
+  const before = readFileSync(path);
+  const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+  expect(onFailingMedium(8192, ...restore)).toMatchObject({ code: 0 });
+  expect(readFileSync(path).subarray(0, 65_536).equals(before.subarray(0, 65_536))).toBe(true);
+  expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(0);
+  expect(await pqblkJson('info', path)).toMatchObject({ size: 1200 * 2 ** 20 });
 });
