@@ -251,6 +251,14 @@ Task<Error> SealedBackend::finish_epoch(QueueContext& q, std::uint32_t verified)
   if (!planted(Fault::forget_session_of_log) && sessions_->epoch_of(session_id()) != verified) {
     co_return Error(Kind::canceled, "the epoch was not begun: begin it again").in(file_.path);
   }
+  {
+    // One copy of the log's header still names the session before: then the other one could never
+    // be done without.
+    AsyncMutex::Guard no_checkpoint = co_await checkpoint_lock_.lock();
+    if (!planted(Fault::forget_session_of_log)) {
+      if (Error e = co_await log_->repeat_header(q.io)) co_return e;
+    }
+  }
   Error e = co_await sessions_->forget_other_epochs(q.io, file_);
   if (e.kind() == Kind::io_error) log_->fail(e);  // see Log::sync
   co_return e;

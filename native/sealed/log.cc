@@ -601,4 +601,17 @@ Task<Error> Log::advance_tail(io::Queue& io, const Cut& cut) {
   co_return error();
 }
 
+Task<Error> Log::repeat_header(io::Queue& io) {
+  if (Error e = co_await confirm_header(io)) co_return e;
+  LogHeader next = header_;
+  ++next.serial;
+  if (Error e = co_await write_header(io, next)) {
+    fail(std::move(e).at("write log header"));
+    co_return error();
+  }
+  std::lock_guard guard(mutex_);
+  header_ = next;
+  co_return Error();
+}
+
 }  // namespace pqblk::sealed

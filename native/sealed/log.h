@@ -181,6 +181,9 @@ class Log {
   Task<Error> wait_complete(std::uint64_t sequence);
   // Makes the tail durable and frees the space before it.
   Task<Error> advance_tail(io::Queue& io, const Cut& cut);
+  // Writes the header once more, so that both copies name this session and this tail. No checkpoint
+  // runs and no session begins meanwhile.
+  Task<Error> repeat_header(io::Queue& io);
   std::uint64_t used_pages() const;
   // A checkpoint is due: on_pressure was called, perhaps in vain while another one was running.
   bool pressed() const;
