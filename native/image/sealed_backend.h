@@ -278,6 +278,9 @@ class SealedBackend final : public Backend {
 
   // sealed_recovery.cc
   sealed::SealedGeometry mapped_geometry() const;
+  struct FoundLog;
+  Task<Error> find_log(QueueContext& q, FoundLog& found);
+  Task<Error> end_log(QueueContext& q, const FoundLog& found);
   Task<Error> recover(QueueContext& q);
   Task<Error> reclaim(QueueContext& q);
   Task<Error> fold(QueueContext& q, const sealed::LogScan& scan, Fold& fold);

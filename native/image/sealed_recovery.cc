@@ -211,23 +211,59 @@ SealedGeometry SealedBackend::mapped_geometry() const {
   return mapped;
 }
 
-Task<Error> SealedBackend::recover(QueueContext& q) {
+struct SealedBackend::FoundLog {
+  LogScan scan;
+  bool by_block = false;  // by the first of its blocks, and not by a header
+};
+
+// Of a log whose newer header is gone the older one finds all blocks, or none any more. Then the
+// ring shows whether any were written: a header that only never reached the medium has none.
+Task<Error> SealedBackend::find_log(QueueContext& q, FoundLog& found) {
   Result<LogHeader> header = co_await read_log_header(q.io, file_, extension_, mac_);
   if (!header) co_return header.take_error();
-  log_->adopt(*header);
   const SealedGeometry mapped = mapped_geometry();
-  Result<LogScan> scan = co_await scan_log(q.io, file_, extension_, *header, mapped, *sessions_);
-  if (!scan) co_return scan.take_error();
-  // Of a log whose newer header is gone the older one finds all blocks, or none any more.
-  if (header->other_unreadable && scan->blocks == 0 && meta_->header().has(qcow2::kDirtyBit)) {
-    co_return Error(Kind::io_error,
-                    "a copy of the log's header cannot be read, and the disk was not closed: "
-                    "without it what was written last is not found")
-        .at("read", extension_.log_offset + (header->serial + 1) % 2 * kPage);
+  LogAhead ahead;
+  if (header->alone()) {
+    auto looked = co_await look_ahead(q.io, file_, extension_, *header, mapped, *sessions_);
+    if (!looked) co_return looked.take_error();
+    ahead = *looked;
   }
+  found.by_block = ahead.what == Ahead::begin;
+  const LogHeader& from = found.by_block ? ahead.begin : *header;
+  log_->adopt(from);
+  Result<LogScan> scan = co_await scan_log(q.io, file_, extension_, from, mapped, *sessions_);
+  if (!scan) co_return scan.take_error();
+  found.scan = std::move(*scan);
+  const bool round = ahead.what == Ahead::round && found.scan.blocks == 0;
+  if (ahead.what != Ahead::lost && !round) co_return Error();
+  const bool unread = header->other_unreadable;
+  co_return Error(unread ? Kind::io_error : Kind::integrity,
+                  std::string("a copy of the log's header ") +
+                      (unread ? "cannot be read" : "is damaged") + ", and the log " +
+                      (round ? "has gone round since the other one was written"
+                             : "has blocks of a generation that only it named") +
+                      ": what was written last would be lost")
+      .at("read", extension_.log_offset + (header->serial + 1) % 2 * kPage);
+}
+
+// Nothing is left of it. Where a block had to stand in for a header both copies are written, before
+// the next session begins: beside the old one that block would be of another than the last writer.
+Task<Error> SealedBackend::end_log(QueueContext& q, const FoundLog& found) {
+  if (Error e = co_await log_->begin_generation(q.io, nullptr)) co_return e;
+  if (!found.by_block) co_return Error();
+  co_return co_await log_->repeat_header(q.io);
+}
+
+Task<Error> SealedBackend::recover(QueueContext& q) {
+  FoundLog found;
+  if (Error e = co_await find_log(q, found)) co_return e;
+  const LogScan* const scan = &found.scan;
   recovery_.blocks = scan->blocks;
   recovery_.records = scan->records.size();
-  if (scan->records.empty()) co_return Error();
+  if (scan->records.empty()) {
+    if (!found.by_block || options_.read_only) co_return Error();
+    co_return co_await end_log(q, found);
+  }
   Fold state;
   if (Error e = co_await fold(q, *scan, state)) co_return e;
   if (Error e = co_await choose(q, state)) co_return e;
@@ -255,7 +291,7 @@ Task<Error> SealedBackend::recover(QueueContext& q) {
   }
   if (Error e = co_await write_home(q)) co_return e;
   overlay_.drop_frozen();
-  if (Error e = co_await log_->begin_generation(q.io, nullptr)) co_return e;
+  if (Error e = co_await end_log(q, found)) co_return e;
   if (!freed.empty()) {
     if (Error e = co_await meta_->allocator().free(q.io, freed)) co_return e;
   }

@@ -497,15 +497,14 @@ Task<Result<LogHeader>> read_log_header(io::Queue& io, const io::File& file,
   LogHeader best;
   bool other_unreadable = false;
   if (Error e = co_await read_log_head(io, file, extension, pages, other_unreadable)) co_return e;
-  bool found = false;
+  int valid = 0;
   for (std::uint64_t copy = 0; copy < 2; ++copy) {
     LogHeaderRaw raw;
     std::memcpy(&raw, pages.data() + copy * kPage, sizeof raw);
     const Mac32 m = labelled_mac(mac.log_header, "", extension.uuid,
                                  {pages.data() + copy * kPage, offsetof(LogHeaderRaw, mac)});
     if (std::memcmp(raw.magic, kLogMagic, 8) != 0 || !crypto::equal_ct(m, raw.mac)) continue;
-    if (found && raw.serial <= best.serial) continue;
-    found = true;
+    if (++valid == 2 && raw.serial <= best.serial) continue;
     best.serial = raw.serial;
     std::copy(std::begin(raw.log_uuid), std::end(raw.log_uuid), best.log_uuid.begin());
     best.generation = raw.generation;
@@ -515,7 +514,8 @@ Task<Result<LogHeader>> read_log_header(io::Queue& io, const io::File& file,
     std::copy(std::begin(raw.previous_mac), std::end(raw.previous_mac), best.previous_mac.begin());
   }
   best.other_unreadable = other_unreadable;
-  if (found) co_return best;
+  best.other_damaged = valid == 1 && !other_unreadable;
+  if (valid != 0) co_return best;
   co_return Error(Kind::integrity, other_unreadable
                                        ? "of the copies of the log header one is damaged, and one "
                                          "cannot be read"

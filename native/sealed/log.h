@@ -43,8 +43,11 @@ struct LogHeader {
   std::uint64_t tail_page = 0;
   std::uint64_t tail_sequence = 0;
   std::array<std::uint8_t, 16> previous_mac{};
-  // The medium does not give out the other copy, which may be the newer one.
+  // The other copy may have been the newer one: the medium does not give it out, or it does not
+  // hold.
   bool other_unreadable = false;
+  bool other_damaged = false;
+  bool alone() const { return other_unreadable || other_damaged; }
 };
 
 void build_log_header(const LogHeader& header, const MacKeys& mac, const Uuid& volume,

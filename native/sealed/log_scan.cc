@@ -182,15 +182,9 @@ struct Expected {
   std::array<std::uint8_t, 16> previous_mac;
 };
 
-bool authenticates(const BlockView& view, const std::uint8_t* pages, const LogHeader& header,
-                   const Expected& expected, const SessionKeys& session) {
+bool mac_holds(const BlockView& view, const std::uint8_t* pages, const SessionKeys& session) {
   const LogBlockRaw& raw = view.raw;
-  if (raw.sequence != expected.sequence || raw.generation != header.generation ||
-      raw.session != header.session || std::memcmp(raw.log_uuid, header.log_uuid.data(), 16) != 0 ||
-      std::memcmp(raw.previous_mac, expected.previous_mac.data(), 16) != 0 ||
-      raw.covered >= raw.sequence) {
-    return false;
-  }
+  if (raw.covered >= raw.sequence) return false;
   std::vector<std::uint8_t> message(pages, pages + sizeof raw + raw.record_bytes);
   std::fill_n(message.begin() + offsetof(LogBlockRaw, mac), 16, std::uint8_t{0});
   crypto::Nonce nonce{};
@@ -199,6 +193,17 @@ bool authenticates(const BlockView& view, const std::uint8_t* pages, const LogHe
   crypto::Tag tag;
   std::copy(std::begin(raw.mac), std::end(raw.mac), tag.begin());
   return session.log->open(nonce, message, nullptr, nullptr, 0, tag);
+}
+
+bool authenticates(const BlockView& view, const std::uint8_t* pages, const LogHeader& header,
+                   const Expected& expected, const SessionKeys& session) {
+  const LogBlockRaw& raw = view.raw;
+  if (raw.sequence != expected.sequence || raw.generation != header.generation ||
+      raw.session != header.session || std::memcmp(raw.log_uuid, header.log_uuid.data(), 16) != 0 ||
+      std::memcmp(raw.previous_mac, expected.previous_mac.data(), 16) != 0) {
+    return false;
+  }
+  return mac_holds(view, pages, session);
 }
 
 }  // namespace
@@ -254,6 +259,54 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
     scan.records.insert(scan.records.end(), view->records.begin(), view->records.end());
   }
   co_return std::move(scan);
+}
+
+namespace {
+
+Ahead compare(const LogBlockRaw& raw, const LogHeader& header, const Sessions& sessions) {
+  if (raw.generation > header.generation) {
+    constexpr std::uint8_t none[16] = {};
+    const bool first = std::memcmp(raw.previous_mac, none, sizeof none) == 0;
+    // Nobody has written since, so that all of it is there, and none of it is past: whoever puts an
+    // old header back beside this block gains nothing by it.
+    const bool last_writer = raw.session == sessions.last_id();
+    return first && last_writer && raw.generation == header.generation + 1 ? Ahead::begin
+                                                                           : Ahead::lost;
+  }
+  const bool same = raw.generation == header.generation && raw.session == header.session &&
+                    std::memcmp(raw.log_uuid, header.log_uuid.data(), 16) == 0;
+  // The very block that the header names may be torn; a later one has come over it.
+  return same && raw.sequence > header.tail_sequence ? Ahead::round : Ahead::nothing;
+}
+
+}  // namespace
+
+Task<Result<LogAhead>> look_ahead(io::Queue& io, const io::File& file, const Extension& extension,
+                                  const LogHeader& header, const SealedGeometry& geometry,
+                                  Sessions& sessions) {
+  LogAhead out;
+  AlignedBuffer pages(kBlockHeaderPagesMax * kPage);
+  const std::uint64_t ring_at = extension.log_offset + kLogHeadBytes;
+  if (Error e = co_await io.read(file, ring_at, pages.data(), pages.size())) co_return e;
+  const std::uint64_t ring_pages = (extension.log_length - kLogHeadBytes) / kPage;
+  Result<BlockView> view = parse_block(pages.span(), ring_pages, geometry);
+  if (!view) co_return out;
+  const LogBlockRaw& raw = view->raw;
+  const Ahead what = compare(raw, header, sessions);
+  if (what == Ahead::nothing) co_return out;
+  Result<std::unique_ptr<SessionKeys>> session = sessions.log_keys(raw.session);
+  if (!session) {
+    if (session.error().kind() == Kind::wrong_key) co_return out;  // of no session that is left
+    co_return session.take_error();
+  }
+  if (!mac_holds(*view, pages.data(), **session)) co_return out;
+  out.what = what;
+  out.begin.serial = header.serial;
+  std::copy(std::begin(raw.log_uuid), std::end(raw.log_uuid), out.begin.log_uuid.begin());
+  out.begin.generation = raw.generation;
+  out.begin.session = raw.session;
+  out.begin.tail_sequence = raw.sequence;
+  co_return out;
 }
 
 }  // namespace pqblk::sealed

@@ -53,6 +53,22 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
                                const LogHeader& header, const SealedGeometry& geometry,
                                Sessions& sessions);
 
+// What the ring's first page says beside a log header whose other copy is missing. Blocks begin
+// there: a generation's first one, and the first of each further round.
+enum class Ahead : std::uint8_t {
+  nothing,  // that this header would not lead to
+  begin,    // of the next generation, which its first block names as the lost copy did
+  lost,     // a newer generation, of which no more is known
+  round,    // this generation, further on than the header's tail: lost where nothing follows that
+};
+struct LogAhead {
+  Ahead what = Ahead::nothing;
+  LogHeader begin;  // with the serial of the copy that was found: the next one takes the lost place
+};
+Task<Result<LogAhead>> look_ahead(io::Queue& io, const io::File& file, const Extension& extension,
+                                  const LogHeader& header, const SealedGeometry& geometry,
+                                  Sessions& sessions);
+
 // AAD of a sector (docs/format.md, section 4).
 struct SectorAad {
   std::uint8_t bytes[36];

@@ -103,6 +103,8 @@ class Sessions {
   // Precondition: no entry and no log block names one of them, and nobody is reading.
   Task<Error> forget_other_epochs(io::Queue& io, const io::File& file);
 
+  // The highest id that was ever given out: the session of whoever wrote last.
+  std::uint32_t last_id() const { return high_water_; }
   bool full() const;
   std::size_t count() const { return entries_.size(); }
   // A new session under the current epoch, durable in both copies on return; its keys are kept,

@@ -347,9 +347,11 @@ export class ImageBuilder {
     sequence?: number;
     before?: Buffer;
     serial?: number;
+    generation?: number;
   }): void {
-    const { sessionId, page = 0, sequence = 1, before = Buffer.alloc(16), serial = 1 } = fields;
-    const log = { sessionId, uuid: randomBytes(16), generation: 7, page, sequence, before };
+    const { sessionId, page = 0, sequence = 1, before = Buffer.alloc(16) } = fields;
+    const { serial = 1, generation = 7 } = fields;
+    const log = { sessionId, uuid: randomBytes(16), generation, page, sequence, before };
     this.#log = log;
     const header = Buffer.alloc(160);
     header.write('PQBLKLOG', 0, 'latin1');

@@ -308,6 +308,43 @@ describe('the log', () => {
     });
   });
 
+  it('begins at its first block when the header that named it is gone', () => {
+    builder.writeHome(3, content(3, 1));
+    builder.writeLogHeader({ sessionId: 2, generation: 8 });
+    logWD(3, 2);
+    logWD(3, 3);
+    const leave = (generation: number) => {
+      builder.writeLogHeader({ sessionId: 0, generation });
+      expect(versions(3)).toEqual([1]); // as long as both copies are there
+      builder.put(builder.places.log + SECTOR, Buffer.alloc(160));
+    };
+    leave(7);
+    expect(versions(3)).toEqual([3]);
+    for (const generation of [8, 9]) {
+      leave(generation);
+      expect(versions(3)).toEqual([1]);
+    }
+    leave(6); // not the one before: what lies between nobody knows
+    expect(faultOf(() => versions(3))).toBe('log');
+    leave(7);
+    builder.addSession(4); // somebody has written since
+    expect(faultOf(() => versions(3))).toBe('log');
+  });
+
+  it('is a fault when it has gone round since the header that is left', () => {
+    const last = builder.ringPages - 2;
+    builder.writeHome(3, content(3, 1));
+    builder.writeLogHeader({ sessionId: 2, page: last, sequence: 40 });
+    const { at } = logWD(3, 2);
+    logWD(3, 3); // at the ring's begin
+    builder.put(builder.places.log + SECTOR, Buffer.alloc(160));
+    expect(versions(3)).toEqual([3]);
+    builder.put(at, Buffer.alloc(SECTOR)); // as if it had been written over
+    expect(faultOf(() => versions(3))).toBe('log');
+    builder.put(builder.places.log + SECTOR, builder.get(builder.places.log, 160));
+    expect(versions(3)).toEqual([1]);
+  });
+
   it('takes records beyond the size of a header that is older than the growth', () => {
     logWD(3, 1);
     logWD(2048, 2);

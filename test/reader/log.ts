@@ -70,6 +70,8 @@ export interface LogContext {
   /** Sectors that the L1 table can map: more than the disk's, if its header is older than a growth. */
   readonly mappable: number;
   read(offset: number, length: number): Uint8Array;
+  /** The highest session id that was ever given out. */
+  readonly lastSessionId: number;
   /** Undefined when no valid entry of the session table has this id. */
   logKey(sessionId: number): Uint8Array | undefined;
   /** Does this ciphertext open as this sector under this entry? */
@@ -78,9 +80,9 @@ export interface LogContext {
 
 export const ringPagesOf = (logBytes: number) => logBytes / PAGE - HEADER_COPIES;
 
-/** The valid copy with the higher serial. */
-export function readLogHeader(context: LogContext, key: Uint8Array): LogHeader {
-  let best: LogHeader | undefined;
+/** The valid copy with the higher serial; `alone` when the other one is not valid. */
+function readHeaderCopies(context: LogContext, key: Uint8Array) {
+  const valid: LogHeader[] = [];
   for (let copy = 0; copy < HEADER_COPIES; copy += 1) {
     const bytes = context.read(context.offset + copy * PAGE, 160);
     const fields = new Fields(bytes, 'log');
@@ -99,9 +101,48 @@ export function readLogHeader(context: LogContext, key: Uint8Array): LogHeader {
       macBeforeTail: fields.slice(64, 16),
     };
     ensure(header.tail < context.ringPages, 'log', `tail at page ${header.tail}`);
-    if (!best || header.serial > best.serial) best = header;
+    valid.push(header);
   }
-  return best ?? fail('log', 'no copy of the log header is valid');
+  const [header] = valid.sort((a, b) => b.serial - a.serial);
+  return { header: header ?? fail('log', 'no copy of the log header is valid'), alone: !valid[1] };
+}
+
+/** The header that leads to the log: a copy, or what the ring's first block says in place of a lost one. */
+export function readLogHeader(context: LogContext, key: Uint8Array): LogHeader {
+  const { header, alone } = readHeaderCopies(context, key);
+  const ahead = alone ? firstOfRing(context) : undefined;
+  if (!ahead) return header;
+  const { begin, block } = ahead;
+  if (begin.generation > header.generation) {
+    const next = begin.generation === header.generation + 1 && isZero(begin.macBeforeTail);
+    const known = next && begin.sessionId === context.lastSessionId;
+    ensure(known, 'log', 'the log is of a generation whose header is lost');
+    return { ...begin, serial: header.serial };
+  }
+  const ofHeader =
+    begin.generation === header.generation &&
+    begin.sessionId === header.sessionId &&
+    same(begin.uuid, header.uuid);
+  const further = ofHeader && block.sequence > header.tailSequence;
+  const lost = further && readBlocks(context, header).length === 0;
+  ensure(!lost, 'log', 'the log has gone round since the header that is left');
+  return header;
+}
+
+/** The block at the ring's first page, if it authenticates, and the header that would lead to it. */
+function firstOfRing(context: LogContext) {
+  const fields = new Fields(context.read(context.offset + HEADER_COPIES * PAGE, PAGE), 'log');
+  const absurd = [24, 40].some((at) => fields.u64big(at) > BigInt(Number.MAX_SAFE_INTEGER));
+  if (fields.text(0, 4) !== 'PQLB' || absurd) return undefined;
+  const begin: LogHeader = {
+    ...{ serial: 0, uuid: fields.slice(8, 16), generation: fields.u64(24) },
+    ...{ sessionId: fields.u32(32), tail: 0, tailSequence: fields.u64(40) },
+    macBeforeTail: fields.slice(64, 16),
+  };
+  const key = context.logKey(begin.sessionId);
+  const expected = { page: 0, sequence: begin.tailSequence, before: begin.macBeforeTail };
+  const block = key && readBlock(context, begin, key, expected, false);
+  return block ? { begin, block } : undefined;
 }
 
 /** The live blocks from the tail to the first one that does not hold. */
@@ -135,6 +176,7 @@ function readBlock(
   header: LogHeader,
   key: Uint8Array,
   expected: Expected,
+  withPayload = true,
 ): LogBlock | undefined {
   const { page, sequence, before } = expected;
   const pagesToEnd = context.ringPages - page;
@@ -175,6 +217,7 @@ function readBlock(
   const records = parseRecords(context, covered, fields.u32(56), payload, sequence);
   const payloadHolds = records.every(
     (record) =>
+      !withPayload ||
       record.type !== 'WD' ||
       context.opens(record.sector, record.entry, context.read(record.at, PAGE)),
   );

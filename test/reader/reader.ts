@@ -335,6 +335,7 @@ export class SealedImage {
       geometry: this.geometry,
       mappable: l1Size * d * spc,
       read: (offset, length) => this.#file.read(offset, length),
+      lastSessionId: Math.max(this.sessions.highWater, ...this.sessions.sessions.keys()),
       logKey: (sessionId) => this.#sessionKey('log', sessionId),
       opens: (sector, entry, ciphertext) => this.#decrypt(sector, entry, ciphertext) !== undefined,
     };

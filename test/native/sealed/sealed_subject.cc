@@ -1,5 +1,9 @@
 #include "sealed/sealed_subject.h"
 
+#include <functional>
+#include <optional>
+#include <string>
+
 #include "sealed/backend_api.h"
 
 namespace pqblk::test {
@@ -104,6 +108,47 @@ Task<Error> step_rotation(image::SealedBackend& backend, image::QueueContext& q,
   co_return co_await replace({epochs->next, 0, {}});
 }
 
+// A copy of the log's header, and where it was.
+struct LostCopy {
+  AlignedBuffer page{kPage};
+  std::uint64_t at = 0;
+};
+
+// As a medium would that was copied without a bad block: mostly the newer copy, which counts.
+Task<Error> lose_log_header(io::Queue& io, const io::File& file, LostCopy& lost) {
+  AlignedBuffer first(kPage), heads(kLogHeadBytes);
+  if (Error e = co_await io.read(file, 0, first.data(), first.size())) co_return e;
+  ExtensionRaw extension;
+  std::memcpy(&extension, first.data() + kExtensionAt, sizeof extension);
+  const std::uint64_t log = extension.log_offset;
+  if (Error e = co_await io.read(file, log, heads.data(), heads.size())) co_return e;
+  LogHeaderRaw copy[2];
+  for (std::size_t i = 0; i < 2; ++i) {
+    std::memcpy(&copy[i], heads.data() + i * kPage, sizeof copy[i]);
+    if (std::memcmp(copy[i].magic, kLogMagic, 8) != 0) co_return Error();
+  }
+  const std::uint64_t newer = copy[1].serial > copy[0].serial ? 1 : 0;
+  const std::uint64_t which = copy[newer].serial % 4 == 0 ? 1 - newer : newer;
+  lost.at = log + which * kPage;
+  std::memcpy(lost.page.data(), heads.data() + which * kPage, kPage);
+  AlignedBuffer zeros(kPage);
+  if (Error e = co_await io.write(file, lost.at, zeros.data(), kPage)) co_return e;
+  co_return co_await io.fdatasync(file);
+}
+
+using Opened = Result<std::unique_ptr<image::SealedBackend>>;
+
+Task<Opened> open_without_log_header(image::QueueContext& q, const io::File& file,
+                                     const std::function<image::SealedOptions()>& options) {
+  LostCopy lost;
+  if (Error e = co_await lose_log_header(q.io, file, lost)) co_return e;
+  Opened opened = co_await image::SealedBackend::open(q, file, options());
+  const bool round = !opened && opened.error().message().find("gone round") != std::string::npos;
+  if (!round || lost.at == 0) co_return std::move(opened);
+  if (Error e = co_await q.io.write(file, lost.at, lost.page.data(), kPage)) co_return e;
+  co_return co_await image::SealedBackend::open(q, file, options());
+}
+
 }  // namespace
 
 DataKey test_data_key(std::uint32_t epoch) {
@@ -161,13 +206,23 @@ sim::Subject sealed_subject(const SealedShape& shape) {
   };
   s.open = [shape](image::QueueContext& service,
                    const io::File& file) -> Task<Result<std::unique_ptr<image::Backend>>> {
-    image::SealedOptions options = open_options(shape);
+    std::optional<Epochs> epochs;
     if (shape.rotates) {
-      auto epochs = co_await epochs_of(service.io, file);
-      if (!epochs) co_return epochs.take_error();
-      options.keys = epochs->keys();
+      auto found = co_await epochs_of(service.io, file);
+      if (!found) co_return found.take_error();
+      epochs = std::move(*found);
     }
-    auto opened = co_await image::SealedBackend::open(service, file, std::move(options));
+    const std::function<image::SealedOptions()> options = [&] {
+      image::SealedOptions o = open_options(shape);
+      if (epochs) o.keys = epochs->keys();
+      return o;
+    };
+    Opened opened(Error(Kind::canceled, "not opened"));
+    if (shape.loses_log_header) {
+      opened = co_await open_without_log_header(service, file, options);
+    } else {
+      opened = co_await image::SealedBackend::open(service, file, options());
+    }
     if (!opened) co_return opened.take_error();
     if ((*opened)->recovery().damaged != 0) {
       co_return Error(Kind::integrity, "recovery reports damage");

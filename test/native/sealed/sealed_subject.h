@@ -23,6 +23,9 @@ struct SealedShape {
   std::uint64_t relocate_bytes_min = kSectorSize;  // whole clusters move whenever they may
   // The data key rotates: relocations write again, full checkpoints begin a rotation or finish it.
   bool rotates = false;
+  // Before each open one copy of the log's header goes, if both are there; it comes back where the
+  // log has gone round since the other one, and the disk stays shut for that.
+  bool loses_log_header = false;
 };
 
 sealed::VolumeKeys test_keys();
