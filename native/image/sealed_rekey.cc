@@ -256,6 +256,7 @@ Task<Error> SealedBackend::finish_epoch(QueueContext& q, std::uint32_t verified)
     // be done without.
     AsyncMutex::Guard no_checkpoint = co_await checkpoint_lock_.lock();
     if (!planted(Fault::forget_session_of_log)) {
+      if (Error e = co_await log_->confirm_header(q.io)) co_return e;
       if (Error e = co_await log_->repeat_header(q.io)) co_return e;
     }
   }

@@ -602,7 +602,6 @@ Task<Error> Log::advance_tail(io::Queue& io, const Cut& cut) {
 }
 
 Task<Error> Log::repeat_header(io::Queue& io) {
-  if (Error e = co_await confirm_header(io)) co_return e;
   LogHeader next = header_;
   ++next.serial;
   if (Error e = co_await write_header(io, next)) {
