@@ -179,7 +179,7 @@ TEST_CASE("a disk without data opens with either log header after a rotation") {
   REQUIRE_FALSE(lab.checkpoint());
   REQUIRE_FALSE(lab.zero(0));
   REQUIRE_FALSE(lab.checkpoint());
-  REQUIRE_FALSE(begin(lab, 2));
+  REQUIRE_FALSE(lab.begin_epoch(2));
   REQUIRE_FALSE(finish(lab, 2));
   const sim::Device running = killed(lab.image());
   REQUIRE_FALSE(lab.close());
