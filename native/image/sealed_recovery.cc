@@ -216,8 +216,9 @@ struct SealedBackend::FoundLog {
   bool by_block = false;  // by the first of its blocks, and not by a header
 };
 
-// Of a log whose newer header is gone the older one finds all blocks, or none any more. Then the
-// ring shows whether any were written: a header that only never reached the medium has none.
+// Of a log whose newer header is gone the older one may find all blocks, or not: begun anew or gone
+// round since. The ring shows it: of a header that never reached the medium it has no blocks, and
+// what was durable once is known from later blocks.
 Task<Error> SealedBackend::find_log(QueueContext& q, FoundLog& found) {
   Result<LogHeader> header = co_await read_log_header(q.io, file_, extension_, mac_);
   if (!header) co_return header.take_error();
@@ -234,14 +235,23 @@ Task<Error> SealedBackend::find_log(QueueContext& q, FoundLog& found) {
   Result<LogScan> scan = co_await scan_log(q.io, file_, extension_, from, mapped, *sessions_);
   if (!scan) co_return scan.take_error();
   found.scan = std::move(*scan);
-  const bool round = ahead.what == Ahead::round && found.scan.blocks == 0;
-  if (ahead.what != Ahead::lost && !round) co_return Error();
+  if (!header->alone()) co_return Error();
+  std::string why;
+  if (ahead.what == Ahead::lost) {
+    why = "has blocks of a generation that only it named";
+  } else if (ahead.what == Ahead::round && found.scan.blocks == 0) {
+    why = "has gone round since the other one was written";
+  } else {
+    const std::uint64_t next = found.scan.next;
+    auto more = co_await shows_more(q.io, file_, extension_, from, next, mapped, *sessions_);
+    if (!more) co_return more.take_error();
+    if (!*more) co_return Error();
+    why = "has blocks that the other one does not lead to";
+  }
   const bool unread = header->other_unreadable;
   co_return Error(unread ? Kind::io_error : Kind::integrity,
                   std::string("a copy of the log's header ") +
-                      (unread ? "cannot be read" : "is damaged") + ", and the log " +
-                      (round ? "has gone round since the other one was written"
-                             : "has blocks of a generation that only it named") +
+                      (unread ? "cannot be read" : "is damaged") + ", and the log " + why +
                       ": what was written last would be lost")
       .at("read", extension_.log_offset + (header->serial + 1) % 2 * kPage);
 }

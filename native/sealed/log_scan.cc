@@ -1,6 +1,7 @@
 #include "sealed/log_scan.h"
 
 #include <algorithm>
+#include <map>
 
 #include "crypto/kdf.h"
 
@@ -212,6 +213,7 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
                                const LogHeader& header, const SealedGeometry& geometry,
                                Sessions& sessions) {
   LogScan scan;
+  scan.next = header.tail_sequence;
   if (header.session == 0) co_return std::move(scan);
   Result<std::unique_ptr<SessionKeys>> session = sessions.log_keys(header.session);
   if (!session) {
@@ -251,6 +253,7 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
     if (!whole) co_return whole.take_error();
     if (!*whole) break;
     expected.sequence = view->raw.sequence + 1;
+    scan.next = expected.sequence;
     std::copy(std::begin(view->raw.mac), std::end(view->raw.mac), expected.previous_mac.begin());
     scan.covered = std::max(scan.covered, view->raw.covered.get());
     ++scan.blocks;
@@ -263,6 +266,11 @@ Task<Result<LogScan>> scan_log(io::Queue& io, const io::File& file, const Extens
 
 namespace {
 
+bool of_log(const LogBlockRaw& raw, const LogHeader& header) {
+  return raw.generation == header.generation && raw.session == header.session &&
+         std::memcmp(raw.log_uuid, header.log_uuid.data(), 16) == 0;
+}
+
 Ahead compare(const LogBlockRaw& raw, const LogHeader& header, const Sessions& sessions) {
   if (raw.generation > header.generation) {
     constexpr std::uint8_t none[16] = {};
@@ -273,10 +281,8 @@ Ahead compare(const LogBlockRaw& raw, const LogHeader& header, const Sessions& s
     return first && last_writer && raw.generation == header.generation + 1 ? Ahead::begin
                                                                            : Ahead::lost;
   }
-  const bool same = raw.generation == header.generation && raw.session == header.session &&
-                    std::memcmp(raw.log_uuid, header.log_uuid.data(), 16) == 0;
   // The very block that the header names may be torn; a later one has come over it.
-  return same && raw.sequence > header.tail_sequence ? Ahead::round : Ahead::nothing;
+  return of_log(raw, header) && raw.sequence > header.tail_sequence ? Ahead::round : Ahead::nothing;
 }
 
 }  // namespace
@@ -307,6 +313,40 @@ Task<Result<LogAhead>> look_ahead(io::Queue& io, const io::File& file, const Ext
   out.begin.session = raw.session;
   out.begin.tail_sequence = raw.sequence;
   co_return out;
+}
+
+Task<Result<bool>> shows_more(io::Queue& io, const io::File& file, const Extension& extension,
+                              const LogHeader& header, std::uint64_t next,
+                              const SealedGeometry& geometry, Sessions& sessions) {
+  struct Seen {
+    std::uint64_t lowest = ~std::uint64_t{0}, covered = 0;
+  };
+  std::map<std::uint64_t, Seen> newer;  // by generation
+  RingReader ring(io, file, extension);
+  for (std::uint64_t page = 0; page < ring.pages(); ++page) {
+    const std::uint64_t to_end = ring.pages() - page;
+    const std::uint64_t count = std::min<std::uint64_t>(to_end, kBlockHeaderPagesMax);
+    Result<const std::uint8_t*> bytes = co_await ring.get(page, count);
+    if (!bytes) co_return bytes.take_error();
+    Result<BlockView> view = parse_block({*bytes, count * kPage}, to_end, geometry);
+    if (!view) continue;
+    const LogBlockRaw& raw = view->raw;
+    const bool later = of_log(raw, header) && raw.covered >= next;
+    if (!later && raw.generation <= header.generation) continue;
+    Result<std::unique_ptr<SessionKeys>> session = sessions.log_keys(raw.session);
+    if (!session && session.error().kind() == Kind::wrong_key) continue;  // of none that is left
+    if (!session) co_return session.take_error();
+    if (!mac_holds(*view, *bytes, **session)) continue;
+    if (later) co_return true;
+    Seen& seen = newer[raw.generation];
+    seen.lowest = std::min(seen.lowest, raw.sequence.get());
+    seen.covered = std::max(seen.covered, raw.covered.get());
+  }
+  // A sequence goes on from one generation of a process to the next, so what is covered counts only
+  // from the first block on that is known to be of this one.
+  co_return std::any_of(newer.begin(), newer.end(), [](const auto& generation) {
+    return generation.second.covered >= generation.second.lowest;
+  });
 }
 
 }  // namespace pqblk::sealed

@@ -46,6 +46,7 @@ struct LogScan {
   std::vector<LogRecord> records;  // in order
   std::uint64_t covered = 0;
   std::uint64_t blocks = 0;
+  std::uint64_t next = 0;  // sequence number of the first block that was not found
 };
 
 // `session` is the keys of header.session. An empty log (session 0) scans as nothing.
@@ -68,6 +69,12 @@ struct LogAhead {
 Task<Result<LogAhead>> look_ahead(io::Queue& io, const io::File& file, const Extension& extension,
                                   const LogHeader& header, const SealedGeometry& geometry,
                                   Sessions& sessions);
+
+// Whether blocks of the ring show that a log is more than what was found of it, `next` being the
+// first block that was not: they say that it was durable, or one of a newer generation.
+Task<Result<bool>> shows_more(io::Queue& io, const io::File& file, const Extension& extension,
+                              const LogHeader& header, std::uint64_t next,
+                              const SealedGeometry& geometry, Sessions& sessions);
 
 // AAD of a sector (docs/format.md, section 4).
 struct SectorAad {

@@ -345,6 +345,20 @@ describe('the log', () => {
     expect(versions(3)).toEqual([1]);
   });
 
+  it('is a fault when a later block says that one was durable which is not found', () => {
+    builder.writeHome(3, content(3, 1));
+    builder.writeLogHeader({ sessionId: 2 });
+    logWD(3, 2);
+    const { at } = logWD(3, 3);
+    logWD(4, 4, 2); // covers both
+    builder.put(builder.places.log + SECTOR, Buffer.alloc(160));
+    expect(versions(3)).toEqual([3]);
+    builder.put(at, Buffer.alloc(SECTOR));
+    expect(faultOf(() => versions(3))).toBe('log');
+    builder.put(builder.places.log + SECTOR, builder.get(builder.places.log, 160));
+    expect(versions(3)).toEqual([2]);
+  });
+
   it('takes records beyond the size of a header that is older than the growth', () => {
     logWD(3, 1);
     logWD(2048, 2);

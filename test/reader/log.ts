@@ -110,7 +110,25 @@ function readHeaderCopies(context: LogContext, key: Uint8Array) {
 /** The header that leads to the log: a copy, or what the ring's first block says in place of a lost one. */
 export function readLogHeader(context: LogContext, key: Uint8Array): LogHeader {
   const { header, alone } = readHeaderCopies(context, key);
-  const ahead = alone ? firstOfRing(context) : undefined;
+  if (!alone) return header;
+  const from = besideLost(context, header);
+  const next = from.tailSequence + readBlocks(context, from).length;
+  const all = Array.from({ length: context.ringPages }, (_, page) => blockAt(context, page) ?? []);
+  const blocks = all.flat();
+  const later = blocks.some(({ begin, block }) => isOf(begin, from) && block.covered >= next);
+  const newer = blocks.filter(({ begin }) => begin.generation > from.generation);
+  const durable = newer.some(({ begin, block }) =>
+    newer.some((other) => isOf(other.begin, begin) && block.covered >= other.block.sequence),
+  );
+  ensure(!later && !durable, 'log', 'later blocks show that the log is more than was found');
+  return from;
+}
+
+const isOf = (a: LogHeader, b: LogHeader) =>
+  a.generation === b.generation && a.sessionId === b.sessionId && same(a.uuid, b.uuid);
+
+function besideLost(context: LogContext, header: LogHeader): LogHeader {
+  const ahead = blockAt(context, 0);
   if (!ahead) return header;
   const { begin, block } = ahead;
   if (begin.generation > header.generation) {
@@ -119,28 +137,25 @@ export function readLogHeader(context: LogContext, key: Uint8Array): LogHeader {
     ensure(known, 'log', 'the log is of a generation whose header is lost');
     return { ...begin, serial: header.serial };
   }
-  const ofHeader =
-    begin.generation === header.generation &&
-    begin.sessionId === header.sessionId &&
-    same(begin.uuid, header.uuid);
-  const further = ofHeader && block.sequence > header.tailSequence;
+  const further = isOf(begin, header) && block.sequence > header.tailSequence;
   const lost = further && readBlocks(context, header).length === 0;
   ensure(!lost, 'log', 'the log has gone round since the header that is left');
   return header;
 }
 
-/** The block at the ring's first page, if it authenticates, and the header that would lead to it. */
-function firstOfRing(context: LogContext) {
-  const fields = new Fields(context.read(context.offset + HEADER_COPIES * PAGE, PAGE), 'log');
+/** The block at a page of the ring, if it authenticates, and the header that would lead to it. */
+function blockAt(context: LogContext, page: number) {
+  const at = context.offset + (HEADER_COPIES + page) * PAGE;
+  const fields = new Fields(context.read(at, PAGE), 'log');
   const absurd = [24, 40].some((at) => fields.u64big(at) > BigInt(Number.MAX_SAFE_INTEGER));
   if (fields.text(0, 4) !== 'PQLB' || absurd) return undefined;
   const begin: LogHeader = {
     ...{ serial: 0, uuid: fields.slice(8, 16), generation: fields.u64(24) },
-    ...{ sessionId: fields.u32(32), tail: 0, tailSequence: fields.u64(40) },
+    ...{ sessionId: fields.u32(32), tail: page, tailSequence: fields.u64(40) },
     macBeforeTail: fields.slice(64, 16),
   };
   const key = context.logKey(begin.sessionId);
-  const expected = { page: 0, sequence: begin.tailSequence, before: begin.macBeforeTail };
+  const expected = { page, sequence: begin.tailSequence, before: begin.macBeforeTail };
   const block = key && readBlock(context, begin, key, expected, false);
   return block ? { begin, block } : undefined;
 }

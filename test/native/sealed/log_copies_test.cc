@@ -178,6 +178,29 @@ TEST_CASE("a disk stays shut whose log is there, and cannot be found") {
   CHECK(found_without(shape, image, newer) == "integrity/ io_error");
 }
 
+// Between the tails of both headers one block is damaged, which is dead by the newer one: the older
+// one does not lead past it, and what comes after says that it was durable.
+TEST_CASE("a disk stays shut whose log is found in part, and was durable beyond that") {
+  const SealedShape shape;
+  Lab lab(shape);
+  REQUIRE_FALSE(lab.create());
+  REQUIRE_FALSE(lab.open());
+  REQUIRE_FALSE(lab.write(0, 1, 3));
+  REQUIRE_FALSE(lab.flush());
+  for (std::uint64_t v = 2; v < 6; ++v) {
+    REQUIRE_FALSE(lab.write(v % 4, v));
+    REQUIRE_FALSE(lab.flush());
+  }
+  const sim::Device image = killed(lab.image());
+  const std::uint64_t ring = log_of(image) + kLogHeadBytes;
+  for (const std::uint64_t page : {1, 2}) {
+    // The first block is the only one that both have, or there is none.
+    const sim::Device holed = zeroed(image, ring + page * kPage);
+    CAPTURE(page);
+    CHECK(found_without(shape, holed, newer_copy(holed)) == "integrity/ io_error");
+  }
+}
+
 // Whoever holds an old header and an old block could begin a log anew that is past.
 TEST_CASE("no block is believed that is not of the last writer") {
   const SealedShape shape;
