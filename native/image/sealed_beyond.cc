@@ -16,13 +16,17 @@ namespace pqblk::image {
 
 using namespace sealed;  // NOLINT
 
-// Of a slot that contradicts the specification nothing can be read, so it holds nothing.
+// Of a slot that contradicts the specification nothing can be read, so it holds nothing. Nor does
+// what the medium does not give out prove anything: a bad page is no reason to write nowhere.
 Task<Result<bool>> SealedBackend::is_mapped(QueueContext& q, Slot slot) {
   std::uint64_t raw = 0;
   if (mapping_now(slot, raw)) co_return l2_host(raw) != 0;
   Result<std::uint64_t> got = co_await mapping(q.io, slot);
-  if (!got && got.error().kind() == Kind::corrupt) co_return false;
-  if (!got) co_return got.take_error();
+  if (!got) {
+    const Kind kind = got.error().kind();
+    if (kind == Kind::corrupt || kind == Kind::io_error) co_return false;
+    co_return got.take_error();
+  }
   co_return l2_host(*got) != 0;
 }
 
@@ -49,9 +53,9 @@ Task<Result<bool>> SealedBackend::holds_data(QueueContext& q, Sector s, const Re
 Task<Result<std::uint64_t>> SealedBackend::data_end_in(QueueContext& q, std::uint64_t begin,
                                                        std::uint64_t end) {
   std::vector<Resolved> r(end - begin);
-  if (Error e = co_await resolve(q.io, {begin}, static_cast<std::uint32_t>(r.size()), r.data())) {
-    co_return e;
-  }
+  const std::function<void(Sector)> unknown = [](Sector) {};
+  const auto count = static_cast<std::uint32_t>(r.size());
+  if (Error e = co_await resolve_readable(q.io, {begin}, count, r.data(), unknown)) co_return e;
   for (std::uint64_t s = end; s-- > begin;) {
     Result<bool> holds = co_await holds_data(q, {s}, r[s - begin]);
     if (!holds) co_return holds.take_error();

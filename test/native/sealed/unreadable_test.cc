@@ -185,6 +185,18 @@ TEST_CASE("the sectors of a page of entries that cannot be read are named, and n
     for (std::uint64_t s = 0; s < 300; ++s) CHECK(lab.look(s) == "v1");
   }
 
+  SUBCASE("and those at the disk's end keep nobody from writing elsewhere") {
+    Lab lab(shape, closed);
+    spoil(lab, page + sealed::kPage + 100);  // the rest of the last cluster is in it as well
+    REQUIRE_FALSE(lab.open());
+    CHECK_FALSE(lab.write(0, 2));
+    CHECK(lab.look(299) == "io_error");
+    auto end =
+        lab.run(lab.backend().end_beyond_size(lab.queue()), Result<std::uint64_t>(Error(kHang)));
+    REQUIRE(end);
+    CHECK(*end == 0);
+  }
+
   SUBCASE("by a check, which knows what the log has without that page") {
     Lab lab(shape, unclean);
     spoil(lab, page + 100);
