@@ -135,6 +135,15 @@ bool claims(const qcow2::HeaderPages& pages, const Uuid& uuid) {
   return std::equal(uuid.begin(), uuid.end(), at);
 }
 
+// Whether the name that the MAC covers reaches what cannot be read, as the header itself says.
+bool name_unreadable(const qcow2::HeaderPages& pages) {
+  qcow2::HeaderV2 raw;
+  std::memcpy(&raw, pages.bytes.data(), sizeof raw);
+  const std::uint64_t offset = raw.backing_file_offset;
+  return !pages.unreadable.empty() && offset != 0 && offset < pages.bytes.size() &&
+         offset + raw.backing_file_size > pages.unreadable.front();
+}
+
 Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
                                      const HeaderBackup& backup, const MacKeys& mac) {
   auto start = co_await read_what_is_left(io, file);
@@ -152,7 +161,7 @@ Task<Result<TrueHeader>> true_header(io::Queue& io, const io::File& file,
     co_return TrueHeader{std::move(*present), std::move(*cluster), std::move(*start), true};
   }
   // The MAC covers a name that may lie where nobody can read: perhaps nothing else is amiss.
-  if (!holds && !start->unreadable.empty() && claims(*start, backup.uuid)) co_return start->why;
+  if (!holds && name_unreadable(*start) && claims(*start, backup.uuid)) co_return start->why;
   auto chosen = parse(cluster->span(), *size);
   if (!chosen) co_return chosen.take_error();
   if (Error e = verify(*chosen, mac, cluster->span())) co_return e;

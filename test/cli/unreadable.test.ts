@@ -256,3 +256,11 @@ it('a restore never overwrites a header that can be read, whatever lies behind i
   expect((await pqblk('check', path, '--key', 'alice', ...own)).code).toBe(0);
   expect(await pqblkJson('info', path)).toMatchObject({ size: 1200 * 2 ** 20 });
 });
+
+it('a damaged header is put back although the medium withholds a page behind it', async () => {
+  const { path, backup, own } = await roomyDisk();
+  damage(path, { offset: 29, length: 1 }); // of the size
+  const restore = ['header', 'restore', path, backup, '--key', 'alice', ...own];
+  expect(onFailingMedium(8192, ...restore)).toMatchObject({ code: 0 });
+  await requireContent(path, own);
+});
