@@ -47,12 +47,14 @@ struct PendingRun {
 // the mapping as it was at the cut.
 Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
   std::vector<PendingRun> runs;
+  std::size_t looked = 0;
   for (std::size_t i = 0; i < work.sectors.size(); ++i) {
     const auto& [sector, version] = work.sectors[i];
     if (version.place == 0 || version.entry.state() != State::data) continue;
     Result<std::uint64_t> raw =
         co_await frozen_mapping(q.io, geometry_.data_slot(geometry_.cluster_of(sector)));
     if (!raw) co_return raw.take_error();
+    if (++looked % 64 == 0) co_await yield();  // a long look at memory holds up nobody
     if (l2_host(*raw) == 0) {
       co_return Error(Kind::corrupt,
                       "sector " + std::to_string(sector.value) + " has no home cluster");
