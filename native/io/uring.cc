@@ -30,7 +30,13 @@ constexpr std::size_t kFixedBuffersMax = 64;  // registered buffers of one ring
 // Bytes. One that large comes out of long work (a seal, a copy): it does not wait for the same work
 // of everyone else who is ready, during which the device would run dry.
 constexpr std::uint64_t kLargeTransfer = 256 * kKiB;
-constexpr unsigned kEarlySubmit = 8;                    // entries of one reap
+// What the completions of one reap start goes to the kernel in groups of so many entries. Of one
+// while the processor waits for the device now and then: a system call costs time that nobody needs,
+// and the device has its next work at once instead of with the last of the batch. Of some when
+// completions were there at each of the last entries: then the system calls are what is dear.
+constexpr unsigned kGroupIdle = 1;
+constexpr unsigned kGroupBusy = 8;
+constexpr unsigned kBusyEntries = 64;  // in a row
 constexpr std::size_t kFixedBufferBytesMax = 1U << 30;  // the kernel's bound for one buffer
 constexpr std::size_t kTransferBytesMax = 1U << 30;     // of one entry; longer ones are resubmitted
 constexpr unsigned kSqpollIdleMs = 50;
@@ -98,11 +104,13 @@ class Uring final : public Loop {
   int fixed_buffer_of(const Op& op) const;
   void arm_wake();
   void enter(std::uint64_t wait_ns);
+  bool kernel_has_work() const;
   void submit_early();
   void reap();
 
   io_uring ring_{.ring_fd = -1};
   bool work_is_flagged_ = false;  // IORING_SQ_TASKRUN tells whether the kernel has work for us
+  unsigned busy_entries_ = 0;     // into the kernel, since one at which nothing had completed
   bool wake_armed_ = false;
   std::uint64_t wake_count_ = 0;  // where the armed read of the eventfd lands
   std::vector<iovec> fixed_buffers_;
@@ -275,12 +283,17 @@ void Uring::exchange(std::uint64_t wait_ns) {
   reap();
 }
 
+bool Uring::kernel_has_work() const {
+  return (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0;
+}
+
 void Uring::enter(std::uint64_t wait_ns) {
   int r = 0;
+  const bool kernel_works = kernel_has_work();
+  const bool idle = !kernel_works && io_uring_cq_ready(&ring_) == 0;
+  busy_entries_ = idle ? 0 : std::min(busy_entries_ + 1, kBusyEntries);
   if (wait_ns == 0) {
-    const bool work = io_uring_sq_ready(&ring_) > 0 || !work_is_flagged_ ||
-                      (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0;
-    if (!work) return;
+    if (io_uring_sq_ready(&ring_) == 0 && work_is_flagged_ && !kernel_works) return;
     r = io_uring_submit_and_get_events(&ring_);
   } else if (wait_ns == kForever) {
     r = io_uring_submit_and_wait(&ring_, 1);
@@ -309,11 +322,12 @@ void Uring::reap() {
   const unsigned ready = io_uring_cq_ready(&ring_);
   const unsigned head = *ring_.cq.khead;
   const unsigned mask = *ring_.cq.kring_mask;
+  const unsigned group = busy_entries_ < kBusyEntries ? kGroupIdle : kGroupBusy;
   for (unsigned i = 0; i < ready; ++i) {
     const io_uring_cqe& cqe = ring_.cq.cqes[(head + i) & mask];
     if (auto* op = static_cast<Op*>(io_uring_cqe_get_data(&cqe))) {
       settle(*op, cqe.res);
-      if (io_uring_sq_ready(&ring_) >= kEarlySubmit) submit_early();
+      if (i + 1 < ready && io_uring_sq_ready(&ring_) >= group) submit_early();
     } else {
       wake_armed_ = false;
     }
