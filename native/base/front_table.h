@@ -58,6 +58,7 @@ class FrontTable {
     ShortLock lock;                             // of whoever changes it
   };
   static_assert(sizeof(Set) == 64);
+  static constexpr std::size_t kNear = 4096 / sizeof(Set);  // at most: a page of memory
 
  public:
   // What a look-up found, unless it is 0, as long as holds() says so.
@@ -79,7 +80,9 @@ class FrontTable {
   explicit FrontTable(std::size_t keys) {
     if (keys == 0) return;
     const std::size_t sets = std::bit_ceil(std::max<std::size_t>(keys, 2));
-    shift_ = 64 - static_cast<unsigned>(std::countr_zero(sets));
+    const std::size_t near = std::min(sets / 2, kNear);
+    near_bits_ = static_cast<unsigned>(std::countr_zero(near));
+    shift_ = 64 - static_cast<unsigned>(std::countr_zero(sets / near));
     bytes_ = sets * sizeof(Set);
     void* memory =
         ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -182,13 +185,18 @@ class FrontTable {
   Change change(std::uint64_t key) { return Change(set_of(key)); }
 
  private:
-  // Neighbours, which are often asked for together, share a set.
+  // Two neighbours, which are often asked for together, share a set, and as many as fill a page of
+  // memory lie in one, so that a working set takes few places of the CPU's address cache.
   Set& set_of(std::uint64_t key) const {
-    return sets_[((key >> 1) * 0x9e3779b97f4a7c15ULL) >> shift_];
+    const std::uint64_t pair = key >> 1;
+    const std::uint64_t group = pair >> near_bits_;
+    const std::uint64_t place = (group * 0x9e3779b97f4a7c15ULL) >> shift_;
+    return sets_[(place << near_bits_) + (pair - (group << near_bits_))];
   }
 
   Set* sets_ = nullptr;
   std::size_t bytes_ = 0;
+  unsigned near_bits_ = 0;
   unsigned shift_ = 63;
 };
 
