@@ -31,12 +31,12 @@ constexpr std::size_t kFixedBuffersMax = 64;  // registered buffers of one ring
 // of everyone else who is ready, during which the device would run dry.
 constexpr std::uint64_t kLargeTransfer = 256 * kKiB;
 // What the completions of one reap start goes to the kernel in groups of so many entries. Of one
-// while the processor waits for the device now and then: a system call costs time that nobody needs,
-// and the device has its next work at once instead of with the last of the batch. Of some when
-// completions were there at each of the last entries: then the system calls are what is dear.
+// while the processor waits for the device now and then: a system call costs time that nobody
+// needs, and the device has its next work at once instead of with the last of the batch. Of some
+// when completions were there at each of the last entries: then the system calls are what is dear.
 constexpr unsigned kGroupIdle = 1;
 constexpr unsigned kGroupBusy = 8;
-constexpr unsigned kBusyEntries = 64;  // in a row
+constexpr unsigned kBusyEntries = 64;                   // in a row
 constexpr std::size_t kFixedBufferBytesMax = 1U << 30;  // the kernel's bound for one buffer
 constexpr std::size_t kTransferBytesMax = 1U << 30;     // of one entry; longer ones are resubmitted
 constexpr unsigned kSqpollIdleMs = 50;
