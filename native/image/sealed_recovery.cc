@@ -249,10 +249,12 @@ Task<Error> SealedBackend::find_log(QueueContext& q, FoundLog& found) {
     why = "has blocks that the other one does not lead to";
   }
   const bool unread = header->other_unreadable;
-  co_return Error(unread ? Kind::io_error : Kind::integrity,
-                  std::string("a copy of the log's header ") +
-                      (unread ? "cannot be read" : "is damaged") + ", and the log " + why +
-                      ": what was written last would be lost")
+  co_return Error(
+      unread ? Kind::io_error : Kind::integrity,
+      std::string("a copy of the log's header ") + (unread ? "cannot be read" : "is damaged") +
+          ", and the log " + why +
+          ": what was written last would be lost; put that page, or the disk, back from a "
+          "copy")
       .at("read", extension_.log_offset + (header->serial + 1) % 2 * kPage);
 }
 
