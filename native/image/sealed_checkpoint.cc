@@ -50,7 +50,7 @@ Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
   std::size_t looked = 0;
   for (std::size_t i = 0; i < work.sectors.size(); ++i) {
     const auto& [sector, version] = work.sectors[i];
-    if (version.place == 0 || version.entry.state() != State::data) continue;
+    if (version->place == 0 || version->entry.state() != State::data) continue;
     Result<std::uint64_t> raw =
         co_await frozen_mapping(q.io, geometry_.data_slot(geometry_.cluster_of(sector)));
     if (!raw) co_return raw.take_error();
@@ -72,25 +72,21 @@ Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
   for (std::size_t begin = 0; begin < runs.size(); begin += kHomeWritesAtOnce) {
     const std::size_t end = std::min(runs.size(), begin + kHomeWritesAtOnce);
     OpGroup reads(q.io), writes(q.io);
+    std::vector<CipherRef> held;
     for (std::size_t i = begin; i < end; ++i) {
       std::vector<iovec> iov;
       for (std::size_t k = 0; k < runs[i].count; ++k) {
-        Version& v = work.sectors[runs[i].first + k].version;
-        if (!v.cipher) {
-          v.cipher = take_cipher(pool_, kSectorSize);
-          reads.add(io::OpType::read, file_, v.place, v.cipher.data(), kSectorSize);
-        }
-        iov.push_back({v.cipher.data(), kSectorSize});
+        const Version& v = *work.sectors[runs[i].first + k].version;
+        const bool in_memory = static_cast<bool>(v.cipher);
+        held.push_back(in_memory ? v.cipher : take_cipher(pool_, kSectorSize));
+        std::uint8_t* const at = held.back().data();
+        if (!in_memory) reads.add(io::OpType::read, file_, v.place, at, kSectorSize);
+        iov.push_back({at, kSectorSize});
       }
       writes.add(io::OpType::write, file_, runs[i].host, std::move(iov));
     }
     if (Error e = co_await reads.run()) co_return e;
     if (Error e = co_await writes.run()) co_return e;
-    for (std::size_t i = begin; i < end; ++i) {
-      for (std::size_t k = 0; k < runs[i].count; ++k) {
-        work.sectors[runs[i].first + k].version.cipher.reset();
-      }
-    }
   }
   co_return Error();
 }
@@ -106,7 +102,7 @@ void SealedBackend::fill_entry_cluster(const HomeWork& work, Slot slot, const Sl
   auto at = std::lower_bound(work.sectors.begin(), work.sectors.end(), first,
                              [](const auto& f, Sector s) { return f.sector < s; });
   for (; at != work.sectors.end() && at->sector < end; ++at) {
-    std::memcpy(content.data() + geometry_.entry_offset(at->sector), &at->version.entry,
+    std::memcpy(content.data() + geometry_.entry_offset(at->sector), &at->version->entry,
                 sizeof(Entry));
   }
 }
@@ -166,7 +162,7 @@ Task<Error> SealedBackend::write_home_entries(QueueContext& q, HomeWork& work) {
     if (!pin) co_return pin.take_error();
     for (; i < end; ++i) {
       const auto& [sector, version] = work.sectors[i];
-      pin->update(EntryCache::index_in_page(geometry_.entry_offset(sector)), version.entry);
+      pin->update(EntryCache::index_in_page(geometry_.entry_offset(sector)), version->entry);
     }
     const std::uint64_t at = l2_host(*raw) + page % entries_->pages_per_cluster() * kPage;
     if (run.empty() || run_at + run.size() * kPage != at) {

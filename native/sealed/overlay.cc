@@ -175,7 +175,7 @@ std::vector<Overlay::FrozenSector> Overlay::frozen_sectors() {
   for (Shard& shard : shards_) {
     std::lock_guard guard(shard.mutex);
     shard.generations[1 - shard.current].sectors.for_each([&](std::uint64_t key, const Version& v) {
-      out.push_back({{key}, v});
+      out.push_back({{key}, &v});
     });
   }
   std::sort(out.begin(), out.end(),

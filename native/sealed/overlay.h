@@ -92,9 +92,11 @@ class Overlay {
   // Current becomes frozen. Precondition: frozen is empty; the log's lock is held.
   void freeze();
   bool frozen_empty() const;
+  // Once the log is complete up to the cut no version in the frozen half changes any more, so they
+  // are pointed to, until drop_frozen(): there may be a hundred thousand.
   struct FrozenSector {
     Sector sector;
-    Version version;
+    const Version* version;
   };
   struct FrozenSlot {
     Slot slot;

@@ -98,7 +98,7 @@ TEST_CASE("the overlay answers as plain maps do") {
         auto want = model.frozen.sectors.begin();
         for (const auto& [sector, version] : sectors) {
           CHECK(sector.value == want->first);
-          CHECK(version.entry == want->second);
+          CHECK(version->entry == want->second);
           ++want;
         }
         overlay.drop_frozen();
