@@ -48,6 +48,8 @@ export class Bench {
   signal;
   /** The checkout. */
   root;
+  /** The built command line. */
+  main;
   /** Scratch directories of this set, in memory and on a real disk; emptied after it. */
   ram;
   disk;
@@ -68,6 +70,7 @@ export class Bench {
   constructor(set, settings, shared) {
     this.#set = set;
     Object.assign(this, settings);
+    this.main = join(this.root, 'dist', 'cli', 'main.cjs');
     this.#groups = shared.groups;
     this.#progress = shared.progress;
     this.#store = new KeyStore(shared.keys);
@@ -151,8 +154,7 @@ export class Bench {
 
   /** `pqblk ARGS`, and what it reported where ARGS have --json. */
   async pqblk(...args) {
-    const main = join(this.root, 'dist', 'cli', 'main.cjs');
-    const output = await this.run(process.execPath, [main, ...args]);
+    const output = await this.run(process.execPath, [this.main, ...args]);
     return args.includes('--json') ? JSON.parse(output) : output.trim();
   }
 
@@ -171,8 +173,7 @@ export class Bench {
 
   /** `pqblk serve …` and its like, ready when it says so. */
   async startPqblk(...args) {
-    const main = join(this.root, 'dist', 'cli', 'main.cjs');
-    const child = this.start(process.execPath, [main, ...args]);
+    const child = this.start(process.execPath, [this.main, ...args]);
     await processes.firstLine(child, `pqblk ${args[0]}`);
     return child;
   }

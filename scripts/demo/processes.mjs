@@ -6,9 +6,8 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
-import { fileURLToPath } from 'node:url';
+import { MAIN } from './pqblk.mjs';
 
-const MAIN = fileURLToPath(new URL('../../dist/cli/main.cjs', import.meta.url));
 const children = new Set();
 
 const MEMORY = existsSync('/dev/shm') ? '/dev/shm' : tmpdir();

@@ -105,9 +105,10 @@ interface Plan {
 }
 
 /**
- * Rotates the data key, or takes a rotation that was cut short to its end. Kinds: those of changing a
- * key area; `interrupted` (stopped, and can go on), `superseded` (another one was begun), `integrity` and `io_error`
- * (sectors that do not authenticate, or cannot be read, by number: their old key is kept), `not_found` (nothing to abort, or not from `fromEpoch`), `no_space`.
+ * Rotates the data key, or takes a rotation that was cut short to its end. Kinds: those of changing
+ * a key area; `interrupted` (stopped, and can go on), `superseded` (another one was begun),
+ * `integrity` and `io_error` (sectors that do not authenticate, or cannot be read, by number: their
+ * old key is kept), `not_found` (nothing to abort, or not from `fromEpoch`), `no_space`.
  */
 export async function rotateDataKey(
   host: RotationHost,

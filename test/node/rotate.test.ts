@@ -4,7 +4,7 @@ import { spawnSync } from 'node:child_process';
 import { once } from 'node:events';
 import { copyFileSync, mkdirSync, openSync, readFileSync, readSync, writeSync } from 'node:fs';
 import type { Socket } from 'node:net';
-import { join } from 'node:path';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { findControl } from '../../src/disk/control-place.js';
@@ -32,7 +32,7 @@ import { openWithPrivateKey } from '../reader/reader.js';
 import { DIST, expectKind, randomBuffer, randomNumbers, scratch } from './support.js';
 
 const ROTATE = fileURLToPath(new URL('./child/rotate.mjs', import.meta.url));
-const MAIN = fileURLToPath(new URL('../../dist/cli/main.cjs', import.meta.url));
+const MAIN = join(dirname(DIST), 'cli', 'main.cjs');
 const MiB = 2 ** 20;
 const SIZE = 12 * MiB;
 const dir = scratch();

@@ -117,10 +117,9 @@ async function compareFleet(bench) {
   // A journal of its own for each run: what an earlier one did is not skipped.
   const pqblk = async (...words) => {
     run += 1;
-    const main = join(bench.root, 'dist', 'cli', 'main.cjs');
     const env = { XDG_STATE_HOME: join(bench.ram, `state-${run}`) };
     const seconds =
-      (await timeOnce(() => bench.run(process.execPath, [main, ...words], { env }))) / 1000;
+      (await timeOnce(() => bench.run(process.execPath, [bench.main, ...words], { env }))) / 1000;
     return (seconds * 1000) / count;
   };
   const rewrap = async () => {
