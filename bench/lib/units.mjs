@@ -26,13 +26,23 @@ export function goal({ atLeast, atMost, to }, unit) {
   return to === undefined ? `${sign} ${withUnit(value, unit)}` : `${sign} ${value}`;
 }
 
+// With as many digits as it takes to miss the target that it misses: 0.998 is not 1.00.
+function onItsSide({ atLeast, atMost, met }, value, short) {
+  const meets = (text) => (atLeast === undefined ? text <= atMost : text >= atLeast);
+  let text = short(value);
+  for (let digits = 3; met === false && meets(Number(text)); digits += 1) {
+    text = value.toFixed(digits);
+  }
+  return text;
+}
+
 /** What was found, in the target's terms. */
 export function found(target, unit) {
   if (!target.found) return '';
   const { median, min, max } = target.found;
   if (target.to !== undefined) {
-    const [m, a, b] = [median, min, max].map((each) => each.toFixed(each < 10 ? 2 : 1));
-    return `${m} (${a}–${b})`;
+    const short = (each) => each.toFixed(each < 10 ? 2 : 1);
+    return `${onItsSide(target, median, short)} (${short(min)}–${short(max)})`;
   }
   return `${number(median, unit)} (${number(min, unit)}–${number(max, unit)})`;
 }

@@ -153,6 +153,9 @@ describe('figures as text', () => {
     expect(goal({ atMost: 160 }, 'MiB')).toBe('≤ 160 MiB');
     const spread = { median: 0.981, min: 0.9, max: 12.34 };
     expect(found({ to: 'x', found: spread }, 'IOPS')).toBe('0.98 (0.90–12.3)');
+    // Never rounded over to the other side of the target.
+    const nearly = { to: 'x', atLeast: 1, met: false, found: { median: 0.998, min: 0.9, max: 1 } };
+    expect(found(nearly, 'IOPS')).toBe('0.998 (0.90–1.00)');
   });
 });
 
