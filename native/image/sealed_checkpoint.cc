@@ -20,7 +20,8 @@ namespace qcow2 = format::qcow2;
 
 namespace {
 constexpr std::size_t kHomeWritesAtOnce = 256;
-constexpr std::size_t kHomeRunMax = 256;  // sectors in one write home
+constexpr std::size_t kHomeRunMax = 256;          // sectors in one write home
+constexpr std::size_t kHomeSectorsAtOnce = 2048;  // about: 8 MiB, read back from the log
 constexpr std::size_t kEntryPagesPinned = 512;
 constexpr std::uint64_t kEntryWriteMax = 256 * kKiB;
 }  // namespace
@@ -69,8 +70,11 @@ Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
       runs.push_back({host, i, 1});
     }
   }
-  for (std::size_t begin = 0; begin < runs.size(); begin += kHomeWritesAtOnce) {
-    const std::size_t end = std::min(runs.size(), begin + kHomeWritesAtOnce);
+  for (std::size_t begin = 0, end = 0; begin < runs.size(); begin = end) {
+    std::size_t count = 0;
+    while (end < runs.size() && end - begin < kHomeWritesAtOnce && count < kHomeSectorsAtOnce) {
+      count += runs[end++].count;
+    }
     OpGroup reads(q.io), writes(q.io);
     std::vector<CipherRef> held;
     for (std::size_t i = begin; i < end; ++i) {
