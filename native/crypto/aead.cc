@@ -33,7 +33,11 @@ constexpr std::array kBackends = {
 #if defined(PQBLK_HAVE_IPSEC_MB)
     &kGcmIpsecMb,
 #endif
-    &kGcmLibcrypto,     &kChachaLibcrypto,
+    &kGcmLibcrypto,
+#if defined(PQBLK_HAVE_IPSEC_MB)
+    &kChachaIpsecMbAvx512,
+#endif
+    &kChachaLibcrypto,
 #if defined(PQBLK_HAVE_IPSEC_MB)
     &kChachaIpsecMb,
 #endif

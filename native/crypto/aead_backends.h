@@ -41,6 +41,7 @@ extern const AeadBackend kGcmIpsecMbAvx512;  // the rows of ipsec-mb are absent 
 extern const AeadBackend kGcmVaes;           // our kernel, gcm_vaes.cc
 extern const AeadBackend kGcmIpsecMb;
 extern const AeadBackend kGcmLibcrypto;  // OpenSSL, everywhere
+extern const AeadBackend kChachaIpsecMbAvx512;
 extern const AeadBackend kChachaLibcrypto;
 extern const AeadBackend kChachaIpsecMb;
 

@@ -1,7 +1,8 @@
 // Both suites on intel-ipsec-mb's direct calls: no jobs, no queue, a message is sealed in the call.
 //
-// Room crypto/, rows of aead_backends.h; compiled to nothing where the library does not exist. On
-// CPUs with AVX-512 and VAES its AES-256-GCM is the fastest there is.
+// Room crypto/, rows of aead_backends.h; compiled to nothing where the library does not exist. Each
+// suite has two rows of the same functions, because their places in the order of preference differ:
+// with AVX-512 the library takes other kernels, much faster than those it has without.
 #if defined(PQBLK_HAVE_IPSEC_MB)
 
 #include <intel-ipsec-mb.h>
@@ -31,7 +32,10 @@ bool has(std::uint64_t features) {
 
 bool gcm_available() { return has(IMB_FEATURE_AESNI | IMB_FEATURE_PCLMULQDQ | IMB_FEATURE_AVX); }
 
-bool gcm_avx512_available() {
+bool chacha_available() { return has(IMB_FEATURE_AVX); }
+
+// With these the manager takes kernels on 512-bit registers for either suite.
+bool avx512_available() {
   return has(IMB_FEATURE_AVX512_SKX | IMB_FEATURE_VAES | IMB_FEATURE_VPCLMULQDQ);
 }
 
@@ -65,8 +69,6 @@ bool gcm_open(const void* state, const AeadMessage& m, const Tag& tag) {
 
 // ---- ChaCha20-Poly1305 -------------------------------------------------------------------------
 
-bool chacha_available() { return has(IMB_FEATURE_AVX); }
-
 bool chacha_expand(void* state, const std::uint8_t* key) {
   std::memcpy(state, key, kKeyBytes);
   return true;
@@ -99,11 +101,20 @@ bool chacha_open(const void* state, const AeadMessage& m, const Tag& tag) {
 }  // namespace
 
 constinit const AeadBackend kGcmIpsecMbAvx512 = {
-    Suite::aes_256_gcm, "ipsec-mb avx512", gcm_avx512_available, gcm_expand, release,
+    Suite::aes_256_gcm, "ipsec-mb avx512", avx512_available, gcm_expand, release,
     gcm_seal,           gcm_open,
 };
 constinit const AeadBackend kGcmIpsecMb = {
     Suite::aes_256_gcm, "ipsec-mb", gcm_available, gcm_expand, release, gcm_seal, gcm_open,
+};
+constinit const AeadBackend kChachaIpsecMbAvx512 = {
+    Suite::chacha20_poly1305,
+    "ipsec-mb avx512",
+    avx512_available,
+    chacha_expand,
+    release,
+    chacha_seal,
+    chacha_open,
 };
 constinit const AeadBackend kChachaIpsecMb = {
     Suite::chacha20_poly1305,
