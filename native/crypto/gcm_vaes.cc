@@ -4,36 +4,30 @@
 // 96-bit nonces. Sixteen blocks travel together in eight 256-bit registers: their fourteen AES
 // rounds are interleaved with the GHASH of sixteen other blocks (when sealing, the sixteen before
 // them; when opening, the same ones), so that the AES and the carry-less multiply units of the CPU
-// work at once. No table look-up and no branch depends on a key or on data.
-//
-// GHASH arithmetic. SP 800-38D numbers bits from the most significant bit of the first byte. A
-// block with its bytes reversed is that polynomial with its bits reflected, and a carry-less
-// product of two reflected 128-bit values is the reflected product shifted right by one. That shift
-// is paid once: the stored powers are H^n * x. Products of sixteen blocks with sixteen powers are
-// summed before one reduction.
+// work at once. No table look-up and no branch depends on a key or on data. The arithmetic of GHASH
+// is explained in gcm_x86.h.
 #if defined(__x86_64__)
 
-#include <cpuid.h>
 #include <immintrin.h>
 
 #include <cstring>
 
 #include "crypto/aead_backends.h"
+#include "crypto/gcm_x86.h"
 #include "crypto/kdf.h"
 
-// Lambdas and templates do not inherit a target, so each function here says it.
 #define PQBLK_VAES __attribute__((target("vaes,vpclmulqdq,avx2,aes,pclmul,ssse3,sse4.1")))
 #define PQBLK_VAES_INLINE PQBLK_VAES __attribute__((always_inline)) inline
 
 namespace pqblk::crypto {
 namespace {
 
-constexpr std::size_t kBlock = 16;
+using namespace gcm;
+
 constexpr std::size_t kPair = 2 * kBlock;         // one 256-bit register
 constexpr std::size_t kPairs = 8;                 // registers in flight
 constexpr std::size_t kChunk = kPairs * kPair;    // 256 bytes
 constexpr std::size_t kPowers = kChunk / kBlock;  // H^16 ... H^1
-constexpr int kRounds = 14;
 
 struct alignas(kAeadStateAlign) VaesState {
   std::uint8_t round[kRounds + 1][kPair];  // each round key twice, once for each lane
@@ -41,6 +35,11 @@ struct alignas(kAeadStateAlign) VaesState {
   // High xor low half of each power, for Karatsuba: lanes as in `power`, pairs 2j and 2j + 1 in the
   // low and the high quadword of register j.
   std::uint8_t folded[kPairs / 2][kPair];
+
+  PQBLK_AESNI_INLINE void set_round(int r, __m128i value) {
+    store_block(round[r], value);
+    store_block(round[r] + kBlock, value);
+  }
 };
 static_assert(sizeof(VaesState) <= kAeadStateBytes);
 
@@ -50,20 +49,8 @@ PQBLK_VAES_INLINE __m256i load(const void* p) {
 PQBLK_VAES_INLINE void store(void* p, __m256i v) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), v);
 }
-PQBLK_VAES_INLINE __m128i load_block(const void* p) {
-  return _mm_loadu_si128(static_cast<const __m128i*>(p));
-}
-PQBLK_VAES_INLINE void store_block(void* p, __m128i v) {
-  _mm_storeu_si128(static_cast<__m128i*>(p), v);
-}
-
-PQBLK_VAES_INLINE __m128i reverse_block(__m128i v) {
-  return _mm_shuffle_epi8(v, _mm_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
-}
 PQBLK_VAES_INLINE __m256i reverse_blocks(__m256i v) {
-  return _mm256_shuffle_epi8(
-      v, _mm256_set_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15,  //
-                         0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  return _mm256_shuffle_epi8(v, _mm256_broadcastsi128_si256(byte_reversal()));
 }
 
 // Two things gcc must be kept from, together worth a third of the speed. It turns a chain of sums
@@ -86,14 +73,9 @@ struct Products {
   __m256i lo, mid, hi;
 };
 
-// x^128 + x^127 + x^126 + x^121 + 1 reflected: what a quadword that is folded away adds above it.
-PQBLK_VAES_INLINE __m256i reduction_poly() {
-  return _mm256_set1_epi64x(static_cast<long long>(0xC200000000000000u));
-}
-
 // Folds the lowest quadword away: lo is spent, mid takes it up.
 PQBLK_VAES_INLINE __m256i fold_into(__m256i upper, __m256i lower) {
-  const __m256i carried = _mm256_clmulepi64_epi128(lower, reduction_poly(), 0x00);
+  const __m256i carried = _mm256_clmulepi64_epi128(lower, _mm256_set1_epi64x(kReduction), 0x00);
   return _mm256_xor_si256(upper, _mm256_xor_si256(carried, _mm256_shuffle_epi32(lower, 0x4E)));
 }
 
@@ -209,15 +191,6 @@ PQBLK_VAES inline __m256i hash_bytes(const VaesState& key, __m256i hash, const s
 
 // ---- AES-CTR and both together -----------------------------------------------------------------
 
-PQBLK_VAES_INLINE __m128i load_nonce(const Nonce& nonce, std::uint32_t counter) {
-  std::uint64_t first;
-  std::uint32_t last;
-  std::memcpy(&first, nonce.data(), sizeof first);
-  std::memcpy(&last, nonce.data() + sizeof first, sizeof last);
-  const std::uint64_t second = std::uint64_t{__builtin_bswap32(counter)} << 32 | last;
-  return _mm_set_epi64x(static_cast<long long>(second), static_cast<long long>(first));
-}
-
 // The counter of a message's first block is 2 and a chunk is 16 blocks, so every chunk counts from
 // 16k + 2 to 16k + 17: an addition into the low four bits that never carries, which is an exclusive
 // or with a constant. `base` is the nonce with 16k, in both lanes.
@@ -279,22 +252,9 @@ PQBLK_VAES_INLINE void crypt_chunk(const VaesState& state, Counters& counters,
   }
 }
 
-PQBLK_VAES_INLINE __m128i encrypt_block(const VaesState& key, __m128i block) {
-  block = _mm_xor_si128(block, load_block(key.round[0]));
-#pragma GCC unroll 16
-  for (int r = 1; r < kRounds; ++r) block = _mm_aesenc_si128(block, load_block(key.round[r]));
-  return _mm_aesenclast_si128(block, load_block(key.round[kRounds]));
-}
-
-// E(K, nonce || 1), which hides the hash in the tag.
-PQBLK_VAES_INLINE __m128i tag_mask(const VaesState& key, const Nonce& nonce) {
-  return encrypt_block(key, load_nonce(nonce, 1));
-}
-
 PQBLK_VAES_INLINE __m128i finish_tag(const VaesState& key, __m256i hash, __m128i mask,
                                      const AeadMessage& m) {
-  const __m256i bits = _mm256_set_epi64x(0, 0, static_cast<long long>(m.aad.size() * 8),
-                                         static_cast<long long>(m.size * 8));
+  const __m256i bits = _mm256_zextsi128_si256(size_block(m.aad.size(), m.size));
   Products sum = no_products();
   add_products(sum, _mm256_xor_si256(hash, bits),
                _mm256_zextsi128_si256(load_block(key.power[kPowers - 1])));
@@ -373,66 +333,11 @@ PQBLK_VAES bool open(const void* state, const AeadMessage& m, const Tag& tag) {
 
 // ---- Keys --------------------------------------------------------------------------------------
 
-// FIPS 197 section 5.2, four words at a time: a running sum of the words eight back, plus the last
-// word of the round key before, changed (by RotWord, SubWord and Rcon, or by SubWord alone), which
-// stands in every word of `changed`.
-PQBLK_VAES_INLINE __m128i next_round_key(__m128i two_back, __m128i changed) {
-  two_back = _mm_xor_si128(two_back, _mm_slli_si128(two_back, 4));
-  two_back = _mm_xor_si128(two_back, _mm_slli_si128(two_back, 8));
-  return _mm_xor_si128(two_back, changed);
-}
-
-PQBLK_VAES_INLINE void store_round_key(VaesState& key, int round, __m128i value) {
-  store(key.round[round], _mm256_broadcastsi128_si256(value));
-}
-
-template <int kRcon>
-PQBLK_VAES_INLINE void next_round_keys(VaesState& key, int round, __m128i& even, __m128i& odd) {
-  const __m128i rotated = _mm_aeskeygenassist_si128(odd, kRcon);
-  even = next_round_key(even, _mm_shuffle_epi32(rotated, 0xFF));
-  store_round_key(key, round, even);
-  if (round == kRounds) return;
-  const __m128i substituted = _mm_aeskeygenassist_si128(even, 0);
-  odd = next_round_key(odd, _mm_shuffle_epi32(substituted, 0xAA));
-  store_round_key(key, round + 1, odd);
-}
-
-PQBLK_VAES_INLINE void expand_round_keys(VaesState& key, const std::uint8_t* bytes) {
-  __m128i even = load_block(bytes);
-  __m128i odd = load_block(bytes + kBlock);
-  store_round_key(key, 0, even);
-  store_round_key(key, 1, odd);
-  next_round_keys<0x01>(key, 2, even, odd);
-  next_round_keys<0x02>(key, 4, even, odd);
-  next_round_keys<0x04>(key, 6, even, odd);
-  next_round_keys<0x08>(key, 8, even, odd);
-  next_round_keys<0x10>(key, 10, even, odd);
-  next_round_keys<0x20>(key, 12, even, odd);
-  next_round_keys<0x40>(key, 14, even, odd);
-}
-
-// v * x in the reflected representation: a shift left, and the polynomial where a bit falls out.
-PQBLK_VAES_INLINE __m128i times_x(__m128i v) {
-  const __m128i carries = _mm_srli_epi64(v, 63);
-  const __m128i shifted = _mm_or_si128(_mm_slli_epi64(v, 1), _mm_slli_si128(carries, 8));
-  const __m128i top = _mm_shuffle_epi32(_mm_srai_epi32(v, 31), 0xFF);
-  const __m128i poly = _mm_set_epi64x(static_cast<long long>(0xC200000000000000u), 1);
-  return _mm_xor_si128(shifted, _mm_and_si128(top, poly));
-}
-
 PQBLK_VAES_INLINE __m256i folded_halves(__m256i v) {
   return _mm256_xor_si256(v, _mm256_shuffle_epi32(v, 0x4E));
 }
 
-PQBLK_VAES_INLINE void expand_powers(VaesState& key) {
-  const __m128i h = times_x(reverse_block(encrypt_block(key, _mm_setzero_si128())));
-  __m128i power = h;
-  for (std::size_t n = kPowers; n-- > 0;) {
-    store_block(key.power[n], power);
-    Products sum = no_products();
-    add_products(sum, _mm256_zextsi128_si256(power), _mm256_zextsi128_si256(h));
-    power = _mm256_castsi256_si128(reduce(sum));
-  }
+PQBLK_VAES_INLINE void fold_powers(VaesState& key) {
   for (std::size_t j = 0; j < kPairs / 2; ++j) {
     const __m256i low = folded_halves(load(key.power[4 * j]));
     const __m256i high = folded_halves(load(key.power[4 * j + 2]));
@@ -444,26 +349,16 @@ PQBLK_VAES bool expand(void* state, const std::uint8_t* bytes) {
   VaesState& key = *static_cast<VaesState*>(state);
   expand_round_keys(key, bytes);
   expand_powers(key);
+  fold_powers(key);
   return true;
 }
 
 void release(void*) {}
 
-// The compilers' check for AVX2 covers the operating system's part: that it saves the registers.
-// Not all of them know the names of the two newer features.
-bool available() {
-  constexpr unsigned kVaes = 1u << 9;  // CPUID leaf 7, ecx
-  constexpr unsigned kVpclmulqdq = 1u << 10;
-  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
-  return (ecx & kVaes) != 0 && (ecx & kVpclmulqdq) != 0 && __builtin_cpu_supports("avx2") &&
-         __builtin_cpu_supports("aes") && __builtin_cpu_supports("pclmul");
-}
-
 }  // namespace
 
 constinit const AeadBackend kGcmVaes = {
-    Suite::aes_256_gcm, "vaes-avx2", available, expand, release, seal, open,
+    Suite::aes_256_gcm, "vaes-avx2", cpu_has_vaes, expand, release, seal, open,
 };
 
 }  // namespace pqblk::crypto
