@@ -24,6 +24,9 @@ namespace {
 constexpr std::uint64_t kMessageBytesMax = (std::uint64_t{1} << 36) - 32;
 
 constexpr std::array kBackends = {
+#if defined(__x86_64__)
+    &kGcmAvx512,
+#endif
 #if defined(PQBLK_HAVE_IPSEC_MB)
     &kGcmIpsecMbAvx512,
 #endif

@@ -37,8 +37,9 @@ struct AeadBackend {
   bool (*open)(const void* state, const AeadMessage& message, const Tag& tag);
 };
 
+extern const AeadBackend kGcmAvx512;         // our kernel, gcm_avx512.cc; on x86-64 alone
 extern const AeadBackend kGcmIpsecMbAvx512;  // the rows of ipsec-mb are absent off x86-64
-extern const AeadBackend kGcmVaes;           // our kernel, gcm_vaes.cc
+extern const AeadBackend kGcmVaes;           // our kernel, gcm_vaes.cc; on x86-64 alone
 extern const AeadBackend kGcmIpsecMb;
 extern const AeadBackend kGcmLibcrypto;  // OpenSSL, everywhere
 extern const AeadBackend kChachaIpsecMbAvx512;
