@@ -74,6 +74,26 @@ PQBLK_AVX512_INLINE __m512i xor3(__m512i a, __m512i b, __m512i c) {
   return _mm512_ternarylogic_epi64(a, b, c, 0x96);
 }
 
+// Round keys and powers of H are no business of whoever interrupts or dumps this thread later; the
+// upper registers would keep them for as long as nobody else uses AVX-512.
+PQBLK_AVX512_INLINE void wipe_registers() {
+#define PQBLK_WIPE(n) "vpxorq %%xmm" #n ", %%xmm" #n ", %%xmm" #n "\n\t"
+  asm volatile(PQBLK_WIPE(0) PQBLK_WIPE(1) PQBLK_WIPE(2) PQBLK_WIPE(3) PQBLK_WIPE(4) PQBLK_WIPE(5)
+                   PQBLK_WIPE(6) PQBLK_WIPE(7) PQBLK_WIPE(8) PQBLK_WIPE(9) PQBLK_WIPE(10)
+                       PQBLK_WIPE(11) PQBLK_WIPE(12) PQBLK_WIPE(13) PQBLK_WIPE(14) PQBLK_WIPE(15)
+                           PQBLK_WIPE(16) PQBLK_WIPE(17) PQBLK_WIPE(18) PQBLK_WIPE(19)
+                               PQBLK_WIPE(20) PQBLK_WIPE(21) PQBLK_WIPE(22) PQBLK_WIPE(23)
+                                   PQBLK_WIPE(24) PQBLK_WIPE(25) PQBLK_WIPE(26) PQBLK_WIPE(27)
+                                       PQBLK_WIPE(28) PQBLK_WIPE(29) PQBLK_WIPE(30) PQBLK_WIPE(31)
+               :
+               :
+               : "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9",
+                 "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15", "xmm16", "xmm17", "xmm18",
+                 "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", "xmm27",
+                 "xmm28", "xmm29", "xmm30", "xmm31");
+#undef PQBLK_WIPE
+}
+
 // gcc lifts loads of key material out of loops into stack slots, where they would cost time and
 // outlive the call.
 PQBLK_AVX512_INLINE const Avx512State& load_anew(const Avx512State& key) {
@@ -427,6 +447,7 @@ PQBLK_AVX512 void seal(const void* state, const AeadMessage& m, Tag& tag) {
   const __m128i before = hash_bytes(key, _mm_setzero_si128(), m.aad.data(), m.aad.size());
   const __m128i hash = seal_and_hash(key, m, before, size_block(m.aad.size(), m.size));
   store_block(tag.data(), _mm_xor_si128(reverse_block(hash), mask));
+  wipe_registers();
 }
 
 PQBLK_AVX512 bool open(const void* state, const AeadMessage& m, const Tag& tag) {
@@ -436,7 +457,9 @@ PQBLK_AVX512 bool open(const void* state, const AeadMessage& m, const Tag& tag) 
   const __m128i hash = hash_and_open(key, m, before, size_block(m.aad.size(), m.size));
   const __m128i computed = _mm_xor_si128(reverse_block(hash), mask);
   const __m128i difference = _mm_xor_si128(computed, load_block(tag.data()));
-  return _mm_testz_si128(difference, difference) != 0;
+  const bool holds = _mm_testz_si128(difference, difference) != 0;
+  wipe_registers();
+  return holds;
 }
 
 // ---- Keys --------------------------------------------------------------------------------------
@@ -457,6 +480,7 @@ PQBLK_AVX512 bool expand(void* state, const std::uint8_t* bytes) {
   expand_round_keys(key, bytes);
   expand_powers(key);
   expand_columns(key);
+  wipe_registers();
   return true;
 }
 

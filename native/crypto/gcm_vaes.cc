@@ -290,6 +290,9 @@ PQBLK_VAES inline __m256i open_end(const VaesState& key, Counters counters, __m2
   return hash;
 }
 
+// Round keys and powers of H are no business of whoever dumps this thread later.
+PQBLK_VAES_INLINE void wipe_registers() { _mm256_zeroall(); }
+
 PQBLK_VAES void seal(const void* state, const AeadMessage& m, Tag& tag) {
   const VaesState& key = *static_cast<const VaesState*>(state);
   const __m128i mask = tag_mask(key, m.nonce);
@@ -313,6 +316,7 @@ PQBLK_VAES void seal(const void* state, const AeadMessage& m, Tag& tag) {
     }
   }
   store_block(tag.data(), finish_tag(key, hash, mask, m));
+  wipe_registers();
 }
 
 PQBLK_VAES bool open(const void* state, const AeadMessage& m, const Tag& tag) {
@@ -328,7 +332,9 @@ PQBLK_VAES bool open(const void* state, const AeadMessage& m, const Tag& tag) {
   }
   if (left > 0) hash = open_end(key, counters, hash, in, out, left);
   const __m128i difference = _mm_xor_si128(finish_tag(key, hash, mask, m), load_block(tag.data()));
-  return _mm_testz_si128(difference, difference) != 0;
+  const bool holds = _mm_testz_si128(difference, difference) != 0;
+  wipe_registers();
+  return holds;
 }
 
 // ---- Keys --------------------------------------------------------------------------------------
@@ -350,6 +356,7 @@ PQBLK_VAES bool expand(void* state, const std::uint8_t* bytes) {
   expand_round_keys(key, bytes);
   expand_powers(key);
   fold_powers(key);
+  wipe_registers();
   return true;
 }
 

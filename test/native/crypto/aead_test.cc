@@ -223,6 +223,43 @@ TEST_CASE("a changed bit anywhere is refused and leaves zeros") {
   });
 }
 
+#if defined(__x86_64__)
+// The sixteen registers that no code without AVX-512 overwrites.
+Bytes upper_registers() {
+  Bytes bytes(16 * 64);
+#define PQBLK_STORE(n, at) "vmovdqu64 %%zmm" #n ", " #at "(%0)\n\t"
+  asm volatile(PQBLK_STORE(16, 0) PQBLK_STORE(17, 64) PQBLK_STORE(18, 128) PQBLK_STORE(19, 192)
+                   PQBLK_STORE(20, 256) PQBLK_STORE(21, 320) PQBLK_STORE(22, 384)
+                       PQBLK_STORE(23, 448) PQBLK_STORE(24, 512) PQBLK_STORE(25, 576)
+                           PQBLK_STORE(26, 640) PQBLK_STORE(27, 704) PQBLK_STORE(28, 768)
+                               PQBLK_STORE(29, 832) PQBLK_STORE(30, 896) PQBLK_STORE(31, 960)
+               :
+               : "r"(bytes.data())
+               : "memory");
+#undef PQBLK_STORE
+  return bytes;
+}
+
+TEST_CASE("the AVX-512 kernel leaves no key material in registers") {
+  for_each_backend([](const AeadBackend& backend) {
+    if (backend.name != "vaes-avx512") return;
+    const Bytes none(16 * 64, 0);
+    std::mt19937_64 random(kSeed + 6);
+    const AeadKey key = key_for(backend, random_content(random, kKeyBytes));
+    CHECK(upper_registers() == none);
+    for (const std::size_t size : {0u, 36u, 512u, 4096u, 4097u}) {
+      Bytes buffer = random_content(random, size);
+      const Bytes aad = random_content(random, 36);
+      Tag tag;
+      key.seal(Nonce{}, aad, buffer.data(), buffer.data(), size, tag);
+      CHECK(upper_registers() == none);
+      CHECK(key.open(Nonce{}, aad, buffer.data(), buffer.data(), size, tag));
+      CHECK(upper_registers() == none);
+    }
+  });
+}
+#endif
+
 TEST_CASE("one key serves many threads, and many keys one thread") {
   constexpr std::size_t kThreads = 4;
   constexpr std::size_t kMessages = 64;
