@@ -82,7 +82,8 @@ class FrontTable {
     const std::size_t sets = std::bit_ceil(std::max<std::size_t>(keys, 2));
     const std::size_t near = std::min(sets / 2, kNear);
     near_bits_ = static_cast<unsigned>(std::countr_zero(near));
-    shift_ = 64 - static_cast<unsigned>(std::countr_zero(sets / near));
+    near_mask_ = near - 1;
+    shift_ = 64 - static_cast<unsigned>(std::countr_zero(sets));
     bytes_ = sets * sizeof(Set);
     void* memory =
         ::mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -186,17 +187,19 @@ class FrontTable {
 
  private:
   // Two neighbours, which are often asked for together, share a set, and as many as fill a page of
-  // memory lie in one, so that a working set takes few places of the CPU's address cache.
+  // memory lie in one, so that a working set takes few places of the CPU's address cache. Where in
+  // that page depends on the hash as well: keys with a stride would meet in one place of every
+  // page.
   Set& set_of(std::uint64_t key) const {
     const std::uint64_t pair = key >> 1;
-    const std::uint64_t group = pair >> near_bits_;
-    const std::uint64_t place = (group * 0x9e3779b97f4a7c15ULL) >> shift_;
-    return sets_[(place << near_bits_) + (pair - (group << near_bits_))];
+    const std::uint64_t first = ((pair >> near_bits_) * 0x9e3779b97f4a7c15ULL) >> shift_;
+    return sets_[first ^ (pair & near_mask_)];
   }
 
   Set* sets_ = nullptr;
   std::size_t bytes_ = 0;
   unsigned near_bits_ = 0;
+  std::uint64_t near_mask_ = 0;
   unsigned shift_ = 63;
 };
 

@@ -56,6 +56,19 @@ TEST_CASE("key 0 and the largest key are keys like others") {
   CHECK(table.find(~std::uint64_t{0} - 1).page() == b.bytes.data());
 }
 
+TEST_CASE("a working set with a stride is found as one without") {
+  constexpr std::uint64_t kKeys = 800;
+  Page page;
+  for (const std::uint64_t stride : {1, 2, 64, 127, 128, 1024, 4096}) {
+    CAPTURE(stride);
+    FrontTable table(8192);
+    for (std::uint64_t i = 0; i < kKeys; ++i) table.publish(i * stride, page.bytes.data());
+    std::uint64_t found = 0;
+    for (std::uint64_t i = 0; i < kKeys; ++i) found += table.find(i * stride).value != 0 ? 1 : 0;
+    CHECK(found > kKeys * 95 / 100);
+  }
+}
+
 TEST_CASE("a front table tells what was found since it was asked") {
   FrontTable table(64);
   Page a;
