@@ -327,7 +327,9 @@ void Uring::reap() {
     const io_uring_cqe& cqe = ring_.cq.cqes[(head + i) & mask];
     if (auto* op = static_cast<Op*>(io_uring_cqe_get_data(&cqe))) {
       settle(*op, cqe.res);
-      if (i + 1 < ready && io_uring_sq_ready(&ring_) >= group) submit_early();
+      // What the last one starts leaves with the next entry, unless it is much.
+      const unsigned enough = i + 1 < ready ? group : kGroupBusy;
+      if (io_uring_sq_ready(&ring_) >= enough) submit_early();
     } else {
       wake_armed_ = false;
     }
