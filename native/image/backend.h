@@ -37,6 +37,12 @@ struct GuestBuffers {
   void zero() const;
 };
 
+struct Limits {  // every cache and table of a disk has a bound, bytes
+  std::uint64_t l2_cache = 32 * kMiB;
+  std::uint64_t entry_cache = 64 * kMiB;
+  std::uint64_t pending_data = 28 * kMiB;  // sealed: ciphertext kept in memory until written home
+};
+
 inline constexpr std::size_t kArenaBytes = 1 * kMiB;       // of each queue
 inline constexpr std::size_t kArenaBufferMax = 64 * kKiB;  // larger buffers never come from it
 inline constexpr std::size_t kPooledBufferMax =

@@ -77,12 +77,6 @@ struct Poller {
   Poller* next = nullptr;
 };
 
-struct Limits {  // every cache and table has a bound, bytes
-  std::uint64_t l2_cache = 32 * kMiB;
-  std::uint64_t entry_cache = 64 * kMiB;
-  std::uint64_t pending_data = 32 * kMiB;  // sealed: ciphertext kept in memory until written home
-};
-
 struct OpenOptions {
   std::string path;
   Format format = Format::raw;

@@ -65,9 +65,7 @@ Task<Opened> open_sealed(QueueContext& service, const io::File& file, OpenOption
   how.to_resize = options.to_resize;
   how.keys = std::move(*options.keys);
   how.expected_uuid = options.expected_uuid;
-  how.l2_cache_bytes = options.limits.l2_cache;
-  how.entry_cache_bytes = options.limits.entry_cache;
-  how.pending_bytes = options.limits.pending_data;
+  how.limits = options.limits;
   how.backing = std::move(*backing);
   how.allow_unauthenticated_backing = options.allow_unauthenticated_backing;
   auto opened = co_await SealedBackend::open(service, file, std::move(how));

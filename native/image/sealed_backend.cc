@@ -23,7 +23,7 @@ SealedBackend::SealedBackend(QueueContext& service, const io::File& file, Sealed
     : service_(service),
       file_(file),
       options_(std::move(options)),
-      pool_(options_.pending_bytes),
+      pool_(options_.limits.pending_data),
       overlay_(geometry_) {}
 
 SealedBackend::~SealedBackend() = default;
@@ -39,7 +39,7 @@ Task<Result<std::unique_ptr<SealedBackend>>> SealedBackend::open(QueueContext& s
 // The header's MAC comes first: nothing else in the image is believed before it holds.
 Task<Error> SealedBackend::load_header(QueueContext& q) {
   qcow2::OpenOptions open{.read_only = options_.read_only,
-                          .l2_cache_bytes = options_.l2_cache_bytes,
+                          .l2_cache_bytes = options_.limits.l2_cache,
                           .allow_sealed = true,
                           .for_check = true};  // the dirty bit is only a hint here
   auto meta = co_await qcow2::Metadata::open(q.io, file_, open);
@@ -148,9 +148,10 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   }
   if (Error e = co_await load_sessions(q)) co_return e;
   entries_ = std::make_unique<EntryCache>(
-      geometry_, file_, options_.entry_cache_bytes,
+      geometry_, file_, options_.limits.entry_cache,
       [this](io::Queue& io, Slot slot) { return home_mapping(io, slot); });
-  log_ = std::make_unique<Log>(file_, extension_, mac_, overlay_, pool_, options_.pending_bytes);
+  log_ =
+      std::make_unique<Log>(file_, extension_, mac_, overlay_, pool_, options_.limits.pending_data);
   log_->on_pressure = [this] { ask_checkpoint(); };
   meta_->io().sync_by = [this](io::Queue& io) { return log_->sync(io); };
   if (planted(Fault::reclaim_before_recovery)) {

@@ -43,9 +43,7 @@ struct SealedOptions {
   sealed::Uuid expected_uuid{};
   // Of a header backup: entries that the disk's session table has lost. Only to look, read_only.
   std::vector<std::uint8_t> backup_sessions;
-  std::uint64_t l2_cache_bytes = 32 * kMiB;
-  std::uint64_t entry_cache_bytes = 64 * kMiB;
-  std::uint64_t pending_bytes = 28 * kMiB;
+  Limits limits;
   std::uint64_t overlay_sectors_max = 256 * 1024;               // a checkpoint is due at half of it
   std::uint64_t session_sectors_max = sealed::kLaneSectorsMax;  // of one lane; tests lower it
   // Whole clusters are sent to fresh places only from this many bytes on: below, the log is

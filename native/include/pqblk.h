@@ -173,7 +173,7 @@ typedef struct pqblk_open_options {
   uint32_t reserved;
   uint64_t l2_cache_bytes;    /* bounds of caches; 0: 32 MiB */
   uint64_t entry_cache_bytes; /* sealed; 0: 64 MiB */
-  uint64_t pending_bytes;     /* sealed: ciphertext kept until it is written home; 0: 32 MiB */
+  uint64_t pending_bytes;     /* sealed: ciphertext kept until it is written home; 0: 28 MiB */
   const pqblk_keys* keys;     /* sealed, required; copied, stays the caller's */
   pqblk_backing_gate gate;    /* null: the image may not name a backing file */
   void* gate_context;

@@ -50,9 +50,9 @@ SealedOptions how_to_open(bool read_only) {
   o.keys = keys();
   o.expected_uuid = kUuid;
   o.read_only = read_only;
-  o.l2_cache_bytes = 64 * kKiB;
-  o.entry_cache_bytes = 64 * kKiB;
-  o.pending_bytes = 64 * kKiB;
+  o.limits.l2_cache = 64 * kKiB;
+  o.limits.entry_cache = 64 * kKiB;
+  o.limits.pending_data = 64 * kKiB;
   return o;
 }
 

@@ -184,9 +184,9 @@ image::SealedOptions open_options(const SealedShape& shape) {
   image::SealedOptions o;
   o.keys = test_keys();
   o.expected_uuid = test_uuid();
-  o.l2_cache_bytes = 256 * kKiB;
-  o.entry_cache_bytes = 256 * kKiB;
-  o.pending_bytes = 16 * kSectorSize;
+  o.limits.l2_cache = 256 * kKiB;
+  o.limits.entry_cache = 256 * kKiB;
+  o.limits.pending_data = 16 * kSectorSize;
   o.overlay_sectors_max = shape.overlay_sectors_max;
   o.session_sectors_max = shape.session_sectors_max;
   o.relocate_bytes_min = shape.relocate_bytes_min;

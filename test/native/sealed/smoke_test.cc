@@ -25,8 +25,8 @@ TEST_CASE("a sealed disk works without any memory for its caches") {
   Lab lab(shape);
   REQUIRE_FALSE(lab.create());
   image::SealedOptions options = open_options(shape);
-  options.entry_cache_bytes = 0;
-  options.l2_cache_bytes = 0;
+  options.limits.entry_cache = 0;
+  options.limits.l2_cache = 0;
   REQUIRE_FALSE(lab.open(std::move(options)));
   for (std::uint64_t version = 1; version <= 3; ++version) {
     CHECK_FALSE(lab.write(0, version, 200));

@@ -469,8 +469,8 @@ TEST_CASE("sessions rotate under load") {
   o.overlay_sectors_max = 256;
   o.session_sectors_max = 400;
   o.relocate_bytes_min = kClusterSize;
-  o.pending_bytes = 64 * kKiB;
-  o.entry_cache_bytes = 64 * kKiB;
+  o.limits.pending_data = 64 * kKiB;
+  o.limits.entry_cache = 64 * kKiB;
   BackendTarget target(image.path, std::move(o));
   CHECK(load_for(milliseconds(2000), target, *shared.board, 7) == "");
   CHECK(verify(target, *shared.board) == "");
