@@ -1,7 +1,16 @@
 // The HTML report of a run: one file, no network, no script.
 import { escaped } from './html.mjs';
 import { bars, lines, percentiles } from './plots.mjs';
-import { found, goal, hostRemark, number, ratio, targetName, verdict } from './units.mjs';
+import {
+  found,
+  goal,
+  hostRemark,
+  number,
+  ratio,
+  targetName,
+  verdict,
+  wasMeasured,
+} from './units.mjs';
 
 const STYLE = `
 :root { color-scheme: light; --ink: #1d2127; --dim: #5f6875; --line: #e2e6eb; }
@@ -51,6 +60,16 @@ function targets(groups) {
   );
 }
 
+/** Across the columns beside a row's name: why it has no figures, or no more of them. */
+const reason = (text, columns) =>
+  `<td class="missing text" colspan="${columns}">${escaped(text)}</td>`;
+
+/** What follows a row that has figures and failed later. */
+const endedEarly = (each, columns) =>
+  each.missing && wasMeasured(each)
+    ? [row([cell('td', '', 'text'), reason(each.missing, columns)])]
+    : [];
+
 function figures({ unit, base, rows }) {
   const latency = rows.some(({ points: [{ detail }] }) => detail?.p50 > 0);
   const heading = [
@@ -60,12 +79,15 @@ function figures({ unit, base, rows }) {
   ];
   return table(
     heading,
-    rows.map(({ name, missing, points: [point] }) => {
+    rows.flatMap((each) => {
+      const {
+        name,
+        missing,
+        points: [point],
+      } = each;
+      const columns = heading.length - 1;
       const first = cell('td', name, 'text');
-      if (point.median === undefined) {
-        const why = escaped(missing ?? 'not measured');
-        return row([first, `<td class="missing text" colspan="${heading.length - 1}">${why}</td>`]);
-      }
+      if (!wasMeasured(each)) return row([first, reason(missing ?? 'not measured', columns)]);
       const values = [point.median, point.min, point.max].map((value) => number(value, unit));
       const { p50, p99 } = point.detail ?? {};
       const latencies = [p50, p99].map((value) => (value > 0 ? number(value) : ''));
@@ -74,7 +96,7 @@ function figures({ unit, base, rows }) {
         ...(base ? [ratio(point.ratio?.median)] : []),
         ...(latency ? latencies : []),
       ];
-      return row([first, ...all.map((text) => cell('td', text))]);
+      return [row([first, ...all.map((text) => cell('td', text))]), ...endedEarly(each, columns)];
     }),
   );
 }
@@ -83,13 +105,12 @@ function seriesFigures({ unit, x, rows }) {
   const labels = x.values.map((value, i) => x.labels?.[i] ?? `${value}`);
   return table(
     [`${unit} over ${x.name}`, ...labels],
-    rows.map(({ name, missing, points }) => {
+    rows.flatMap((each) => {
+      const { name, missing, points } = each;
       const first = cell('td', name, 'text');
-      if (missing) {
-        const why = escaped(missing);
-        return row([first, `<td class="missing text" colspan="${labels.length}">${why}</td>`]);
-      }
-      return row([first, ...points.map(({ median }) => cell('td', number(median, unit)))]);
+      if (!wasMeasured(each)) return row([first, reason(missing ?? 'not measured', labels.length)]);
+      const medians = points.map(({ median }) => cell('td', number(median, unit)));
+      return [row([first, ...medians]), ...endedEarly(each, labels.length)];
     }),
   );
 }

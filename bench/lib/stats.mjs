@@ -56,7 +56,7 @@ export function summarise(group) {
 
 /**
  * Whether a target is met: the median of paired ratios where it has a `to`, else the median itself.
- * `met` is undefined, and `missing` says why, where one side was not measured.
+ * `met` is undefined, and `missing` says why, where one side was not measured or failed.
  */
 export function judge(group, target) {
   const rowOf = (name) => {
@@ -68,6 +68,12 @@ export function judge(group, target) {
     target.x === undefined ? row.points[0] : row.points.find(({ x }) => x === target.x);
   const rows = [target.name, ...(target.to === undefined ? [] : [target.to])].map(rowOf);
   const [point, base] = rows.map(pointOf);
+  // A contender that failed once may have failed where it is slow: what it did before says nothing.
+  const failed = rows.find((row) => row.failed);
+  if (failed) {
+    target.missing = `${failed.name}: ${failed.missing}`;
+    return target;
+  }
   const found = base ? summary(pairedRatios(point.samples, base.samples)) : summary(point.samples);
   if (!found) {
     const without = rows.find((row) => pointOf(row).median === undefined) ?? rows[0];

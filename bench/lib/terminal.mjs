@@ -2,7 +2,16 @@
 // Tables go to stdout, progress to stderr; on a terminal the progress is one line that changes.
 import { styleText } from 'node:util';
 import { load } from './machine.mjs';
-import { found, goal, hostRemark, number, ratio, targetName, verdict } from './units.mjs';
+import {
+  found,
+  goal,
+  hostRemark,
+  number,
+  ratio,
+  targetName,
+  verdict,
+  wasMeasured,
+} from './units.mjs';
 
 const coloured = process.stdout.isTTY && !process.env.NO_COLOR;
 const paint = (style, text) => (coloured ? styleText(style, text) : text);
@@ -52,8 +61,14 @@ function plainRow(row, unit) {
 }
 
 function seriesRow(row, unit) {
-  if (row.missing) return [row.name, row.missing];
+  if (!wasMeasured(row)) return [row.name, row.missing ?? 'not measured'];
   return [row.name, ...row.points.map((point) => number(point.median, unit))];
+}
+
+/** A row, and below it why it ended early. */
+function rowsOf(row, unit, make) {
+  const first = make(row, unit);
+  return row.missing && wasMeasured(row) ? [first, ['', row.missing]] : [first];
 }
 
 export function printGroup(group) {
@@ -65,7 +80,7 @@ export function printGroup(group) {
     : [unit, 'median', 'spread', group.base ? 'to base' : '', 'p50 / p99 µs'];
   table(
     heading,
-    rows.map((row) => (x ? seriesRow(row, unit) : plainRow(row, unit))),
+    rows.flatMap((row) => rowsOf(row, unit, x ? seriesRow : plainRow)),
   );
   const disturbed = hostRemark(group);
   if (disturbed) line(`  ${paint('yellow', disturbed)}`);

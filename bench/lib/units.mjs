@@ -57,4 +57,7 @@ export function hostRemark({ host }) {
   return `the host took the cores away: ${host.repeated} samples measured again${counted}`;
 }
 
+/** Whether a row has any figure at all; one that failed later has, and says why as well. */
+export const wasMeasured = ({ points }) => points.some(({ median }) => median !== undefined);
+
 export const verdict = ({ missing, met }) => (missing ? 'missing' : met ? 'met' : 'MISSED');

@@ -1,12 +1,13 @@
 // The benchmarks' arithmetic and their order, against figures worked out by hand.
 import { fileURLToPath } from 'node:url';
-import { describe, expect, it } from 'vitest';
+import { describe, expect, it, vi } from 'vitest';
 
 // The benchmarks are plain JavaScript; nothing declares their types.
 const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
 const { median, pairedRatios, summarise, summary } = await lib('stats');
 const { groupOf, measure } = await lib('compare');
+const { printGroup } = await lib('terminal');
 const { coreTime, undisturbed } = await lib('host');
 const { found, goal, hostRemark, number, verdict } = await lib('units');
 
@@ -89,6 +90,38 @@ describe('rounds', () => {
     expect(group.rows[2].points[0].median).toBe(7);
     expect(verdict(group.targets[0])).toBe('missing');
     expect(group.targets[0].missing).toContain('out of luck');
+  });
+
+  it('shows why a contender failed after its first sample, and meets no target by it', async () => {
+    const run = () => Promise.reject(new Error('out of luck'));
+    const once = given('fails', [9]);
+    let runs = 0;
+    const fails = { name: 'fails', run: () => (runs++ === 0 ? once.run() : run()) };
+    const targets = [
+      { name: 'fails', to: 'works', atLeast: 1 },
+      { name: 'works', to: 'fails', atMost: 1 },
+      { name: 'works', atLeast: 1 },
+    ];
+    const { group } = await play({ contenders: [fails, given('works', [7, 7])], targets }, 2);
+    expect(group.rows[0].points[0]).toMatchObject({ samples: [9], median: 9 });
+    expect(group.targets.map(verdict)).toEqual(['missing', 'missing', 'met']);
+    expect(group.targets[1].missing).toBe('fails: failed: out of luck');
+    const shown: string[] = [];
+    const log = vi.spyOn(console, 'log').mockImplementation((text) => void shown.push(text));
+    printGroup(group);
+    log.mockRestore();
+    expect(shown.join('\n')).toMatch(/fails +9\.00 .*\n +failed: out of luck\n/);
+  });
+
+  it('keeps the points of a series that were measured before a failure', async () => {
+    const run = (x: number) => (x < 3 ? Promise.resolve(x) : Promise.reject(new Error('too deep')));
+    const x = { name: 'depth', values: [1, 2, 3, 4] };
+    const { group } = await play({ x, contenders: [{ name: 'A', run }] }, 2);
+    const shown: string[] = [];
+    const log = vi.spyOn(console, 'log').mockImplementation((text) => void shown.push(text));
+    printGroup(group);
+    log.mockRestore();
+    expect(shown.join('\n')).toMatch(/A +1\.00 +2\.00 +– +–\n +failed: too deep/);
   });
 
   it('keeps what there is when it is interrupted', async () => {

@@ -26,6 +26,7 @@ function run() {
       row('peer', [[400_000, 410_000, 390_000]], latency),
       row('pqblk', [[420_000, 430_000, 370_000]], latency),
       { name: 'gone', missing: 'gone not installed', commands: [], points: [{ samples: [] }] },
+      { ...row('frail', [[90_000]], latency), missing: 'failed: a | b\nc', failed: true },
     ],
     targets: [
       { name: 'pqblk', to: 'peer', atLeast: 1 },
@@ -36,7 +37,10 @@ function run() {
   const depths = [1, 8, 32];
   const series = {
     ...{ set: 'engine', group: 'over depth', unit: 'IOPS', x: { name: 'depth', values: depths } },
-    rows: [row('pqblk', [[10_000], [70_000], [200_000]], {}, depths)],
+    rows: [
+      row('pqblk', [[10_000], [70_000], [200_000]], {}, depths),
+      { ...row('shy', [[11_000], [], []], {}, depths), missing: 'failed: no depth', failed: true },
+    ],
     targets: [],
   };
   const groups = [plain, series];
@@ -73,6 +77,10 @@ it('shows figures, plots, verdicts, commands and the machine', () => {
     '>met<',
     '>MISSED<',
     '>missing<',
+    '<td>90k</td>',
+    'failed: a | b',
+    '<td>11k</td><td>–</td>',
+    'failed: no depth',
   ]) {
     expect(html).toContain(text);
   }
@@ -101,6 +109,9 @@ it('gives all figures as tables of Markdown', () => {
   const lines: string[] = markdownFigures(run());
   expect(lines).toContain('| pqblk | 420k | 370k | 430k | 1.05 |');
   expect(lines).toContain('| gone | gone not installed |');
+  expect(lines).toContain('| frail | 90k | 90k | 90k | 0.23 |');
+  expect(lines).toContain('| | failed: a \\| b c |');
+  expect(lines).toContain('| shy | 11k | – | – |');
   expect(lines).toContain('| | 1 | 8 | 32 |');
   expect(lines).toContain('| pqblk | 10k | 70k | 200k |');
 });
