@@ -8,19 +8,26 @@
 //
 // Writes DATE.json and DATE.html to bench/out/. Ctrl-C stops, cleans up, and writes what there is; a
 // second one only cleans up. The exit code is 0 also when targets are missed: a benchmark reports.
-// It is 1 when a contender failed, 130 after an interruption.
+// It is 1 when a contender failed or the results did not go to --out, 130 after an interruption.
 import { setMaxListeners } from 'node:events';
-import { mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { availableParallelism, cpus, tmpdir } from 'node:os';
-import { basename, join, resolve } from 'node:path';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError } from 'commander';
 import { KeyStore } from '../dist/index.js';
 import { Bench, Interrupted, KEY, quoted } from './lib/bench.mjs';
+import {
+  REPORT_VERSION,
+  readReport,
+  Unusable,
+  writableDirectory,
+  writeReportOf,
+  writeResults,
+} from './lib/files.mjs';
 import { load, machineFacts } from './lib/machine.mjs';
 import { markdownFigures, markdownRows } from './lib/markdown.mjs';
 import { killAll } from './lib/processes.mjs';
-import { htmlReport } from './lib/report.mjs';
 import { loadSet, setNames } from './lib/sets.mjs';
 import { line, printTargets, progress } from './lib/terminal.mjs';
 
@@ -56,11 +63,11 @@ function readArguments() {
 /** Scratch places and a key for all sets; they go when this process does. */
 async function prepare(options) {
   const memory = statDirectory('/dev/shm') ? '/dev/shm' : tmpdir();
-  mkdirSync(options.disk, { recursive: true });
+  const disk = writableDirectory('--disk', options.disk);
   const shared = {
     ...{ groups: [], progress },
     ram: mkdtempSync(join(memory, 'pqblk-bench-')),
-    disk: mkdtempSync(join(resolve(options.disk), 'pqblk-bench-')),
+    disk: mkdtempSync(join(disk, 'pqblk-bench-')),
   };
   process.on('exit', () => {
     killAll();
@@ -116,17 +123,16 @@ function hearSignals(shared, abort) {
   for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.on(signal, hear);
 }
 
+/** Whether the results went where they were to go. */
 function write(out, result) {
-  mkdirSync(out, { recursive: true });
-  const name = result.started.slice(0, 19).replaceAll(':', '-');
-  const json = join(out, `${name}.json`);
-  const html = join(out, `${name}.html`);
-  writeFileSync(json, `${JSON.stringify(result, undefined, 1)}\n`);
-  writeFileSync(html, htmlReport(result));
+  const { json, html, refused } = writeResults(out, result);
+  if (refused) console.error(`bench: ${out} was not written to: ${refused}`);
   line(`\nresults  ${json}\nreport   ${html}`);
+  return refused === undefined;
 }
 
 async function bench(options) {
+  const out = writableDirectory('--out', options.out);
   const shared = { ...(await prepare(options)), broken: [], seconds: {} };
   const abort = new AbortController();
   setMaxListeners(0, abort.signal);
@@ -134,7 +140,7 @@ async function bench(options) {
   const { quick = false, rounds = quick ? 3 : 5, seconds = quick ? 0.3 : 1.5 } = options;
   const settings = { quick, rounds, seconds, rampSeconds: Math.min(seconds / 5, 0.3) };
   const result = {
-    pqblkBench: 1,
+    pqblkBench: REPORT_VERSION,
     started: new Date().toISOString(),
     command: ['node', 'bench/run.mjs', ...process.argv.slice(2)].map(quoted).join(' '),
     settings: { ...settings, sets: options.sets },
@@ -149,23 +155,29 @@ async function bench(options) {
     ...{ secondsOfSets: shared.seconds, broken: shared.broken, groups: shared.groups },
   });
   printTargets(shared.groups);
-  write(resolve(options.out), result);
+  const wrote = write(out, result);
   const failed = shared.groups.some(({ rows }) => rows.some((row) => row.failed));
-  process.exitCode = whole ? (failed || shared.broken.length > 0 ? 1 : 0) : 130;
+  process.exitCode = whole ? (failed || !wrote || shared.broken.length > 0 ? 1 : 0) : 130;
 }
 
-const read = (path) => JSON.parse(readFileSync(path, 'utf8'));
-const options = readArguments();
-if (options.list) {
-  for (const name of setNames) line(`${name.padEnd(10)} ${(await loadSet(name)).about}`);
-} else if (options.table) {
-  for (const row of markdownRows(read(options.table))) line(row);
-} else if (options.figures) {
-  for (const row of markdownFigures(read(options.figures))) line(row);
-} else if (options.report) {
-  const html = options.report.replace(/\.json$/, '.html');
-  writeFileSync(html, htmlReport(read(options.report)));
-  line(`report   ${basename(html)}`);
-} else {
-  await bench(options);
+async function main(options) {
+  if (options.list) {
+    for (const name of setNames) line(`${name.padEnd(10)} ${(await loadSet(name)).about}`);
+  } else if (options.table) {
+    for (const row of markdownRows(readReport(options.table))) line(row);
+  } else if (options.figures) {
+    for (const row of markdownFigures(readReport(options.figures))) line(row);
+  } else if (options.report) {
+    line(`report   ${writeReportOf(options.report)}`);
+  } else {
+    await bench(options);
+  }
+}
+
+try {
+  await main(readArguments());
+} catch (error) {
+  if (!(error instanceof Unusable)) throw error;
+  console.error(`bench: ${error.message}`);
+  process.exitCode = 1;
 }

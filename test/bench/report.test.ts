@@ -1,10 +1,15 @@
 // The report of a run that is written down here: what it shows, and that it needs nothing else.
+import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it } from 'vitest';
+import { scratch } from '../node/support.js';
 
 const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
 const { summarise } = await lib('stats');
+const { writeReportOf, writeResults } = await lib('files');
 const { htmlReport } = await lib('report');
 const { markdownFigures, markdownRows } = await lib('markdown');
 
@@ -87,6 +92,28 @@ it('shows figures, plots, verdicts, commands and the machine', () => {
   // Bars and percentiles of the one group, lines of the other.
   expect(html.match(/<svg class="plot"/g)).toHaveLength(3);
   expect(html).toContain('p99.9');
+});
+
+it('is made again beside its JSON, whatever that is called', () => {
+  const text = JSON.stringify({ pqblkBench: 1, ...run() });
+  for (const name of ['a.json', 'plain', 'page.html', 'a.JSON']) {
+    const path = join(scratch(), name);
+    writeFileSync(path, text);
+    const html = writeReportOf(path);
+    expect(readFileSync(path, 'utf8')).toBe(text);
+    expect(readFileSync(html, 'utf8')).toMatch(/^<!doctype html>/);
+    expect(dirname(html)).toBe(dirname(path));
+  }
+});
+
+it('goes to the temporary directory when its own is gone', () => {
+  const out = join(scratch(), 'gone');
+  const { json, html, refused } = writeResults(out, run());
+  expect(refused).toContain('ENOENT');
+  expect(JSON.parse(readFileSync(json, 'utf8')).command).toBe('node bench/run.mjs');
+  expect(readFileSync(html, 'utf8')).toMatch(/^<!doctype html>/);
+  expect(json.startsWith(tmpdir())).toBe(true);
+  rmSync(dirname(json), { recursive: true });
 });
 
 it('stands alone: no script, nothing to fetch', () => {

@@ -1,7 +1,7 @@
 // The smallest set, run for real: what it writes, what it leaves behind, and what Ctrl-C does.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs';
+import { mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -81,6 +81,45 @@ it(
   },
   LIMIT_MS,
 );
+
+it.each(['--out', '--disk'])(
+  'refuses %s that cannot be written to before it measures',
+  async (name) => {
+    const { out, disk } = scratch();
+    const file = `${out}-file`;
+    writeFileSync(file, '');
+    // Below /proc nothing can be made, and mkdir's `recursive` tries for ever.
+    for (const path of ['/proc/x', '/proc/x/y', file, join(file, 'below')]) {
+      const others = { '--out': out, '--disk': disk, [name]: path };
+      const run = start('--quick', ...Object.entries(others).flat(), 'flush');
+      expect((await run.ended)[0]).toBe(1);
+      expect(run.output()).toMatch(/^bench: --\w+ \S+: expected a directory that can be [^\n]*\n$/);
+      expect(run.output()).toContain(`${name} ${path}`);
+    }
+  },
+);
+
+it.each(['--report', '--table', '--figures'])('%s refuses what is no report', async (option) => {
+  const { out } = scratch();
+  for (const [text, found] of [
+    [undefined, 'ENOENT'],
+    ['no JSON', 'no JSON'],
+    ['{}', 'JSON without "pqblkBench": 1'],
+    ['null', 'JSON without "pqblkBench": 1'],
+    ['{ "pqblkBench": 2 }', '"pqblkBench": 2'],
+    ['{ "pqblkBench": 1 }', 'no list of groups'],
+  ] as const) {
+    const file = `${out}.json`;
+    if (text !== undefined) writeFileSync(file, text);
+    const run = start(option, file);
+    expect((await run.ended)[0]).toBe(1);
+    expect(run.output()).toMatch(
+      /^bench: \S+: expected the JSON that a run wrote, found [^\n]*\n$/,
+    );
+    expect(run.output()).toContain(found);
+    rmSync(file, { force: true });
+  }
+});
 
 it('names the sets, and refuses one that is none', async () => {
   const list = start('--list');
