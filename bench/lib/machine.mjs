@@ -27,19 +27,30 @@ function text(path) {
   }
 }
 
+/** MAJOR:MINOR, as the kernel's tables name a device. */
+export const deviceName = (dev) =>
+  `${(dev >> 8) & 0xfff}:${(dev & 0xff) | ((dev >> 12) & 0xfff00)}`;
+
+/**
+ * The mount of `device` among findmnt's lines MAJ:MIN SOURCE FSTYPE, which are several where one was
+ * mounted over another; else the last, which is the one on top.
+ */
+export function mountOf(text, device) {
+  const mounts = text.split('\n').map((line) => line.trim().split(/\s+/));
+  const [, source, fileSystem] = mounts.findLast(([name]) => name === device) ?? mounts.at(-1);
+  return { source, fileSystem };
+}
+
 /** The file system of a directory, and the device below it where there is one. */
 function place(directory) {
-  const [source, type] =
-    output('findmnt', ['-nro', 'SOURCE,FSTYPE', '-T', directory])?.split(' ') ?? [];
-  const { dev } = statSync(directory);
-  const [major, minor] = [dev >> 8, dev & 0xff];
+  const device = deviceName(statSync(directory).dev);
+  const mounts = output('findmnt', ['-nro', 'MAJ:MIN,SOURCE,FSTYPE', '-T', directory]);
   const queue = (name) =>
-    text(`/sys/dev/block/${major}:${minor}/queue/${name}`) ??
-    text(`/sys/dev/block/${major}:${minor}/../queue/${name}`);
+    text(`/sys/dev/block/${device}/queue/${name}`) ??
+    text(`/sys/dev/block/${device}/../queue/${name}`);
   const fs = statfsSync(directory);
   return {
-    fileSystem: type,
-    source,
+    ...mountOf(mounts ?? '', device),
     freeBytes: fs.bavail * fs.bsize,
     writeCache: queue('write_cache'),
     logicalBlockSize: Number(queue('logical_block_size')) || undefined,
