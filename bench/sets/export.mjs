@@ -7,6 +7,7 @@
 import { join } from 'node:path';
 import { makeNoise, sizeOf } from '../lib/disks.mjs';
 import { engine, fioFile, fioNbd, vhost, vhostThen } from '../lib/loads.mjs';
+import { qemuImg } from '../lib/qemu.mjs';
 import * as servers from '../lib/servers.mjs';
 
 const MiB = 2 ** 20;
@@ -28,16 +29,9 @@ async function makeDisks(bench, at, size) {
   bench.say(`disks of ${size / MiB} MiB in memory`);
   await makeNoise(bench, at('disk.raw'), size);
   servers.writeSecret(at('secret'));
-  const convert = async (name, format, ...options) => {
+  const convert = (name, format, ...options) => {
     const ways = ['convert', '-q', '-f', 'raw', '-O', format, ...options];
-    // QEMU times its own key derivation, and gives up now and then: "Unable to get accurate CPU usage".
-    for (let attempts = 8; ; attempts -= 1) {
-      try {
-        return await bench.run('qemu-img', [...ways, at('disk.raw'), at(name)]);
-      } catch (error) {
-        if (attempts === 1 || !String(error).includes('accurate CPU usage')) throw error;
-      }
-    }
+    return qemuImg(bench, [...ways, at('disk.raw'), at(name)]);
   };
   await bench.pqblk('import', at('disk.raw'), at('disk.sealed'), '--key', 'bench');
   if (!bench.quick) {

@@ -8,6 +8,8 @@ const lib = (name: string) =>
 const { median, pairedRatios, summarise, summary } = await lib('stats');
 const { groupOf, measure } = await lib('compare');
 const { printGroup } = await lib('terminal');
+const { deviceName, mountOf } = await lib('machine');
+const { qemuImg } = await lib('qemu');
 const { coreTime, undisturbed } = await lib('host');
 const { found, goal, hostRemark, number, verdict } = await lib('units');
 
@@ -165,6 +167,42 @@ describe('targets', () => {
   it('refuses to compare with a row that is none', () => {
     const plan = { contenders: contenders(), targets: [{ name: 'ours', to: 'peer', atLeast: 1 }] };
     expect(() => summarise(groupOf(plan, 's'))).toThrow("'peer', which no contender is");
+  });
+});
+
+describe('the machine', () => {
+  it('is told by the mount on top where one lies over another', () => {
+    const two = '0:25 tmpfs tmpfs\n0:300 shm tmpfs';
+    expect(mountOf(two, '0:300')).toEqual({ source: 'shm', fileSystem: 'tmpfs' });
+    expect(mountOf(`${two}\n254:0 /dev/vda ext4`, '0:25').source).toBe('tmpfs');
+    expect(mountOf('0:41 /dev/sda[/@] btrfs', '0:99').fileSystem).toBe('btrfs');
+    expect(mountOf('', '8:1')).toEqual({ source: undefined, fileSystem: undefined });
+  });
+
+  it('names devices as the kernel does, beyond 255 as well', () => {
+    expect(deviceName(0x801)).toBe('8:1');
+    expect(deviceName(0x10012c)).toBe('1:300');
+  });
+});
+
+describe('qemu-img', () => {
+  const failing = (message: string, times: number) => {
+    let left = times;
+    const run = vi.fn(async () => {
+      left -= 1;
+      if (left >= 0) throw new Error(message);
+      return 'done';
+    });
+    return { run };
+  };
+
+  it('is asked again when its clock was too coarse, a few times', async () => {
+    const clock = 'qemu-img: exit 1\nUnable to get accurate CPU usage';
+    expect(await qemuImg(failing(clock, 7), ['create'])).toBe('done');
+    await expect(qemuImg(failing(clock, 8), ['create'])).rejects.toThrow('accurate CPU usage');
+    const other = failing('No space left', 1);
+    await expect(qemuImg(other, ['create'])).rejects.toThrow('No space left');
+    expect(other.run).toHaveBeenCalledTimes(1);
   });
 });
 

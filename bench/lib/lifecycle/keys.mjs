@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import { createDisk, KeyStore } from '../../../dist/index.js';
 import { timeOnce } from '../api-time.mjs';
 import { KEY } from '../bench.mjs';
+import { qemuImg } from '../qemu.mjs';
 
 const MiB = 2 ** 20;
 const TiB = 2 ** 40;
@@ -46,7 +47,7 @@ async function luksDisk(bench) {
   const secret = ['--object', `secret,id=key,file=${join(bench.ram, 'pin.luks')}`];
   await writeFile(join(bench.ram, 'pin.luks'), 'correct horse battery staple', { mode: 0o600 });
   const luks = 'encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10';
-  await bench.run('qemu-img', ['create', '-q', '-f', 'qcow2', ...secret, '-o', luks, path, '1T']);
+  await qemuImg(bench, ['create', '-q', '-f', 'qcow2', ...secret, '-o', luks, path, '1T']);
   const image = `driver=qcow2,encrypt.key-secret=key,file.filename=${path}`;
   return { open: [...secret, '--image-opts', image, '-c', 'quit'] };
 }

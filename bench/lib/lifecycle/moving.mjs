@@ -5,6 +5,7 @@ import { checkDisk, rotateDataKey } from '../../../dist/index.js';
 import { timeOnce } from '../api-time.mjs';
 import { KEY } from '../bench.mjs';
 import { makeDisk, makeNoise } from '../disks.mjs';
+import { qemuImg } from '../qemu.mjs';
 
 const MiB = 2 ** 20;
 const COROUTINES = '8'; // of qemu-img convert: its most useful number here
@@ -27,7 +28,7 @@ async function makeLuks(bench, path, size, secret) {
   if (bench.needs('qemu-img')) return undefined;
   const luks = 'encrypt.format=luks,encrypt.key-secret=key,encrypt.iter-time=10';
   const key = ['--object', `secret,id=key,file=${secret}`];
-  await bench.run('qemu-img', ['create', '-q', '-f', 'qcow2', ...key, '-o', luks, path, `${size}`]);
+  await qemuImg(bench, ['create', '-q', '-f', 'qcow2', ...key, '-o', luks, path, `${size}`]);
   return path;
 }
 
