@@ -36,7 +36,7 @@ const TRIES_QUICK = 2;
 export class Interrupted extends Error {}
 
 export class Bench {
-  /** Short samples, and little but the rows that carry a target. */
+  /** Short samples, and little but rows that carry a target; not all of them. */
   quick;
   /** How often each contender is measured. */
   rounds;

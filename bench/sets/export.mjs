@@ -5,7 +5,7 @@
 // through fio's own engine, vhost-user through a front-end without a guest (bench_vhost). All servers
 // run all the time.
 import { join } from 'node:path';
-import { makeNoise, sizeOf } from '../lib/disks.mjs';
+import { makeNoise, sizeOf, wrapLog } from '../lib/disks.mjs';
 import { engine, fioFile, fioNbd, vhost, vhostThen } from '../lib/loads.mjs';
 import { qemuImg } from '../lib/qemu.mjs';
 import * as servers from '../lib/servers.mjs';
@@ -252,6 +252,10 @@ async function fuse(bench, at, size) {
     ['randread', 'read'],
     ['randwrite', 'write'],
   ]) {
+    if (rw === 'randwrite') {
+      bench.say('overwriting until the log went around three times');
+      await wrapLog(bench, disk);
+    }
     await bench.compare({
       group: `beside gocryptfs: 4 KiB random ${what}, depth 32`,
       about: 'gocryptfs under fio with O_DIRECT; the sealed disk under the load of `pqblk bench`.',
