@@ -1,10 +1,11 @@
 // The plots of a report: inline SVG, rendered here by ECharts, without a browser and without network.
 //
 //   bars         one figure for each contender, its spread as whiskers, targets as diamonds
-//   lines        figures over an axis, the spread as a band
-//   percentiles  latencies of the contenders, p50 to p99.9
+//   lines        figures over an axis, the spread as a band, targets as diamonds
+//   percentiles  latencies of the contenders, p50 to p99.9; only of those that have them all
 import * as echarts from 'echarts';
 import { escaped } from './html.mjs';
+import { pointOfTarget } from './stats.mjs';
 import { number } from './units.mjs';
 
 const WIDTH = 860;
@@ -24,7 +25,7 @@ const AXIS = {
   splitLine: { lineStyle: { color: '#e7eaee' } },
   axisLine: { lineStyle: { color: '#aab1bb' } },
 };
-const PERCENTILES = [
+export const PERCENTILES = [
   ['p50', 'p50'],
   ['p90', 'p90'],
   ['p99', 'p99'],
@@ -60,10 +61,13 @@ function colours(group) {
 }
 
 /** Where a target lies on a row's axis; undefined where its other side was not measured. */
-function goalOf(group, { to, atLeast, atMost }) {
+function goalOf(group, { to, atLeast, atMost, x }) {
   const goal = atLeast ?? atMost;
   if (to === undefined) return goal;
-  const base = group.rows.find(({ name }) => name === to)?.points[0].median;
+  const base = pointOfTarget(
+    group.rows.find(({ name }) => name === to) ?? { points: [] },
+    x,
+  )?.median;
   return base === undefined ? undefined : base * goal;
 }
 
@@ -86,6 +90,11 @@ function whisker(_, api) {
   ];
   return { type: 'group', children };
 }
+
+const diamonds = (data) => ({
+  ...{ type: 'scatter', symbol: 'diamond', symbolSize: 13, z: 6, data },
+  itemStyle: { color: '#ffd23f', borderColor: '#1d2127', borderWidth: 1 },
+});
 
 export function bars(group) {
   const rows = measured(group.rows);
@@ -131,11 +140,7 @@ export function bars(group) {
         ...{ type: 'custom', renderItem: whisker, encode: { x: [0, 1], y: 2 }, z: 5 },
         data: rows.map(({ points: [point] }, i) => [point.min, point.max, i]),
       },
-      {
-        ...{ type: 'scatter', symbol: 'diamond', symbolSize: 13, z: 6 },
-        itemStyle: { color: '#ffd23f', borderColor: '#1d2127', borderWidth: 1 },
-        data: goals,
-      },
+      diamonds(goals),
     ],
   });
 }
@@ -175,7 +180,11 @@ export function lines(group) {
   const names = rows.map(({ name }) => name);
   const labels = x.values.map((value, i) => x.labels?.[i] ?? `${value}`);
   // A category for each value: the steps of a series are its own scale.
-  const place = (point) => ({ ...point, x: labels[x.values.indexOf(point.x)] });
+  const labelOf = (value) => labels[x.values.indexOf(value)];
+  const place = (point) => ({ ...point, x: labelOf(point.x) });
+  const goals = group.targets
+    .map((target) => [labelOf(target.x ?? x.values[0]), goalOf(group, target)])
+    .filter(([, value]) => value !== undefined);
   const plot = svg(330, {
     grid: { left: 70, right: 30, top: 30, bottom: 48 },
     xAxis: {
@@ -186,17 +195,22 @@ export function lines(group) {
       ...{ ...AXIS, type: 'value', name: unit, min: 0 },
       axisLabel: { ...AXIS.axisLabel, formatter: axisNumber(unit) },
     },
-    series: rows.flatMap(({ name, points }) => {
-      const there = points.filter(({ median }) => median !== undefined).map(place);
-      return lineWithBand(name, tint.get(name), there, name === group.base);
-    }),
+    series: [
+      ...rows.flatMap(({ name, points }) => {
+        const there = points.filter(({ median }) => median !== undefined).map(place);
+        return lineWithBand(name, tint.get(name), there, name === group.base);
+      }),
+      diamonds(goals),
+    ],
   });
   return legend(names, tint) + plot;
 }
 
 export function percentiles(group) {
   if (group.x) return '';
-  const rows = measured(group.rows).filter(({ points: [{ detail }] }) => detail?.p50 > 0);
+  const rows = measured(group.rows).filter(({ points: [{ detail }] }) =>
+    PERCENTILES.every(([key]) => detail?.[key] > 0),
+  );
   if (rows.length === 0) return '';
   const tint = colours(group);
   const names = rows.map(({ name }) => name);
@@ -210,7 +224,7 @@ export function percentiles(group) {
     series: rows.map(({ name, points: [{ detail }] }) => ({
       ...{ type: 'line', name, symbol: 'circle', symbolSize: 6, color: tint.get(name) },
       lineStyle: { width: 2, type: name === group.base ? 'dashed' : 'solid' },
-      data: PERCENTILES.map(([key]) => (detail[key] > 0 ? detail[key] : undefined)),
+      data: PERCENTILES.map(([key]) => detail[key]),
     })),
   });
   return legend(names, tint) + plot;

@@ -1,6 +1,6 @@
 // The HTML report of a run: one file, no network, no script.
 import { escaped } from './html.mjs';
-import { bars, lines, percentiles } from './plots.mjs';
+import { bars, lines, PERCENTILES, percentiles } from './plots.mjs';
 import {
   found,
   goal,
@@ -60,6 +60,8 @@ function targets(groups) {
   );
 }
 
+const latencyText = (value) => (value > 0 ? number(value) : '');
+
 /** Across the columns beside a row's name: why it has no figures, or no more of them. */
 const reason = (text, columns) =>
   `<td class="missing text" colspan="${columns}">${escaped(text)}</td>`;
@@ -71,11 +73,12 @@ const endedEarly = (each, columns) =>
     : [];
 
 function figures({ unit, base, rows }) {
-  const latency = rows.some(({ points: [{ detail }] }) => detail?.p50 > 0);
+  // Those that any row has.
+  const shares = PERCENTILES.filter(([key]) => rows.some(({ points: [p] }) => p.detail?.[key] > 0));
   const heading = [
     ...[unit, 'median', 'least', 'most'],
     ...(base ? [`to ${base}`] : []),
-    ...(latency ? ['p50 µs', 'p99 µs'] : []),
+    ...shares.map(([, label]) => `${label} µs`),
   ];
   return table(
     heading,
@@ -89,16 +92,19 @@ function figures({ unit, base, rows }) {
       const first = cell('td', name, 'text');
       if (!wasMeasured(each)) return row([first, reason(missing ?? 'not measured', columns)]);
       const values = [point.median, point.min, point.max].map((value) => number(value, unit));
-      const { p50, p99 } = point.detail ?? {};
-      const latencies = [p50, p99].map((value) => (value > 0 ? number(value) : ''));
-      const all = [
-        ...values,
-        ...(base ? [ratio(point.ratio?.median)] : []),
-        ...(latency ? latencies : []),
-      ];
+      const latencies = shares.map(([key]) => latencyText(point.detail?.[key]));
+      const all = [...values, ...(base ? [ratio(point.ratio?.median)] : []), ...latencies];
       return [row([first, ...all.map((text) => cell('td', text))]), ...endedEarly(each, columns)];
     }),
   );
+}
+
+/** Below a row of a series: its p99 at each point, where the samples have it. */
+function slowest(points) {
+  const all = points.map(({ detail }) => latencyText(detail?.p99));
+  if (all.every((text) => text === '')) return [];
+  const name = cell('td', 'p99 µs', 'text dim');
+  return [row([name, ...all.map((text) => cell('td', text, 'dim'))])];
 }
 
 function seriesFigures({ unit, x, rows }) {
@@ -110,7 +116,7 @@ function seriesFigures({ unit, x, rows }) {
       const first = cell('td', name, 'text');
       if (!wasMeasured(each)) return row([first, reason(missing ?? 'not measured', labels.length)]);
       const medians = points.map(({ median }) => cell('td', number(median, unit)));
-      return [row([first, ...medians]), ...endedEarly(each, labels.length)];
+      return [row([first, ...medians]), ...slowest(points), ...endedEarly(each, labels.length)];
     }),
   );
 }

@@ -54,6 +54,10 @@ export function summarise(group) {
   return group;
 }
 
+/** The point of a row that a target is of: the one at `at`, else its first. */
+export const pointOfTarget = ({ points }, at) =>
+  at === undefined ? points[0] : points.find(({ x }) => x === at);
+
 /**
  * Whether a target is met: the median of paired ratios where it has a `to`, else the median itself.
  * `met` is undefined, and `missing` says why, where one side was not measured or failed.
@@ -64,8 +68,7 @@ export function judge(group, target) {
     if (!row) throw new Error(`${group.group}: a target names '${name}', which no contender is`);
     return row;
   };
-  const pointOf = (row) =>
-    target.x === undefined ? row.points[0] : row.points.find(({ x }) => x === target.x);
+  const pointOf = (row) => pointOfTarget(row, target.x);
   const rows = [target.name, ...(target.to === undefined ? [] : [target.to])].map(rowOf);
   const [point, base] = rows.map(pointOf);
   // A contender that failed once may have failed where it is slow: what it did before says nothing.

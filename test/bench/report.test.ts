@@ -10,6 +10,7 @@ const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
 const { summarise } = await lib('stats');
 const { writeReportOf, writeResults } = await lib('files');
+const { percentiles } = await lib('plots');
 const { htmlReport } = await lib('report');
 const { markdownFigures, markdownRows } = await lib('markdown');
 
@@ -43,10 +44,13 @@ function run() {
   const series = {
     ...{ set: 'engine', group: 'over depth', unit: 'IOPS', x: { name: 'depth', values: depths } },
     rows: [
-      row('pqblk', [[10_000], [70_000], [200_000]], {}, depths),
+      row('pqblk', [[10_000], [70_000], [200_000]], { p50: 90, p99: 250 }, depths),
       { ...row('shy', [[11_000], [], []], {}, depths), missing: 'failed: no depth', failed: true },
     ],
-    targets: [],
+    targets: [
+      { name: 'pqblk', atLeast: 60_000, x: 8 },
+      { name: 'pqblk', to: 'shy', atLeast: 0.9, x: 1 },
+    ],
   };
   const groups = [plain, series];
   for (const group of groups) for (const each of group.rows) each.points.forEach(fillIn);
@@ -92,6 +96,11 @@ it('shows figures, plots, verdicts, commands and the machine', () => {
   // Bars and percentiles of the one group, lines of the other.
   expect(html.match(/<svg class="plot"/g)).toHaveLength(3);
   expect(html).toContain('p99.9');
+  // Percentiles in the tables: all of a group, the slowest of a series.
+  expect(html).toContain('<td>80.0</td><td>110</td><td>300</td><td>1200</td>');
+  expect(html).toContain('<td class="dim">250</td>');
+  // Diamonds: two targets of the group (one names a row without figures), two of the series.
+  expect(html.match(/fill="#ffd23f"/g)).toHaveLength(4);
 });
 
 it('is made again beside its JSON, whatever that is called', () => {
@@ -116,6 +125,13 @@ it('goes to the temporary directory when its own is gone', () => {
   rmSync(dirname(json), { recursive: true });
 });
 
+it('draws percentiles only where all of them were measured', () => {
+  const [plain] = run().groups;
+  expect(percentiles(plain)).toContain('<svg');
+  for (const { points } of plain.rows) for (const { detail } of points) delete detail?.p90;
+  expect(percentiles(plain)).toBe('');
+});
+
 it('stands alone: no script, nothing to fetch', () => {
   const html: string = htmlReport(run());
   expect(html).not.toMatch(/<script|<link|<img|@import|url\(http/i);
@@ -129,6 +145,8 @@ it('gives the targets as rows of Markdown', () => {
     '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05) | ≥ 1 | met |',
     '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05) | ≥ 1.5 | MISSED |',
     '| engine, reads <fast>: gone / peer | gone: gone not installed | ≥ 1 | missing |',
+    '| engine, over depth: pqblk at 8 | 70k (70k–70k) | ≥ 60k IOPS | met |',
+    '| engine, over depth: pqblk / shy at 1 | shy: failed: no depth | ≥ 0.9 | missing |',
   ]);
 });
 
