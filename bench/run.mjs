@@ -16,7 +16,8 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Command, InvalidArgumentError } from 'commander';
 import { KeyStore } from '../dist/index.js';
-import { Bench, Interrupted, KEY, quoted } from './lib/bench.mjs';
+import { Bench, Interrupted, KEY } from './lib/bench.mjs';
+import { commandLine } from './lib/commands.mjs';
 import {
   REPORT_VERSION,
   readReport,
@@ -142,7 +143,7 @@ async function bench(options) {
   const result = {
     pqblkBench: REPORT_VERSION,
     started: new Date().toISOString(),
-    command: ['node', 'bench/run.mjs', ...process.argv.slice(2)].map(quoted).join(' '),
+    command: commandLine(['node', 'bench/run.mjs', ...process.argv.slice(2)]),
     settings: { ...settings, sets: options.sets },
     machine: machineFacts(root, { ram: shared.ram, disk: shared.disk }),
     loadBefore: load(),

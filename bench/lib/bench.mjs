@@ -12,17 +12,19 @@
 //     x: { name: 'queue depth', values: [1, 2, 4], log: true },   // optional: a series and its axis
 //     rounds: 1,                           // optional: fewer than the run's, for what takes long;
 //                                          // quick: one where there is no target
-//     contenders: [{ name, missing, run: async (x) => 123 }],     // or { value, p50, p99, … }
+//     contenders: [{ name, missing, call, run: async (x) => 123 }],  // or { value, p50, p99, … }
 //     targets: [{ name, to, atLeast, atMost, x, about }],         // without `to`: of the value itself
 //   });
 //
-// `missing` (a string) says why a contender cannot run: its row then says so. Other numbers beside
+// `missing` (a string) says why a contender cannot run: its row then says so. `call` (a string, or
+// several) is what repeats a sample, for the report; programs and loads of open disks add themselves. Other numbers beside
 // `value` are kept; p50, p90, p99, p99_9 are latencies in microseconds and get a plot of their own.
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { KeyStore, openDisk } from '../../dist/index.js';
 import { directIoWorks } from '../../scripts/demo/bench.mjs';
+import { benchCommand, commandLine } from './commands.mjs';
 import { groupOf, measure } from './compare.mjs';
 import { undisturbed } from './host.mjs';
 import * as processes from './processes.mjs';
@@ -31,6 +33,8 @@ export const KEY = 'bench';
 /** How often a sample is taken at most when the host disturbs it. */
 const TRIES = 6;
 const TRIES_QUICK = 2;
+/** Command lines that are kept of a row. */
+const COMMANDS_MAX = 8;
 
 /** Somebody pressed Ctrl-C. */
 export class Interrupted extends Error {}
@@ -64,6 +68,8 @@ export class Bench {
   #store;
   #identity;
   #deferred = [];
+  /** Disk → what it was opened with, but for the key. */
+  #options = new WeakMap();
   #row;
 
   /** One for each set of a run; `shared` is made once for all of them. */
@@ -132,10 +138,16 @@ export class Bench {
     this.#progress.say(`${this.#set}: ${text}`);
   }
 
-  /** A command line that repeats the contender being measured, for the report. */
+  /** A command line that repeats the contender being measured, for the report; once for all seeds. */
   command(text) {
     const commands = this.#row?.commands;
-    if (commands && !commands.includes(text) && commands.length < 8) commands.push(text);
+    const known = commands?.some((each) => withoutSeed(each) === withoutSeed(text));
+    if (commands && !known && commands.length < COMMANDS_MAX) commands.push(text);
+  }
+
+  /** What `disk.bench(spec)` is: as a load of `pqblk bench`, or as calls. */
+  loadCommand(disk, spec) {
+    this.command(benchCommand(disk.facts, this.#options.get(disk) ?? {}, spec, KEY));
   }
 
   /** Why one of these programs cannot be run; undefined when all can. */
@@ -147,7 +159,7 @@ export class Bench {
   /** What a program printed. Throws when it fails. */
   async run(file, args, { env = {}, ...options } = {}) {
     this.check();
-    this.command([file, ...args].map(quoted).join(' '));
+    this.command(commandLine([file, ...args]));
     const all = { cwd: this.root, signal: this.signal, env: { ...this.env, ...env } };
     return await processes.run(file, args, { ...all, ...options });
   }
@@ -161,6 +173,7 @@ export class Bench {
   /** A program that stays until `stop`, at the latest until the set ends. */
   start(file, args, { env = {}, ...options } = {}) {
     this.check();
+    this.command(commandLine([file, ...args]));
     const all = { cwd: this.root, env: { ...this.env, ...env }, ...options };
     const child = processes.start(file, args, all);
     this.defer(() => processes.stop(child));
@@ -208,6 +221,7 @@ export class Bench {
     this.check();
     const keys = format === 'sealed' ? { identity: await this.identity() } : {};
     const disk = await openDisk(path, { format, ...keys, ...options });
+    this.#options.set(disk, options);
     this.defer(() => disk.close());
     return disk;
   }
@@ -240,8 +254,8 @@ export class Bench {
   }
 }
 
-export const quoted = (word) =>
-  /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`;
+/** Each sample has a seed of its own; one of them is enough to see. */
+const withoutSeed = (text) => text.replace(/seed:? \d+/, '');
 
 function directIoWorksIn(directory) {
   const probe = mkdtempSync(join(directory, 'probe-'));

@@ -11,11 +11,11 @@ export function groupOf(plan, set) {
   return {
     ...{ set, group, about, unit, better, base, x },
     host: { repeated: 0, disturbed: 0 }, // samples: lib/host.mjs
-    rows: plan.contenders.map(({ name, missing }) => ({
+    rows: plan.contenders.map(({ name, missing, call = [] }) => ({
       name,
       ...(missing && { missing }),
       points: xs.map((at) => ({ ...(at !== undefined && { x: at }), samples: [], details: [] })),
-      commands: [],
+      commands: [call].flat(),
     })),
     targets: targets.map((target) => ({ ...target })),
   };

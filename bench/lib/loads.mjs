@@ -52,18 +52,6 @@ export const fioFile = (bench, path, load) =>
 /** fio's own NBD client. */
 export const fioNbd = (bench, uri, load) => fio(bench, load, ['--ioengine=nbd', `--uri=${uri}`]);
 
-/** What a load of `engine` is on the command line, for the report. */
-function pqblkCommand(disk, spec) {
-  const { path, format, queues } = disk.facts;
-  return [
-    ...['pqblk', 'bench', path, '--format', format, '--rw', spec.rw, '--bs', `${spec.blockSize}`],
-    ...['--iodepth', `${spec.iodepth}`, '--queues', `${queues}`],
-    ...['--runtime', `${spec.runtimeMs / 1000}`, '--ramp', `${spec.rampMs / 1000}`],
-    ...(spec.flushEvery ? ['--fdatasync', `${spec.flushEvery}`] : []),
-    ...(spec.rw === 'randrw' ? ['--rwmixread', `${spec.readPercent}`] : []),
-  ].join(' ');
-}
-
 // Each sample goes to other places of the disk.
 let seed = 0;
 
@@ -78,7 +66,7 @@ export async function engine(bench, disk, load) {
     ...(size && { size }),
     ...(fdatasync && { flushEvery: fdatasync }),
   };
-  bench.command(pqblkCommand(disk, spec));
+  bench.loadCommand(disk, spec);
   const { read, write } = await disk.bench(spec, { signal: bench.signal });
   const { mean, p50, p90, p99, p99_9 } = (read.ops >= write.ops ? read : write).latencyMicroseconds;
   return { value: figure(load, read.iops + write.iops), mean, p50, p90, p99, p99_9 };

@@ -121,11 +121,15 @@ function seriesFigures({ unit, x, rows }) {
   );
 }
 
+const GONE =
+  '<p class="dim">The keys (--key, identity, PQBLK_KEYS) and the scratch files of the run are gone: put ' +
+  'others in their place. Of the seeds of a row the first is named.</p>';
+
 function commands(rows) {
   const lists = rows.filter((each) => each.commands.length > 0);
   if (lists.length === 0) return '';
   const text = lists.map(({ name, commands: lines }) => `# ${name}\n${lines.join('\n')}`);
-  return `<details><summary>command lines</summary><pre>${escaped(text.join('\n\n'))}</pre></details>`;
+  return `<details><summary>command lines</summary>${GONE}<pre>${escaped(text.join('\n\n'))}</pre></details>`;
 }
 
 function section(group) {

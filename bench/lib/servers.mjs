@@ -3,6 +3,7 @@
 import { spawnSync } from 'node:child_process';
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { commandLine } from './commands.mjs';
 
 const TICKS_PER_SECOND = 100;
 const READY_MS = 30_000;
@@ -30,9 +31,11 @@ export async function servePqblk(bench, disk, sockets, { queues, direct, args = 
  * each of `sockets`: QEMU 7.2 aborts when an NBD client leaves an export that has an I/O thread.
  */
 export async function serveQemu(bench, disk, format, sockets, options) {
+  const children = [];
   for (const [way, path] of Object.entries(sockets)) {
-    await serveQemuOver(bench, way, disk, format, path, options);
+    children.push(await serveQemuOver(bench, way, disk, format, path, options));
   }
+  return children;
 }
 
 async function serveQemuOver(bench, way, disk, format, socket, { queues, direct, secret }) {
@@ -54,6 +57,7 @@ async function serveQemuOver(bench, way, disk, format, socket, { queues, direct,
         ]),
   ]);
   await whenReady(bench, child, 'qemu-storage-daemon', () => existsSync(socket));
+  return child;
 }
 
 /** A LUKS file, decrypted by nbdkit's filter over its file plugin. */
@@ -61,6 +65,7 @@ export async function serveNbdkit(bench, disk, socket, secret) {
   const filter = ['--filter=luks', 'file', disk, `passphrase=+${secret}`];
   const child = bench.start('nbdkit', ['--foreground', '--unix', socket, ...filter]);
   await whenReady(bench, child, 'nbdkit', () => existsSync(socket));
+  return child;
 }
 
 /** A new gocryptfs file system (AES-256-GCM, blocks of 4 KiB), mounted at `DIRECTORY/plain`. */
@@ -75,6 +80,10 @@ export async function mountGocryptfs(bench, directory, secret) {
   await whenReady(bench, child, 'gocryptfs', mounted);
   return plain;
 }
+
+/** The command lines of servers that run (one, or several), for the report. */
+export const serverLines = (server) =>
+  [server ?? []].flat().map(({ spawnargs }) => commandLine(spawnargs));
 
 export function writeSecret(path) {
   writeFileSync(path, 'correct horse battery staple', { mode: 0o600 });

@@ -112,8 +112,8 @@ async function nbd(bench, at, rows) {
       ...{ unit: 'IOPS', base: bench.quick ? qemuName('luks') : FILE },
       contenders: [
         ...(bench.quick ? [] : [theFile(bench, at, rw)]),
-        ...chosen(bench, rows).map(([name, { missing, nbd: uri }]) => ({
-          ...{ name, missing: missing ?? bench.needs('fio') },
+        ...chosen(bench, rows).map(([name, { missing, server, nbd: uri }]) => ({
+          ...{ name, missing: missing ?? bench.needs('fio'), call: servers.serverLines(server) },
           run: () => fioNbd(bench, uri, { rw }),
         })),
       ],
@@ -146,9 +146,9 @@ async function vhostUser(bench, at, rows, program, size) {
     ...{ unit: 'IOPS', base: FILE },
     contenders: [
       theFile(bench, at, 'randread'),
-      ...measured.flatMap(([name, { missing, vhost: socket }]) =>
+      ...measured.flatMap(([name, { missing, server, vhost: socket }]) =>
         counts.map((count) => ({
-          ...{ name: rings(name, count), missing },
+          ...{ name: rings(name, count), missing, call: servers.serverLines(server) },
           run: () => better(bench, program, socket, { rw: 'randread', rings: count, size }),
         })),
       ),
@@ -177,7 +177,7 @@ async function secondRing(bench, at, rows, program, size) {
       theFile(bench, at, 'randread', 2),
       ...names.flatMap((name) =>
         [1, 2].map((count) => ({
-          name: rings(name, count),
+          ...{ name: rings(name, count), call: servers.serverLines(rows.get(name).server) },
           run: () => {
             const load = { rw: 'randread', rings: count, size, wait: 'call' };
             return vhost(bench, program, rows.get(name).vhost, load);
@@ -197,7 +197,7 @@ async function atRest(bench, at, rows, program, size) {
     ...{ unit: '% of a core', better: 'less', rounds: 1 },
     contenders: [
       {
-        name: ourName('sealed'),
+        ...{ name: ourName('sealed'), call: servers.serverLines(server) },
         run: () =>
           vhostThen(bench, program, socket, { rings: QUEUES, size, stayMs: IDLE_MS + 10_000 }, () =>
             cpuOver(bench, server.pid),
@@ -262,7 +262,11 @@ async function fuse(bench, at, size) {
       ...{ unit: 'IOPS', base: 'gocryptfs' },
       contenders: [
         {
-          ...{ name: 'gocryptfs', missing },
+          ...{
+            name: 'gocryptfs',
+            missing,
+            call: plain && `gocryptfs ${at('gocryptfs')}/cipher ${plain}`,
+          },
           run: () => fioFile(bench, join(plain, 'disk'), { rw, direct: true, size }),
         },
         { name: ourName('sealed'), run: () => engine(bench, disk, { rw }) },

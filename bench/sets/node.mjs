@@ -56,16 +56,35 @@ function contendersOf({ disks, handle, size }, { bytes, depth, seconds, formats 
     fs.read(handle.fd, buffer, 0, bytes, offset, (error, count) =>
       done(error ?? (count === bytes ? null : new Error(`a short read: ${count}`))),
     );
+  // The functions of lib/node-loads.mjs that go on asking.
+  const words = `{ bytes: ${bytes}, size: ${size}, seconds: ${seconds}`;
+  const spec = `${words}, buffers })  // ${depth} of them`;
   const contenders = [
-    { name: 'fs.promises', run: () => promised(byPromise, how) },
-    { name: 'node:fs', run: () => calledBack(byCallback, how) },
+    {
+      name: 'fs.promises',
+      call: `promised((buffer, at) => handle.read(buffer, 0, ${bytes}, at), ${spec}`,
+      run: () => promised(byPromise, how),
+    },
+    {
+      name: 'node:fs',
+      call: `calledBack((buffer, at, done) => fs.read(fd, buffer, 0, ${bytes}, at, done), ${spec}`,
+      run: () => calledBack(byCallback, how),
+    },
   ];
   for (const format of formats) {
     const disk = disks[format];
     const queue = disk.queue(depth, { arenaBytes: depth * bytes });
     contenders.push(
-      { name: `${format}, read()`, run: () => promised((b, at) => disk.read(b, at), how) },
-      { name: `${format}, queue()`, run: () => batched(queue, how) },
+      {
+        name: `${format}, read()`,
+        call: `promised((buffer, at) => disk.read(buffer, at), ${spec}`,
+        run: () => promised((b, at) => disk.read(b, at), how),
+      },
+      {
+        name: `${format}, queue()`,
+        call: `batched(disk.queue(${depth}, { arenaBytes: ${depth * bytes} }), ${words} })`,
+        run: () => batched(queue, how),
+      },
     );
   }
   return contenders;
@@ -106,6 +125,7 @@ async function compareDepths(bench, opened) {
     DEPTHS.map((depth) => [depth, contendersOf(opened, { bytes, depth, seconds, formats })]),
   );
   const names = byDepth.get(DEPTHS[0]).map(({ name }) => name);
+  const callsOf = (i) => DEPTHS.map((depth) => byDepth.get(depth)[i].call);
   await bench.compare({
     group: 'random read over depth, 4 KiB, RAM',
     about: 'How many 4 KiB reads a second one Node process gets, by how many it asks for at once.',
@@ -113,7 +133,10 @@ async function compareDepths(bench, opened) {
     base: 'fs.promises',
     x: { name: 'requests in flight', values: DEPTHS, log: true },
     contenders: names.map((name, i) => {
-      return counted({ name, run: (depth) => byDepth.get(depth)[i].run() }, bytes);
+      return counted(
+        { name, call: callsOf(i), run: (depth) => byDepth.get(depth)[i].run() },
+        bytes,
+      );
     }),
   });
 }

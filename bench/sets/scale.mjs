@@ -9,6 +9,7 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { createDisk } from '../../dist/index.js';
 import { KEY } from '../lib/bench.mjs';
+import { commandLine } from '../lib/commands.mjs';
 
 const KiB = 1024;
 const MiB = 1024 * KiB;
@@ -55,7 +56,9 @@ async function cost(bench, disk, spec) {
   const before = disk.stats().backend;
   const runtimeMs = secondsOf(bench) * 1000;
   const load = { iodepth: DEPTH, rampMs: runtimeMs / 2, runtimeMs, seed: 7 };
-  const result = await disk.bench({ ...load, ...spec }, { signal: bench.signal });
+  const whole = { ...load, ...spec };
+  bench.loadCommand(disk, whole);
+  const result = await disk.bench(whole, { signal: bench.signal });
   const after = disk.stats().backend;
   const missed = (hits, misses) => {
     const [hit, miss] = [hits, misses].map((name) => after[name] - before[name]);
@@ -186,15 +189,20 @@ const visitsOf = (size) =>
     { stride: ENTRY_PAGE_COVERS, size: Math.min(size, 4 * GiB) },
   ].filter(({ stride, size: bytes }) => bytes >= stride);
 
+const memoryDisk = (bench, place) => join(bench[place], 'memory.sealed');
+
+/** The program that looks at its own memory, and its arguments. */
+function memoryWords(bench, place, size) {
+  const program = join(bench.root, 'bench', 'lib', 'scale-memory.mjs');
+  const visits = visitsOf(size).map(({ stride, size: bytes }) => `${stride}:${bytes}`);
+  return [program, memoryDisk(bench, place), bench.env.PQBLK_KEYS, KEY, ...visits];
+}
+
 async function memoryOf(bench, place, size) {
-  const path = join(bench[place], 'memory.sealed');
-  const visits = visitsOf(size);
+  const path = memoryDisk(bench, place);
   try {
-    await prepared(bench, path, 'sealed', { size, visits });
-    const words = visits.map(({ stride, size: bytes }) => `${stride}:${bytes}`);
-    const program = join(bench.root, 'bench', 'lib', 'scale-memory.mjs');
-    const { PQBLK_KEYS: store } = bench.env;
-    const output = await bench.run(process.execPath, [program, path, store, KEY, ...words]);
+    await prepared(bench, path, 'sealed', { size, visits: visitsOf(size) });
+    const output = await bench.run(process.execPath, memoryWords(bench, place, size));
     const { node, opened, most } = JSON.parse(output);
     return { node, opened, most, disk: most - node };
   } finally {
@@ -206,6 +214,7 @@ async function memoryOf(bench, place, size) {
 async function memory(bench, place, sizes) {
   const found = new Map();
   const of = async (name, size) => {
+    bench.command(commandLine([process.execPath, ...memoryWords(bench, place, size)]));
     if (!found.has(size)) found.set(size, memoryOf(bench, place, size));
     return (await found.get(size))[name] / MiB;
   };

@@ -8,6 +8,7 @@ const lib = (name: string) =>
 const { median, pairedRatios, summarise, summary } = await lib('stats');
 const { groupOf, measure } = await lib('compare');
 const { printGroup } = await lib('terminal');
+const { benchCommand } = await lib('commands');
 const { deviceName, mountOf } = await lib('machine');
 const { qemuImg } = await lib('qemu');
 const { coreTime, undisturbed } = await lib('host');
@@ -182,6 +183,42 @@ describe('the machine', () => {
   it('names devices as the kernel does, beyond 255 as well', () => {
     expect(deviceName(0x801)).toBe('8:1');
     expect(deviceName(0x10012c)).toBe('1:300');
+  });
+});
+
+describe('what repeats a sample', () => {
+  const facts = { path: '/a b.sealed', format: 'sealed', queues: 2 };
+  const spec = { rw: 'randrw', blockSize: 4096, iodepth: 32, runtimeMs: 1500, seed: 7 };
+
+  it('is a command line where `pqblk bench` can open the disk so', () => {
+    expect(benchCommand(facts, { cache: 'writeback', queues: 2 }, spec, 'alice')).toBe(
+      "pqblk bench '/a b.sealed' --format sealed --key alice --rw randrw --bs 4096 --iodepth 32 " +
+        '--queues 2 --cache writeback --runtime 1.5 --rwmixread 50 --seed 7',
+    );
+    const raw = { path: '/r', format: 'raw', queues: 1 };
+    const more = { rw: 'randwrite', iodepth: 1, stride: 8192, size: 65536, flushEvery: 1 };
+    expect(benchCommand(raw, { cache: 'none' }, { ...more, rampMs: 300 })).toBe(
+      'pqblk bench /r --format raw --rw randwrite --bs 4096 --iodepth 1 --queues 1 ' +
+        '--stride 8192 --size 65536 --ramp 0.3 --fdatasync 1',
+    );
+  });
+
+  it('is calls where it can not, such as a device declared non-volatile', () => {
+    const options = { cache: 'none', assumeNonVolatile: true };
+    expect(benchCommand(facts, options, { rw: 'randwrite', iodepth: 32 }, 'alice')).toBe(
+      "await (await openDisk('/a b.sealed', { format: 'sealed', identity, cache: 'none', " +
+        "assumeNonVolatile: true })).bench({ rw: 'randwrite', iodepth: 32 })",
+    );
+  });
+
+  it('stands in the row before it was measured where it is a call', () => {
+    const contenders = [{ name: 'a', call: 'f()' }, { name: 'b', call: ['x', 'y'] }, { name: 'c' }];
+    const { rows } = groupOf({ group: 'g', unit: 'ms', contenders }, 's');
+    expect(rows.map(({ commands }: { commands: string[] }) => commands)).toEqual([
+      ['f()'],
+      ['x', 'y'],
+      [],
+    ]);
   });
 });
 

@@ -80,6 +80,7 @@ it('shows figures, plots, verdicts, commands and the machine', () => {
     'gone not installed',
     'This run was interrupted',
     "measure --of 'pqblk'",
+    'scratch files of the run are gone',
     '<td>420k</td>',
     '<td>× 1.05</td>',
     '1.05 (0.95–1.05)',

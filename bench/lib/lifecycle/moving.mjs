@@ -98,6 +98,8 @@ async function compareCheck(bench) {
     if (errors > 0) throw new Error(`${errors} errors in a disk that is whole`);
   };
   const timed = (call) => () => timeOnce(call);
+  const callOf = (format, keys) =>
+    `await checkDisk('${paths[format]}', { format: '${format}'${keys} })`;
   await bench.compare({
     group: `check a full disk of ${size / MiB} MiB, RAM`,
     about:
@@ -112,9 +114,12 @@ async function compareCheck(bench) {
         missing: bench.needs('qemu-img'),
         run: timed(() => bench.run('qemu-img', ['check', '-q', '-f', 'qcow2', paths.qcow2])),
       },
-      { name: 'checkDisk(), qcow2', run: timed(api('qcow2', {})) },
+      { name: 'checkDisk(), qcow2', call: callOf('qcow2', ''), run: timed(api('qcow2', {})) },
       { name: 'pqblk check, qcow2', run: timed(() => bench.pqblk('check', paths.qcow2)) },
-      { name: 'checkDisk(), sealed', run: timed(api('sealed', { identity })) },
+      {
+        ...{ name: 'checkDisk(), sealed', call: callOf('sealed', ', identity') },
+        run: timed(api('sealed', { identity })),
+      },
       {
         name: 'pqblk check, sealed',
         run: timed(() => bench.pqblk('check', paths.sealed, '--key', KEY)),
@@ -148,6 +153,7 @@ async function compareRotation(bench, place) {
       { name: 'dd, a plain copy', run: async () => speed(size, await timeOnce(copy)) },
       {
         name: 'rotateDataKey()',
+        call: `await rotateDataKey(disk, { identity })  // ${disk.facts.path}`,
         run: async () => speed(size, await timeOnce(() => rotateDataKey(disk, { identity }))),
       },
     ],
@@ -176,7 +182,9 @@ async function compareOnline(bench) {
   const disk = await makeDisk(bench, bench.ram, 'sealed', { size, name: 'online' });
   const identity = await bench.identity();
   const guest = async () => {
-    const { read, write } = await disk.bench({ ...GUEST, runtimeMs: bench.seconds * 1000 });
+    const spec = { ...GUEST, runtimeMs: bench.seconds * 1000 };
+    bench.loadCommand(disk, spec);
+    const { read, write } = await disk.bench(spec);
     return { value: read.iops + write.iops, p50: read.latencyMicroseconds.p50 };
   };
   const rotating = async () => {
@@ -196,7 +204,11 @@ async function compareOnline(bench) {
     base: 'guest alone',
     contenders: [
       { name: 'guest alone', run: guest },
-      { name: 'guest, rotation under way', run: rotating },
+      {
+        name: 'guest, rotation under way',
+        call: 'rotateDataKey(disk, { identity, share: 0.2, signal })  // meanwhile, again and again',
+        run: rotating,
+      },
     ],
     targets: [{ name: 'guest, rotation under way', to: 'guest alone', atLeast: 0.7 }],
   });

@@ -26,7 +26,12 @@ async function compareOpen(bench) {
     const path = await emptyDisk(bench, format, size, `open-${size}`);
     const keys = format === 'sealed' ? { identity } : {};
     const call = async () => await (await openDisk(path, { format, ...keys })).close();
-    return { name, run: () => timeCalls(call, seconds) };
+    const words =
+      format === 'sealed' ? `{ format: 'sealed', identity }` : `{ format: '${format}' }`;
+    return {
+      ...{ name, call: `await (await openDisk('${path}', ${words})).close()` },
+      run: () => timeCalls(call, seconds),
+    };
   };
   const area = await emptyDisk(bench, 'sealed', GiB, 'area');
   const unlock = async () => {
@@ -44,10 +49,16 @@ async function compareOpen(bench) {
       await opening('qcow2, 1 TiB', 'qcow2', TiB),
       await opening('sealed, 1 GiB', 'sealed', GiB),
       await opening('sealed, 1 TiB', 'sealed', TiB),
-      { name: 'unlock alone (ML-KEM-768)', run: () => timeCalls(unlock, seconds) },
+      {
+        name: 'unlock alone (ML-KEM-768)',
+        call: `await openKeyArea(await readKeyArea('${area}'), identity)`,
+        run: () => timeCalls(unlock, seconds),
+      },
     ],
   });
 }
+
+const openCall = (path) => `await openDisk('${path}', { format: 'sealed', identity })`;
 
 /** Milliseconds until the disk is open. */
 async function openOnce(path, identity) {
@@ -89,8 +100,15 @@ async function compareRecovery(bench) {
     better: 'less',
     base: 'closed cleanly',
     contenders: [
-      { name: 'closed cleanly', run: () => openOnce(clean, identity) },
-      { name: 'killed under random writes', run: crashed },
+      {
+        ...{ name: 'closed cleanly', call: openCall(clean) },
+        run: () => openOnce(clean, identity),
+      },
+      {
+        name: 'killed under random writes',
+        call: [`cp ${disk.facts.path} ${copy}  # while it is open`, openCall(copy)],
+        run: crashed,
+      },
     ],
   });
   await disk.close();
