@@ -59,6 +59,8 @@ export class Bench {
   disk;
   /** Whether O_DIRECT works there. */
   direct;
+  /** What they are called in the names of groups. */
+  where;
   /** For child processes: the key store, which has one key without a passphrase, KEY. */
   env;
 
@@ -84,6 +86,7 @@ export class Bench {
     this.ram = mkdtempSync(join(shared.ram, `${set}-`));
     this.disk = mkdtempSync(join(shared.disk, `${set}-`));
     this.direct = { ram: directIoWorksIn(this.ram), disk: directIoWorksIn(this.disk) };
+    this.where = { ram: 'RAM', disk: this.direct.disk ? 'disk' : 'disk, page cache' };
     for (const place of [this.ram, this.disk]) {
       this.defer(() => rmSync(place, { recursive: true, force: true }));
     }

@@ -16,8 +16,8 @@ const SLICE_SECONDS = 0.5;
 const COLD_CACHE_BYTES = MiB;
 
 const PLACES = {
-  ram: { where: 'RAM', cachedRead: 0.78, overwrite: 0.6 },
-  disk: { where: 'disk', cachedRead: 0.97, overwrite: 0.45 },
+  ram: { cachedRead: 0.78, overwrite: 0.6 },
+  disk: { cachedRead: 0.97, overwrite: 0.45 },
 };
 
 const name = (format) => `pqblk ${format}`;
@@ -47,7 +47,7 @@ const engineTargets = (sealed) => [
 ];
 
 async function small(bench, disks, place) {
-  const { where, cachedRead, overwrite } = PLACES[place];
+  const { cachedRead, overwrite } = PLACES[place];
   const read = { rw: 'randread' };
   const fixed = {
     name: `${FIO}, fixed buffers and files`,
@@ -56,7 +56,7 @@ async function small(bench, disks, place) {
       fioFile(bench, disks.raw.facts.path, { ...read, direct: bench.direct[place], fixed: true }),
   };
   await bench.compare({
-    group: `4 KiB random read, depth 32, ${where}`,
+    group: `4 KiB random read, depth 32, ${bench.where[place]}`,
     about: 'The sealed disk is small enough that the entries of its sectors are in memory.',
     ...{ unit: 'IOPS', base: FIO },
     contenders: withFio(bench, disks, place, read, bench.quick ? [] : [fixed]),
@@ -65,7 +65,7 @@ async function small(bench, disks, place) {
   bench.say('overwriting until the log went around three times');
   await wrapLog(bench, disks.sealed);
   await bench.compare({
-    group: `4 KiB random overwrite, depth 32, ${where}`,
+    group: `4 KiB random overwrite, depth 32, ${bench.where[place]}`,
     about: `Past three wraps of the log. Sealed: ${disks.sealed.facts.durabilityClass}.`,
     ...{ unit: 'IOPS', base: FIO },
     contenders: withFio(bench, disks, place, { rw: 'randwrite' }),
@@ -73,7 +73,7 @@ async function small(bench, disks, place) {
   });
   if (bench.quick) return;
   await bench.compare({
-    group: `4 KiB random, 70 % reads, depth 32, ${where}`,
+    group: `4 KiB random, 70 % reads, depth 32, ${bench.where[place]}`,
     ...{ unit: 'IOPS', base: FIO },
     contenders: withFio(bench, disks, place, { rw: 'randrw' }),
   });
@@ -84,7 +84,7 @@ async function large(bench, disks, place) {
     const load = { rw, bs: MiB, depth: 8 };
     const wanted = { name: name('sealed'), to: name('raw'), atLeast: 0.92 };
     await bench.compare({
-      group: `1 MiB sequential ${rw}, depth 8, ${PLACES[place].where}`,
+      group: `1 MiB sequential ${rw}, depth 8, ${bench.where[place]}`,
       ...{ unit: 'MB/s', base: bench.quick ? name('raw') : FIO },
       contenders: bench.quick
         ? ['raw', 'sealed'].map((format) => ours(bench, disks, format, load))
@@ -101,7 +101,7 @@ async function cold(bench, disks, place) {
   const sealed = await makeDisk(bench, bench[place], 'sealed', { name: 'cold', size, ...options });
   const load = { rw: 'randread' };
   await bench.compare({
-    group: `4 KiB random read, depth 32, entries not in memory, ${PLACES[place].where}`,
+    group: `4 KiB random read, depth 32, entries not in memory, ${bench.where[place]}`,
     about: `A cache of ${COLD_CACHE_BYTES / MiB} MiB for the entries of ${size / MiB} MiB.`,
     ...{ unit: 'IOPS', base: name('raw') },
     contenders: [
@@ -114,11 +114,10 @@ async function cold(bench, disks, place) {
 }
 
 async function slices(bench, disks, place) {
-  const { where } = PLACES[place];
   const short = { seconds: Math.min(SLICE_SECONDS, bench.seconds), ramp: 0.1 };
   const slice = (x, group, unit, loadAt) =>
     bench.compare({
-      ...{ group: `${group}, ${where}`, unit, base: FIO, x, rounds: SLICE_ROUNDS },
+      ...{ group: `${group}, ${bench.where[place]}`, unit, base: FIO, x, rounds: SLICE_ROUNDS },
       contenders: withFio(bench, disks, place, {}).map(({ name: who, missing }, i) => ({
         ...{ name: who, missing },
         run: (at) => withFio(bench, disks, place, { ...short, ...loadAt(at) })[i].run(),
@@ -152,7 +151,7 @@ async function queues(bench, paths, place) {
       }
     };
     await bench.compare({
-      group: `4 KiB ${rw} over queues, depth 32 each, ${PLACES[place].where}`,
+      group: `4 KiB ${rw} over queues, depth 32 each, ${bench.where[place]}`,
       ...{ unit: 'IOPS', base: FIO, rounds: SLICE_ROUNDS },
       x: { name: 'queues', values: [1, 2, 3, 4] },
       contenders: [
@@ -190,7 +189,7 @@ async function inPlace(bench) {
     run: () => engine(bench, disks[format], { rw: 'randwrite' }),
   });
   await bench.compare({
-    group: '4 KiB random overwrite, depth 32, disk, declared non-volatile',
+    group: `4 KiB random overwrite, depth 32, ${bench.where.disk}, declared non-volatile`,
     about:
       `On ext4 over a loop device with sectors of 4096 bytes, itself a file on the disk. ` +
       `Sealed: ${disks.sealed?.facts.durabilityClass ?? 'not measured'}.`,
@@ -222,7 +221,7 @@ async function overNothing(bench) {
 }
 
 async function inOnePlace(bench, place) {
-  bench.say(`disks of ${sizeOf(bench) / MiB} MiB, ${PLACES[place].where}`);
+  bench.say(`disks of ${sizeOf(bench) / MiB} MiB, ${bench.where[place]}`);
   const disks = {};
   for (const format of FORMATS) {
     const options = { size: sizeOf(bench), cache: 'none' };

@@ -5,11 +5,10 @@ import { engine, fioFile } from '../lib/loads.mjs';
 const LOAD = { rw: 'randwrite', bs: 4096, depth: 1, fdatasync: 1 };
 const FIO = 'fio io_uring, fdatasync';
 const FORMATS = ['raw', 'qcow2', 'sealed'];
-const PLACES = { ram: 'RAM', disk: 'disk' };
 
 async function compare(bench, place) {
   const size = sizeOf(bench) / 4;
-  bench.say(`disks in ${PLACES[place]}`);
+  bench.say(`disks in ${bench.where[place]}`);
   const disks = {};
   for (const format of FORMATS) {
     disks[format] = await makeDisk(bench, bench[place], format, { size, cache: 'none' });
@@ -24,7 +23,7 @@ async function compare(bench, place) {
       fioFile(bench, disks.raw.facts.path, { ...LOAD, direct: bench.direct[place], ioengine }),
   });
   await bench.compare({
-    group: `4 KiB write + flush, depth 1, ${PLACES[place]}`,
+    group: `4 KiB write + flush, depth 1, ${bench.where[place]}`,
     about: `Writes a second, each durable before the next; latencies are the writes' alone. Sealed: ${disks.sealed.facts.durabilityClass}.`,
     ...{ unit: 'IOPS', base: FIO },
     contenders: [

@@ -36,7 +36,6 @@ const axis = (sizes) => ({
   labels: sizes.map(sizeName),
 });
 const fractionName = (fraction) => (fraction < 1 ? `1/${1 / fraction}` : `${fraction}`);
-const placeName = (place) => (place === 'ram' ? 'RAM' : 'disk');
 const secondsOf = (bench) => Math.min(bench.seconds, 0.5);
 
 /** Writes one block of each place and closes the disk, so that everything is home. */
@@ -131,7 +130,7 @@ async function overSize(bench) {
 async function outgrowing(bench, place, { cache, about, cacheBytes, covers }) {
   const covered = (cacheBytes / PAGE) * covers;
   const largest = FRACTIONS.at(-1) * covered;
-  bench.say(`a disk of ${sizeName(largest)}, ${placeName(place)}`);
+  bench.say(`a disk of ${sizeName(largest)}, ${bench.where[place]}`);
   const path = join(bench[place], 'outgrown.sealed');
   const visits = [{ stride: covers, size: largest }];
   await prepared(bench, path, 'sealed', { size: largest, visits, logBytes: LOG_BYTES });
@@ -139,7 +138,7 @@ async function outgrowing(bench, place, { cache, about, cacheBytes, covers }) {
   await warmLog(bench, disk, { stride: covers });
   const kinds = { read: 'randread', overwrite: 'randwrite' };
   await bench.compare({
-    group: `a working set outgrows the ${cache}, ${placeName(place)}`,
+    group: `a working set outgrows the ${cache}, ${bench.where[place]}`,
     about,
     unit: 'µs',
     better: 'less',
@@ -224,7 +223,9 @@ async function memory(bench, place, sizes) {
   const row = (name, what) => ({ name, run: (size = only) => of(what, size) });
   const target = { name: disk, atMost: 160, about: 'memory, 1 TiB disk, default caches' };
   await bench.compare({
-    group: only ? `memory, ${sizeName(only)}, ${placeName(place)}` : `memory, ${placeName(place)}`,
+    group: only
+      ? `memory, ${sizeName(only)}, ${bench.where[place]}`
+      : `memory, ${bench.where[place]}`,
     about:
       'Resident memory of a Node process with one sealed disk, default caches: before it is opened, ' +
       'just opened, and at most while its working set is half as large again as what the caches ' +

@@ -11,7 +11,6 @@ const MiB = 2 ** 20;
 const COROUTINES = '8'; // of qemu-img convert: its most useful number here
 const GUEST = { rw: 'randrw', readPercent: 70, blockSize: 4096, iodepth: 32 };
 
-const placeName = (place) => (place === 'ram' ? 'RAM' : 'disk');
 const sizeIn = (bench, place) => (bench.quick ? 256 : place === 'ram' ? 1024 : 512) * MiB;
 
 /** MB of the disk's content a second. */
@@ -62,7 +61,7 @@ async function compareImport(bench, place) {
     await convert(...key, '-n', '--target-image-opts', source, image);
   };
   await bench.compare({
-    group: `import ${size / MiB} MiB, ${placeName(place)}`,
+    group: `import ${size / MiB} MiB, ${bench.where[place]}`,
     about: 'A raw file of noise into a new disk, whole commands, MB of content a second.',
     unit: 'MB/s',
     base: 'dd, a plain copy',
@@ -143,7 +142,7 @@ async function compareRotation(bench, place) {
   const identity = await bench.identity();
   const copy = () => bench.run('dd', copyArgs(bench, place, source, target));
   await bench.compare({
-    group: `rotate-data-key of ${size / MiB} MiB, ${placeName(place)}`,
+    group: `rotate-data-key of ${size / MiB} MiB, ${bench.where[place]}`,
     about:
       'MB of content a second: every sector read, opened, sealed under the next key and written, ' +
       'looked at again, the old key forgotten. The plain copy ends on the medium as well.',
