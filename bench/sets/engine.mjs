@@ -48,18 +48,19 @@ const engineTargets = (sealed) => [
 
 async function small(bench, disks, place) {
   const { cachedRead, overwrite } = PLACES[place];
-  const read = { rw: 'randread' };
-  const fixed = {
+  // What a target stands on, also at its best: not the base, which is what one would run.
+  const fixed = (load) => ({
     name: `${FIO}, fixed buffers and files`,
     missing: bench.needs('fio'),
     run: () =>
-      fioFile(bench, disks.raw.facts.path, { ...read, direct: bench.direct[place], fixed: true }),
-  };
+      fioFile(bench, disks.raw.facts.path, { ...load, direct: bench.direct[place], fixed: true }),
+  });
+  const contenders = (load) => withFio(bench, disks, place, load, bench.quick ? [] : [fixed(load)]);
   await bench.compare({
     group: `4 KiB random read, depth 32, ${bench.where[place]}`,
     about: 'The sealed disk is small enough that the entries of its sectors are in memory.',
     ...{ unit: 'IOPS', base: FIO },
-    contenders: withFio(bench, disks, place, read, bench.quick ? [] : [fixed]),
+    contenders: contenders({ rw: 'randread' }),
     targets: engineTargets(cachedRead),
   });
   bench.say('overwriting until the log went around three times');
@@ -68,7 +69,7 @@ async function small(bench, disks, place) {
     group: `4 KiB random overwrite, depth 32, ${bench.where[place]}`,
     about: `Past three wraps of the log. Sealed: ${disks.sealed.facts.durabilityClass}.`,
     ...{ unit: 'IOPS', base: FIO },
-    contenders: withFio(bench, disks, place, { rw: 'randwrite' }),
+    contenders: contenders({ rw: 'randwrite' }),
     targets: engineTargets(overwrite),
   });
   if (bench.quick) return;
@@ -134,6 +135,15 @@ async function slices(bench, disks, place) {
     await slice(blocks, `${rw} over block size, depth 8`, 'MB/s', (bs) => ({
       ...{ rw, bs, depth: 8, unit: 'MB/s' },
     }));
+  }
+  const few = { ...depths, values: [1, 8, 32, 128] };
+  for (const rw of ['randrw', 'read', 'write']) {
+    const what = {
+      randrw: 'randrw, 70 % reads,',
+      read: 'sequential read',
+      write: 'sequential write',
+    };
+    await slice(few, `4 KiB ${what[rw]} over depth`, 'IOPS', (depth) => ({ rw, depth }));
   }
 }
 

@@ -163,6 +163,24 @@ async function vhostUser(bench, at, rows, program, size) {
   });
 }
 
+/** Overwrites through one ring. No target stands on them. */
+async function vhostWrites(bench, at, rows, program, size) {
+  await bench.compare({
+    group: 'vhost-user, 4 KiB random write, depth 32, one ring',
+    about: 'A front-end without a guest. It polls, or sleeps: the better.',
+    ...{ unit: 'IOPS', base: FILE },
+    contenders: [
+      theFile(bench, at, 'randwrite'),
+      ...[...rows]
+        .filter(([, { vhost: socket }]) => socket)
+        .map(([name, { missing, server, vhost: socket }]) => ({
+          ...{ name, missing, call: servers.serverLines(server) },
+          run: () => better(bench, program, socket, { rw: 'randwrite', size }),
+        })),
+    ],
+  });
+}
+
 /** A second ring, with the same front-end for both: one that sleeps, as drivers of guests do. */
 async function secondRing(bench, at, rows, program, size) {
   const names = ['raw', 'sealed'].map(ourName);
@@ -290,6 +308,7 @@ export default {
       const program = await bench.build('bench_vhost');
       await vhostUser(bench, at, rows, program, size);
       await secondRing(bench, at, rows, program, size);
+      await vhostWrites(bench, at, rows, program, size);
       await atRest(bench, at, rows, program, size);
     } else {
       await bench.stop(rows.get(ourName('sealed')).server);
