@@ -22,7 +22,9 @@ import { Folder, SmallFs } from './places.mjs';
 import { Client, Host, held, peer, pqblk, qemuImg, Serve, Wrong } from './processes.mjs';
 import { Random } from './random.mjs';
 
+const KiB = 2 ** 10;
 const MiB = 2 ** 20;
+const GROWTH = 64 * MiB;
 const SAMPLE_MS = 2000;
 const ROOM_MS = 500;
 const KEPT_BYTES_MAX = 1024 * MiB;
@@ -46,15 +48,41 @@ const FORMAT_NUMBER = { raw: 1, qcow2: 2, sealed: 3 };
 const CACHE_NUMBER = { none: 0, writeback: 1, writethrough: 2 };
 const ENGINE_NUMBER = { auto: 0, io_uring: 1, aio: 2, threads: 3 };
 
+/**
+ * Sizes of caches, often smaller than what they are to hold: the defaults have room for far larger
+ * disks and would evict nothing. Whatever is asked for, they hold 256 pages of entries (128 MiB of a
+ * disk) and 128 slices of L2 tables. More slices than that has only a disk of small clusters, 256 MiB
+ * of them of 4 KiB; half of the small L2 caches get one. Smaller clusters would not do: a sector lies
+ * in two of them then, and qcow2 may lose one of the two to a kill.
+ */
+function cachesOf(random, { format, size }, { steady, quick }) {
+  if (format === 'raw') return {};
+  const cacheBytes = {};
+  if (steady || random.chance(0.6)) cacheBytes.l2CacheBytes = random.of(64 * KiB, 512 * KiB);
+  const tables = cacheBytes.l2CacheBytes !== undefined && random.chance(0.5);
+  if (format === 'sealed') {
+    if (steady || random.chance(0.6)) cacheBytes.entryCacheBytes = random.of(64 * KiB, MiB);
+    if (random.chance(0.6)) cacheBytes.pendingDataBytes = random.of(64 * KiB, MiB, 4 * MiB);
+  }
+  if (!tables) return { cacheBytes };
+  const larger = quick ? size : Math.max(size, 288 * MiB);
+  return { cacheBytes, cluster: '4K', size: larger, maxSize: larger + GROWTH };
+}
+
 /** What a disk is, by chance. */
-export function shapeOf(random, { steady, quick }) {
+export function shapeOf(random, how) {
+  const shape = formOf(random, how);
+  return { ...shape, ...cachesOf(random, shape, how) };
+}
+
+function formOf(random, { steady, quick }) {
   const format = steady ? 'sealed' : random.of('sealed', 'sealed', 'sealed', 'qcow2', 'raw');
   const sealed = format === 'sealed';
   const size = quick || steady ? 144 * MiB : (128 + 16 * random.below(9)) * MiB;
   return {
     format,
     size,
-    maxSize: size + 64 * MiB,
+    maxSize: size + GROWTH,
     queues: steady ? 2 : random.of(1, 2, 3, 4),
     cache: random.of('none', 'none', 'writeback'),
     engine: random.of('auto', 'auto', 'auto', 'aio', 'threads'),
@@ -76,7 +104,11 @@ export function shapeOf(random, { steady, quick }) {
 }
 
 export class Episode {
-  counts = { lives: 0, kills: 0, clean: 0, checks: 0, looks: 0, cells: 0, events: {} };
+  counts = {
+    ...{ lives: 0, kills: 0, clean: 0, checks: 0, looks: 0, cells: 0 },
+    ...{ l2Misses: 0, entryMisses: 0 }, // of lives that a host ended in order
+    events: {},
+  };
   clients = new Map();
   dead = []; // counts of clients that are gone
   samples = [];
@@ -195,7 +227,7 @@ export class Episode {
   }
 
   async startServer(kind) {
-    const { format, queues, cache, engine, nonVolatile } = this.shape;
+    const { format, queues, cache, engine, nonVolatile, cacheBytes } = this.shape;
     const [nbd, vhost] = [this.at('nbd'), this.at('vhost')];
     if (kind === 'serve') {
       const how = ['--queues', queues, '--cache', cache, '--engine', engine].map(String);
@@ -205,7 +237,10 @@ export class Episode {
       this.server = new Host({
         path: this.disk,
         ...(this.sealed && { key: 'alice', store: this.soak.env.PQBLK_KEYS }),
-        open: { format, queues, cache, engine, ...(nonVolatile && { assumeNonVolatile: true }) },
+        open: {
+          ...{ format, queues, cache, engine, ...cacheBytes },
+          ...(nonVolatile && { assumeNonVolatile: true }),
+        },
         sockets: { nbd, vhost, promises: this.at('promises'), queue: this.at('queue') },
       });
     }
@@ -388,11 +423,17 @@ export class Episode {
       else {
         const problem = await this.server.end();
         if (problem) throw new Wrong(problem);
+        this.countMisses(this.server.last?.misses);
         await Promise.all(this.running.map((client) => this.hearGone(client)));
       }
     }
     this.server = undefined;
     this.requireRight();
+  }
+
+  countMisses({ l2Misses = 0, entryMisses = 0 } = {}) {
+    this.counts.l2Misses += l2Misses;
+    this.counts.entryMisses += entryMisses;
   }
 
   async hearGone(client) {

@@ -1,6 +1,7 @@
 // A disk opened by the Node API and served every way at once: NBD and vhost-user by the engine, and the
 // API's promises and batches through bridge.mjs. argv: options as JSON. Orders on stdin: `resize BYTES`,
-// `limits JSON`, `end`; answers on stdout.
+// `limits JSON`, `end`; answers on stdout. At its end it says how often its caches had
+// to load something (`misses`).
 import { createInterface } from 'node:readline';
 import { KeyStore, openDisk, serveControl } from '../../dist/index.js';
 import { byPromises, byQueue, serveBridge } from './bridge.mjs';
@@ -31,6 +32,8 @@ const orders = {
     say('limited');
   },
   end: async () => {
+    const { l2Misses, entryMisses } = disk.stats().backend;
+    say('misses', { l2Misses, entryMisses });
     await control?.close();
     await disk.close();
     process.exit(0);

@@ -93,12 +93,24 @@ export function totals(episodes) {
   };
 }
 
+const bytes = (n) => (n < 2 ** 20 ? `${n / 2 ** 10}K` : `${n / 2 ** 20}M`);
+
+/** What a disk was, in a few words. */
+export function describe(s) {
+  const {
+    l2CacheBytes: l2,
+    entryCacheBytes: entry,
+    pendingDataBytes: pending,
+  } = s.cacheBytes ?? {};
+  const words = [s.format, s.suite, s.cluster, s.place, s.engine, s.cache, `${s.queues} queues`];
+  if (l2) words.push(`L2 cache ${bytes(l2)}`);
+  if (entry) words.push(`entry cache ${bytes(entry)}`);
+  if (pending) words.push(`pending ${bytes(pending)}`);
+  return words.filter(Boolean).join(', ');
+}
+
 function markdown({ seed, minutes, began, ended, episodes, memory, failures, skipped, parts }) {
   const { operations: o, events, counts } = totals(episodes);
-  const shape = ({ shape: s }) =>
-    [s.format, s.suite, s.cluster, s.place, s.engine, s.cache, `${s.queues} queues`]
-      .filter(Boolean)
-      .join(', ');
   return `# Soak of ${began}
 
 Seed ${seed}; ${minutes} minutes were asked for, ${Math.round(ended)} s were run.
@@ -121,6 +133,8 @@ ${table(
 ${number(o.verified)} sectors (or smaller parts) were compared as clients read them, ${number(counts.cells)} in
 ${number(counts.looks)} looks at a whole disk. ${number(o.refused)} requests failed where they might (full file
 system), ${number(o.unknown)} were lost with a server.
+Processes of the Node API that ended in order had loaded ${number(counts.l2Misses)} L2 slices and
+${number(counts.entryMisses)} pages of entries that their caches did not hold.
 
 ## Lives
 
@@ -159,7 +173,7 @@ ${table(
   episodes.map((e) => [
     e.number,
     e.seed,
-    shape(e),
+    describe(e.shape),
     e.counts.lives,
     e.counts.kills,
     number((e.operations.reads ?? 0) + (e.operations.writes ?? 0)),
