@@ -14,18 +14,18 @@
 // report is in build/soak/; the exit code is 1 when anything was wrong.
 import { spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdirSync, readFileSync, rmSync } from 'node:fs';
+import { readFileSync, rmSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
-import { parseArgs } from 'node:util';
 import { buildTestPrograms } from '../../scripts/suites.mjs';
+import { BadArguments, readArguments } from './arguments.mjs';
 import { Episode } from './episode.mjs';
 import { makeKeys } from './keys.mjs';
 import { Folder, removeAll } from './places.mjs';
 import { killAll } from './processes.mjs';
-import { judgeMemory, totals, writeReport } from './report.mjs';
+import { judgeMemory, prepareReport, totals, writeReport } from './report.mjs';
 
 const root = fileURLToPath(new URL('../..', import.meta.url));
 const LOAD_SHARE = 2 / 3;
@@ -34,34 +34,38 @@ const EPISODE_SECONDS = 90;
 const SOAKING_PROGRAMS = 24;
 const STEADY = 0; // the number of that episode
 
-const { values } = parseArgs({
-  options: {
-    minutes: { type: 'string', default: '120' },
-    seed: { type: 'string', default: String(Date.now() % 1_000_000) },
-    episode: { type: 'string' },
-    quick: { type: 'boolean', default: false },
-    only: { type: 'string' },
-    out: { type: 'string', default: join(root, 'build', 'soak') },
-    help: { type: 'boolean', short: 'h', default: false },
-  },
-});
+/** One line, before anything was begun. */
+function refuse(problem) {
+  console.error(`soak: ${problem}`);
+  process.exit(2);
+}
+
+let values;
+try {
+  values = readArguments(process.argv.slice(2), join(root, 'build', 'soak'));
+} catch (error) {
+  if (!(error instanceof BadArguments)) throw error;
+  refuse(`${error.message}; --help tells all options`);
+}
 if (values.help) {
   const text = readFileSync(fileURLToPath(import.meta.url), 'utf8');
   console.log(text.match(/^(\/\/.*\n)+/)[0].replaceAll(/^\/\/ ?/gm, ''));
   process.exit();
 }
-const minutes = Number(values.minutes);
+const { minutes } = values;
 const soak = {
-  seed: Number(values.seed),
+  seed: values.seed,
   out: values.out,
   began: Date.now(),
   stopping: false,
   skipped: new Set(),
   skip: (reason) => soak.skipped.add(reason),
 };
-if (!(minutes > 0) || !Number.isSafeInteger(soak.seed)) {
-  console.error('soak: --minutes and --seed are numbers');
-  process.exit(2);
+// The report has to have a place before hours are spent on what it says.
+try {
+  prepareReport(soak.out);
+} catch (error) {
+  refuse(`the report cannot be written: ${error.message}`);
 }
 
 const episodes = [];
@@ -95,8 +99,7 @@ async function runEpisode(number, options) {
 async function load(until) {
   const left = () => (until - Date.now()) / 1000;
   if (values.episode !== undefined) {
-    const number = Number(values.episode);
-    await runEpisode(number, { steady: number === STEADY, seconds: left() });
+    await runEpisode(values.episode, { steady: values.episode === STEADY, seconds: left() });
     return;
   }
   const others = async () => {
@@ -148,7 +151,6 @@ function finish() {
   }
   const skipped = [...soak.skipped];
   for (const reason of skipped) console.log(`SKIP: ${reason}`);
-  mkdirSync(soak.out, { recursive: true });
   writeReport(soak.out, {
     ...{ seed: soak.seed, minutes, began: new Date(soak.began).toISOString(), ended: elapsed() },
     episodes: episodes.map(({ samples: _, ...rest }) => rest).sort((a, b) => a.number - b.number),

@@ -1,5 +1,5 @@
 // What a soak did and found: report.json for programs, report.md and memory.svg for people.
-import { writeFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 
 /** Of all that a process may hold more at the end than in its first third, and for how long it has to
@@ -183,9 +183,17 @@ ${table(
 ${parts.length === 0 ? '' : `\n## The suites, for longer\n\n\`\`\`\n${parts.join('\n')}\n\`\`\`\n`}`;
 }
 
+const FILES = { facts: 'report.json', text: 'report.md', memory: 'memory.svg' };
+
+/** Makes the directory and tries to write there, which leaves an earlier report. Throws. */
+export function prepareReport(directory) {
+  mkdirSync(directory, { recursive: true });
+  for (const file of Object.values(FILES)) appendFileSync(join(directory, file), '');
+}
+
 export function writeReport(directory, facts) {
   const { samples, ...rest } = facts;
-  writeFileSync(join(directory, 'report.json'), `${JSON.stringify(facts, null, 1)}\n`);
-  writeFileSync(join(directory, 'report.md'), markdown(rest));
-  writeFileSync(join(directory, 'memory.svg'), plot(samples));
+  writeFileSync(join(directory, FILES.facts), `${JSON.stringify(facts, null, 1)}\n`);
+  writeFileSync(join(directory, FILES.text), markdown(rest));
+  writeFileSync(join(directory, FILES.memory), plot(samples));
 }

@@ -1,5 +1,11 @@
-// What the soak decides by itself, without a disk: the shapes that it draws.
-import { describe, expect, it } from 'vitest';
+// What the soak decides by itself, without a disk: its arguments, and the shapes that it
+// draws.
+import { spawnSync } from 'node:child_process';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { afterAll, describe, expect, it } from 'vitest';
 // @ts-expect-error: JavaScript without declarations
 import { shapeOf } from './episode.mjs';
 // @ts-expect-error: JavaScript without declarations
@@ -7,7 +13,43 @@ import { Random } from './random.mjs';
 // @ts-expect-error: JavaScript without declarations
 import { describe as inWords } from './report.mjs';
 
+const MAIN = fileURLToPath(new URL('main.mjs', import.meta.url));
 const MiB = 2 ** 20;
+const scratch = mkdtempSync(join(tmpdir(), 'pqblk-soak-'));
+afterAll(() => rmSync(scratch, { recursive: true, force: true }));
+
+describe('arguments', () => {
+  const refused = (...words: string[]) => {
+    const { status, stdout, stderr } = spawnSync(process.execPath, [MAIN, ...words], {
+      encoding: 'utf8',
+    });
+    expect({ status, stdout }).toEqual({ status: 2, stdout: '' });
+    expect(stderr).toMatch(/^soak: .*\n$/); // one line
+    return stderr;
+  };
+
+  it.each([
+    [['--only', 'bogus'], "--only takes load or suites, not 'bogus'"],
+    [['--episode', 'x'], "--episode takes a whole number from 0, not 'x'"],
+    [['--episode', '1.5'], "--episode takes a whole number from 0, not '1.5'"],
+    [['--seed', ''], "--seed takes a whole number from 0, not ''"],
+    [['--minutes', '0'], "--minutes takes a number above 0, not '0'"],
+    [['--minutes', 'Infinity'], "--minutes takes a number above 0, not 'Infinity'"],
+    [['--bogus'], "Unknown option '--bogus'"],
+    [['--minutes'], '--minutes'],
+    [['bogus'], "Unexpected argument 'bogus'"],
+  ])('%j are refused', (words, message) => {
+    expect(refused(...words)).toContain(message);
+  });
+
+  it('name a place where a report can be written', () => {
+    const file = join(scratch, 'file');
+    writeFileSync(file, '');
+    expect(refused('--out', join(file, 'below'))).toContain(
+      'the report cannot be written: ENOTDIR',
+    );
+  });
+});
 
 describe('shapes', () => {
   const drawn = (how: object) =>
