@@ -312,8 +312,8 @@ export class Episode {
       await this.requireServer(kind);
       if (Date.now() >= end || possible.length === 0) continue;
       const event = this.random.of(...possible.flatMap((one) => Array(one.weight).fill(one)));
+      if ((await event.run(this)) === false) continue;
       this.counts.events[event.name] = (this.counts.events[event.name] ?? 0) + 1;
-      await event.run(this);
     }
     await this.makeRoom();
     if (!this.killing) await this.endKeyChange();

@@ -1,5 +1,6 @@
 // What happens to a disk under load. Each event says when it is possible, how often it comes, and ends
-// with everything as it was, but for the disk's size and keys.
+// with everything as it was, but for the disk's size and keys. One that did not come off resolves to
+// false, and is not counted.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { killChild, pqblk, run, Wrong } from './processes.mjs';
 
@@ -25,14 +26,19 @@ export const EVENTS = [
     () => true,
     async ({ running, random }) => {
       const client = random.of(...running);
-      client?.kill('SIGSTOP');
+      if (!client) return false;
+      client.kill('SIGSTOP');
       await sleep(random.between(50, 2500));
-      client?.kill('SIGCONT');
+      client.kill('SIGCONT');
+      return true;
     },
   ),
 
-  event('device stands still', 4, small, async ({ place, random }) => {
-    await place.stall(random.between(100, 3000));
+  event('device stands still', 4, small, async ({ place, random, soak }) => {
+    const problem = await place.stall(random.between(100, 3000));
+    if (!problem) return true;
+    soak.skip(`the device did not stand still: ${problem}`);
+    return false;
   }),
 
   event(
@@ -51,10 +57,11 @@ export const EVENTS = [
   // Its requests may still come through; its slots rest until everything was looked at.
   event('client killed', 1, served, async ({ running, random, steady }) => {
     const client = random.of(...running);
-    if (!client || steady) return;
+    if (!client || steady) return false;
     client.kill();
     await client.ended;
     client.state = 'gone';
+    return true;
   }),
 
   event('limits', 2, hosted, async ({ server, random }) => {
@@ -66,9 +73,10 @@ export const EVENTS = [
 
   event('resize', 2, hosted, async (episode) => {
     const bytes = episode.shape.size + (1 + episode.random.below(8)) * 2 * MiB;
-    if (bytes > episode.shape.maxSize || episode.crowded) return; // its tables may find no room
+    if (bytes > episode.shape.maxSize || episode.crowded) return false; // its tables may find no room
     await ask(episode.server, `resize ${bytes}`, 'resized');
     episode.grown(bytes);
+    return true;
   }),
 
   event('whole disk read by nbdcopy', 1, served, async (episode) => {
@@ -78,13 +86,13 @@ export const EVENTS = [
   }),
 
   event('header backed up', 1, keyed, async (episode) => {
-    const file = episode.at(`header-${episode.counts.events['header backed up']}`);
+    const file = episode.at(`header-${episode.counts.events['header backed up'] ?? 0}`);
     await episode.must(['header', 'backup', episode.disk, file]);
   }),
 
   // The data path, which the clients look at, has nothing to do with a token.
   event('token process killed', 1, keyed, async (episode) => {
-    if (episode.changing) return;
+    if (episode.changing) return false;
     const words = ['rewrap', episode.disk, '--key', 'vault'];
     let killed = false;
     const first = await pqblk(words, episode.soak.env, (command) => {
@@ -100,6 +108,7 @@ export const EVENTS = [
       );
     }
     await episode.must(words);
+    return true;
   }),
 
   ...[
@@ -108,7 +117,9 @@ export const EVENTS = [
     ['slot rewrapped', 2, () => ['rewrap']],
   ].map(([name, weight, words]) =>
     event(name, weight, keyed, async (episode) => {
-      if (!episode.changing) episode.changeKeys(words(episode.random));
+      if (episode.changing) return false;
+      episode.changeKeys(words(episode.random));
+      return true;
     }),
   ),
 ];

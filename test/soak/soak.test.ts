@@ -1,5 +1,5 @@
-// What the soak decides by itself, without a disk: its arguments, and the shapes that it
-// draws.
+// What the soak decides by itself, without a disk: its arguments, the shapes that it draws, events
+// that do not come off.
 import { spawnSync } from 'node:child_process';
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -8,6 +8,8 @@ import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
 // @ts-expect-error: JavaScript without declarations
 import { shapeOf } from './episode.mjs';
+// @ts-expect-error: JavaScript without declarations
+import { EVENTS } from './events.mjs';
 // @ts-expect-error: JavaScript without declarations
 import { Random } from './random.mjs';
 // @ts-expect-error: JavaScript without declarations
@@ -86,5 +88,28 @@ describe('shapes', () => {
     const cacheBytes = { l2CacheBytes: 65536, entryCacheBytes: MiB };
     const words = inWords({ format: 'sealed', queues: 2, cacheBytes });
     expect(words).toBe('sealed, 2 queues, L2 cache 64K, entry cache 1M');
+  });
+});
+
+describe('a device that stands still', () => {
+  const event = EVENTS.find(({ name }: { name: string }) => name === 'device stands still');
+  const stalled = async (problem: string) => {
+    const skipped: string[] = [];
+    const happened = await event.run({
+      place: { stall: async () => problem },
+      random: new Random(1),
+      soak: { skip: (reason: string) => skipped.push(reason) },
+    });
+    return { happened, skipped };
+  };
+
+  it('counts when it did', async () => {
+    expect(await stalled('')).toEqual({ happened: true, skipped: [] });
+  });
+
+  it('is a skip with its reason when it could not be frozen', async () => {
+    const { happened, skipped } = await stalled('fsfreeze: Operation not permitted');
+    expect(happened).toBe(false);
+    expect(skipped).toEqual(['the device did not stand still: fsfreeze: Operation not permitted']);
   });
 });
