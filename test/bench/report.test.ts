@@ -127,7 +127,7 @@ it('goes to the temporary directory when its own is gone', () => {
 });
 
 it('draws percentiles only where all of them were measured', () => {
-  const [plain] = run().groups;
+  const plain = run().groups[0] as { rows: { points: { detail?: { p90?: number } }[] }[] };
   expect(percentiles(plain)).toContain('<svg');
   for (const { points } of plain.rows) for (const { detail } of points) delete detail?.p90;
   expect(percentiles(plain)).toBe('');
