@@ -46,7 +46,7 @@ function readArguments() {
   const command = new Command('bench')
     .description('Measures pqblk beside its peers: a table, JSON and an HTML report.')
     .argument('[sets...]', `which sets (default: all): ${setNames.join(', ')}`)
-    .option('--quick', 'short samples of most rows that carry a target: two minutes for all')
+    .option('--quick', 'short samples of most rows that carry a target: three minutes for all')
     .option('--rounds <n>', 'samples of each contender', above(1, 'a number of rounds'))
     .option('--seconds <s>', 'length of a sample', above(0.01, 'seconds'))
     .option('--out <dir>', 'where the results go', join(root, 'bench', 'out'))

@@ -17,8 +17,9 @@
 //   });
 //
 // `missing` (a string) says why a contender cannot run: its row then says so. `call` (a string, or
-// several) is what repeats a sample, for the report; programs and loads of open disks add themselves. Other numbers beside
-// `value` are kept; p50, p90, p99, p99_9 are latencies in microseconds and get a plot of their own.
+// several) is what repeats a sample, for the report; programs and loads of open disks add their own.
+// Other numbers beside `value` are kept; p50, p90, p99, p99_9 are latencies in microseconds and get a
+// plot of their own where all four are there.
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { availableParallelism } from 'node:os';
 import { join } from 'node:path';

@@ -45,7 +45,7 @@ function targetRow(group, target) {
   const word = verdict(target);
   return row([
     cell('td', `${group.set}, ${group.group}: ${targetName(target)}`, 'text'),
-    cell('td', target.missing ?? found(target, group.unit)),
+    target.missing ? cell('td', target.missing, 'text') : cell('td', found(target, group.unit)),
     cell('td', goal(target, group.unit)),
     cell('td', word, word),
   ]);

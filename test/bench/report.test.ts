@@ -1,5 +1,5 @@
 // The report of a run that is written down here: what it shows, and that it needs nothing else.
-import { readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,7 +9,7 @@ import { scratch } from '../node/support.js';
 const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
 const { summarise } = await lib('stats');
-const { writeReportOf, writeResults } = await lib('files');
+const { readReport, writableDirectory, writeReportOf, writeResults } = await lib('files');
 const { percentiles } = await lib('plots');
 const { htmlReport } = await lib('report');
 const { markdownFigures, markdownRows } = await lib('markdown');
@@ -113,6 +113,32 @@ it('is made again beside its JSON, whatever that is called', () => {
     expect(readFileSync(path, 'utf8')).toBe(text);
     expect(readFileSync(html, 'utf8')).toMatch(/^<!doctype html>/);
     expect(dirname(html)).toBe(dirname(path));
+  }
+});
+
+it.each([
+  ['no JSON', 'no JSON'],
+  ['{}', 'JSON without "pqblkBench": 1'],
+  ['null', 'JSON without "pqblkBench": 1'],
+  ['{ "pqblkBench": 2 }', '"pqblkBench": 2'],
+  ['{ "pqblkBench": 1 }', 'no list of groups'],
+])('is not made of %s', (text, found) => {
+  const path = join(scratch(), 'report.json');
+  writeFileSync(path, text);
+  const message = `${path}: expected the JSON that a run wrote, found ${found}`;
+  expect(() => readReport(path)).toThrow(message);
+});
+
+it('goes to a directory that was tried, with parents made one at a time', () => {
+  const dir = scratch();
+  const file = join(dir, 'file');
+  writeFileSync(file, '');
+  expect(writableDirectory('--out', join(dir, 'a', 'b'))).toBe(join(dir, 'a', 'b'));
+  expect(readdirSync(join(dir, 'a', 'b'))).toEqual([]);
+  // Below /proc nothing can be made, and mkdir's `recursive` tries for ever.
+  for (const path of ['/proc/x', '/proc/x/y', file, join(file, 'below')]) {
+    const message = `--out ${path}: expected a directory that can be written to`;
+    expect(() => writableDirectory('--out', path)).toThrow(message);
   }
 });
 
