@@ -1,4 +1,7 @@
-// Set engine: the engine on its own queues, against fio with io_uring on the same file, the limit.
+// Set engine: the engine on its own queues, against fio with io_uring on a bare file, the limit.
+//
+// fio has a file of its own, as large and as full as the raw disk: on one file, whoever came second
+// would find in the device's or its host's cache what the other had just read.
 //
 // Full: the rows that carry targets, then slices through the rest (depth, block size, queues), which
 // are many and therefore shorter. Quick: the rows that carry targets.
@@ -33,7 +36,7 @@ function withFio(bench, disks, place, load, more = []) {
     {
       name: FIO,
       missing: bench.needs('fio'),
-      run: () => fioFile(bench, disks.raw.facts.path, all),
+      run: () => fioFile(bench, disks.bare.facts.path, all),
     },
     ...more,
     ...FORMATS.map((format) => ours(bench, disks, format, load)),
@@ -53,7 +56,7 @@ async function small(bench, disks, place) {
     name: `${FIO}, fixed buffers and files`,
     missing: bench.needs('fio'),
     run: () =>
-      fioFile(bench, disks.raw.facts.path, { ...load, direct: bench.direct[place], fixed: true }),
+      fioFile(bench, disks.bare.facts.path, { ...load, direct: bench.direct[place], fixed: true }),
   });
   const contenders = (load) => withFio(bench, disks, place, load, bench.quick ? [] : [fixed(load)]);
   await bench.compare({
@@ -168,7 +171,7 @@ async function queues(bench, paths, place) {
         {
           name: FIO,
           missing: bench.needs('fio'),
-          run: (count) => fioFile(bench, paths.raw, { ...load, jobs: count }),
+          run: (count) => fioFile(bench, paths.bare, { ...load, jobs: count }),
         },
         ...FORMATS.map((format) => ({ name: name(format), run: (at) => opened(format, at) })),
       ],
@@ -233,17 +236,18 @@ async function overNothing(bench) {
 async function inOnePlace(bench, place) {
   bench.say(`disks of ${sizeOf(bench) / MiB} MiB, ${bench.where[place]}`);
   const disks = {};
+  const options = { size: sizeOf(bench), cache: 'none' };
   for (const format of FORMATS) {
-    const options = { size: sizeOf(bench), cache: 'none' };
     disks[format] = await makeDisk(bench, bench[place], format, options);
   }
+  disks.bare = await makeDisk(bench, bench[place], 'raw', { ...options, name: 'bare' });
   await small(bench, disks, place);
   if (!bench.quick || place === 'disk') await large(bench, disks, place);
   if (!bench.quick) {
     await cold(bench, disks, place);
     await slices(bench, disks, place);
   }
-  const paths = Object.fromEntries(FORMATS.map((format) => [format, disks[format].facts.path]));
+  const paths = Object.fromEntries(Object.keys(disks).map((key) => [key, disks[key].facts.path]));
   for (const disk of Object.values(disks)) await disk.close();
   if (!bench.quick) await queues(bench, paths, place);
 }
