@@ -241,8 +241,10 @@ Bytes upper_registers() {
 }
 
 TEST_CASE("the AVX-512 kernel leaves no key material in registers") {
-  for_each_backend([](const AeadBackend& backend) {
+  bool looked = false;
+  for_each_backend([&looked](const AeadBackend& backend) {
     if (backend.name != "vaes-avx512") return;
+    looked = true;
     const Bytes none(16 * 64, 0);
     std::mt19937_64 random(kSeed + 6);
     const AeadKey key = key_for(backend, random_content(random, kKeyBytes));
@@ -257,6 +259,8 @@ TEST_CASE("the AVX-512 kernel leaves no key material in registers") {
       CHECK(upper_registers() == none);
     }
   });
+  if (!looked)
+    MESSAGE("SKIPPED: this CPU cannot run vaes-avx512, whose results no test here looks at");
 }
 #endif
 
