@@ -5,6 +5,7 @@ import {
   addEngineOptions,
   addOpenOptions,
   type EngineFlags,
+  engineOptions,
   keyOption,
   type OpenFlags,
   withDisk,
@@ -85,9 +86,10 @@ export function addBench(program: Command, terminal: Terminal): void {
       ),
     )
     .action(async (path: string, flags: Flags) => {
-      const { cache = 'none', engine = 'auto', queues = 1 } = flags;
+      const how = engineOptions(flags);
+      const { cache } = how;
       const readOnly = flags.rw === 'read' || flags.rw === 'randread';
-      await withDisk(path, flags, { cache, engine, queues, readOnly }, async (disk) => {
+      await withDisk(path, flags, { ...how, readOnly }, async (disk) => {
         const spec = specOf(flags);
         const result = await measure(terminal, disk, spec);
         if (flags.json) terminal.json({ path, disk: disk.facts, cache, spec, ...result });

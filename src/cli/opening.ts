@@ -29,6 +29,7 @@ import {
   openStore,
   type PassphraseFlags,
   parseCount,
+  positiveSizeArgument,
   type StoreFlags,
   storeOption,
   unlockIn,
@@ -59,6 +60,10 @@ export interface EngineFlags {
   cache?: CacheMode;
   engine?: EngineName;
   queues?: number;
+  l2CacheSize?: number;
+  entryCacheSize?: number;
+  pendingDataSize?: number;
+  assumeNonVolatile?: boolean;
 }
 
 export function formatOption(): Option {
@@ -116,7 +121,43 @@ export function addEngineOptions(command: Command): Command {
       new Option('--queues <n>', 'request queues, each a thread and a ring (1 to 64)')
         .argParser(parseCount)
         .default(1),
+    )
+    .addOption(
+      new Option(
+        '--l2-cache-size <size>',
+        'qcow2, sealed: memory for L2 tables (default: 32M)',
+      ).argParser(positiveSizeArgument),
+    )
+    .addOption(
+      new Option(
+        '--entry-cache-size <size>',
+        'sealed: memory for entries, 1M for 128M of the disk (default: 64M)',
+      ).argParser(positiveSizeArgument),
+    )
+    .addOption(
+      new Option(
+        '--pending-data-size <size>',
+        'sealed: memory for ciphertext that waits to be written home (default: 28M)',
+      ).argParser(positiveSizeArgument),
+    )
+    .option(
+      '--assume-non-volatile',
+      'the device loses nothing that it has acknowledged, whatever it says of its cache; if that is ' +
+        'wrong, a power loss DAMAGES a sealed disk',
     );
+}
+
+/** How the engine opens a disk, as it was said. */
+export function engineOptions(flags: EngineFlags): EngineOptions {
+  const { cache = 'none', engine = 'auto', queues = 1 } = flags;
+  const { l2CacheSize, entryCacheSize, pendingDataSize, assumeNonVolatile } = flags;
+  return {
+    ...{ cache, engine, queues },
+    ...(l2CacheSize !== undefined && { l2CacheBytes: l2CacheSize }),
+    ...(entryCacheSize !== undefined && { entryCacheBytes: entryCacheSize }),
+    ...(pendingDataSize !== undefined && { pendingDataBytes: pendingDataSize }),
+    ...(assumeNonVolatile && { assumeNonVolatile }),
+  };
 }
 
 /** The format the file's name stands for. */
@@ -147,10 +188,18 @@ export function backingOptions(
   };
 }
 
-export type Unlocking = Omit<
+export type EngineOptions = Pick<
   OpenDiskOptions,
-  'queues' | 'engine' | 'cache' | 'readOnly' | 'toResize'
+  | 'queues'
+  | 'engine'
+  | 'cache'
+  | 'l2CacheBytes'
+  | 'entryCacheBytes'
+  | 'pendingDataBytes'
+  | 'assumeNonVolatile'
 >;
+
+export type Unlocking = Omit<OpenDiskOptions, keyof EngineOptions | 'readOnly' | 'toResize'>;
 
 /** The options that open `path`, with its key unlocked. Dispose of it once the disk is open. */
 export async function unlocking(
@@ -226,7 +275,7 @@ async function keyFor(store: KeyStore, path: string): Promise<string> {
   return (await chooseKey(store, await slotsOf(path))).fingerprint;
 }
 
-type OpenHow = EngineFlags & Pick<OpenDiskOptions, 'readOnly' | 'toResize'>;
+type OpenHow = EngineOptions & Pick<OpenDiskOptions, 'readOnly' | 'toResize'>;
 
 /** Opens the disk, calls `use`, and closes it whatever happens. The first failure is thrown. */
 export async function withDisk<T>(

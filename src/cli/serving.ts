@@ -20,7 +20,14 @@ import {
 } from '../index.js';
 import type { ServedDisk, ServerNumbers } from './metrics.js';
 import { serveMetrics } from './metrics-server.js';
-import { type EngineFlags, formatOf, type OpenFlags, unlocking, warnOfSwap } from './opening.js';
+import {
+  type EngineFlags,
+  engineOptions,
+  formatOf,
+  type OpenFlags,
+  unlocking,
+  warnOfSwap,
+} from './opening.js';
 import { openStore } from './options.js';
 import type { Terminal } from './terminal.js';
 
@@ -288,9 +295,9 @@ async function startControl(
 }
 
 async function openPlanned(plan: DiskPlan): Promise<Disk> {
-  const { path, cache = 'none', engine = 'auto', queues = 1, readOnly = false } = plan;
+  const { path, readOnly = false } = plan;
   using unlocked = await unlocking(path, plan);
-  return await openDisk(path, { ...unlocked.options, cache, engine, queues, readOnly });
+  return await openDisk(path, { ...unlocked.options, ...engineOptions(plan), readOnly });
 }
 
 /** The last things first; every disk is closed, and the first failure is thrown. */

@@ -12,6 +12,7 @@ import { beforeAll, describe, expect, it } from 'vitest';
 import {
   type BenchResult,
   type CheckResult,
+  type DiskFacts,
   type DiskInfo,
   exportFile,
   openDisk,
@@ -309,8 +310,19 @@ describe('bench', () => {
     expect(stdout.split('\n')[1]).toMatch(/IOPS +MB\/s/);
   });
 
+  it("takes an operator's word for what the device keeps", async () => {
+    const classOf = async (...flags: string[]) => {
+      const load = ['--size', '64k', ...flags];
+      const { disk } = await pqblkJson<{ disk: DiskFacts }>('bench', at('bench.raw'), ...load);
+      return disk.durabilityClass;
+    };
+    expect(await classOf()).not.toMatch(/^non-volatile/);
+    expect(await classOf('--assume-non-volatile')).toMatch(/^(non-volatile|RAM-backed)/);
+  });
+
   it.each([
     [['--rw', 'sideways'], 'usage'],
+    [['--l2-cache-size', '0'], 'usage'],
     [['--bs', '0'], 'invalid_argument'],
     [['--iodepth', '0'], 'invalid_argument'],
     [['--queues', '65'], 'invalid_argument'],
