@@ -3,6 +3,7 @@
 //
 // What the disk is and what is done to it follows from the seed and the episode's number; when it
 // happens among thousands of requests does not.
+import { randomBytes } from 'node:crypto';
 import {
   closeSync,
   copyFileSync,
@@ -12,19 +13,31 @@ import {
   readdirSync,
   rmSync,
   statSync,
+  writeFileSync,
   writeSync,
 } from 'node:fs';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { EVENTS } from './events.mjs';
 import { KEYS } from './keys.mjs';
+import { MOVES } from './moves.mjs';
 import { Folder, SmallFs } from './places.mjs';
-import { Client, Host, held, peer, pqblk, qemuImg, Serve, Wrong } from './processes.mjs';
+import {
+  Client,
+  Host,
+  held,
+  peer,
+  pqblk,
+  qemuImg,
+  run,
+  Serve,
+  STOPPED,
+  Wrong,
+} from './processes.mjs';
 import { Random } from './random.mjs';
+import { shapeOf } from './shape.mjs';
 
-const KiB = 2 ** 10;
 const MiB = 2 ** 20;
-const GROWTH = 64 * MiB;
 const SAMPLE_MS = 2000;
 const ROOM_MS = 500;
 const KEPT_BYTES_MAX = 1024 * MiB;
@@ -39,69 +52,19 @@ const CLIENTS = [
   ['c', 48, 16, 'c'],
 ];
 const SLOTS = 64;
-/** Of a command that Ctrl-C ends: before it listens, interrupted, canceled (`pqblk exit-codes`). */
-const STOPPED = [null, 7, 30];
 /** Exit code of `pqblk check`, and what it says of a change of keys that was killed between its copies. */
 const CORRUPT = 11;
 const CUT_SHORT = 'a change of keys was cut short';
+const OPTION = {
+  l2CacheBytes: '--l2-cache-size',
+  entryCacheBytes: '--entry-cache-size',
+  pendingDataBytes: '--pending-data-size',
+};
+/** Where a host serves a disk, and the key that its clients with TLS need. */
+const SOCKETS = ['nbd', 'tls', 'psk', 'vhost', 'promises', 'queue'];
 const FORMAT_NUMBER = { raw: 1, qcow2: 2, sealed: 3 };
 const CACHE_NUMBER = { none: 0, writeback: 1, writethrough: 2 };
 const ENGINE_NUMBER = { auto: 0, io_uring: 1, aio: 2, threads: 3 };
-
-/**
- * Sizes of caches, often smaller than what they are to hold: the defaults have room for far larger
- * disks and would evict nothing. Whatever is asked for, they hold 256 pages of entries (128 MiB of a
- * disk) and 128 slices of L2 tables. More slices than that has only a disk of small clusters, 256 MiB
- * of them of 4 KiB; half of the small L2 caches get one. Smaller clusters would not do: a sector lies
- * in two of them then, and qcow2 may lose one of the two to a kill.
- */
-function cachesOf(random, { format, size }, { steady, quick }) {
-  if (format === 'raw') return {};
-  const cacheBytes = {};
-  if (steady || random.chance(0.6)) cacheBytes.l2CacheBytes = random.of(64 * KiB, 512 * KiB);
-  const tables = cacheBytes.l2CacheBytes !== undefined && random.chance(0.5);
-  if (format === 'sealed') {
-    if (steady || random.chance(0.6)) cacheBytes.entryCacheBytes = random.of(64 * KiB, MiB);
-    if (random.chance(0.6)) cacheBytes.pendingDataBytes = random.of(64 * KiB, MiB, 4 * MiB);
-  }
-  if (!tables) return { cacheBytes };
-  const larger = quick ? size : Math.max(size, 288 * MiB);
-  return { cacheBytes, cluster: '4K', size: larger, maxSize: larger + GROWTH };
-}
-
-/** What a disk is, by chance. */
-export function shapeOf(random, how) {
-  const shape = formOf(random, how);
-  return { ...shape, ...cachesOf(random, shape, how) };
-}
-
-function formOf(random, { steady, quick }) {
-  const format = steady ? 'sealed' : random.of('sealed', 'sealed', 'sealed', 'qcow2', 'raw');
-  const sealed = format === 'sealed';
-  const size = quick || steady ? 144 * MiB : (128 + 16 * random.below(9)) * MiB;
-  return {
-    format,
-    size,
-    maxSize: size + GROWTH,
-    queues: steady ? 2 : random.of(1, 2, 3, 4),
-    cache: random.of('none', 'none', 'writeback'),
-    engine: random.of('auto', 'auto', 'auto', 'aio', 'threads'),
-    place: quick || steady ? 'memory' : random.of('memory', 'disk', 'small', 'small'),
-    kinds: steady ? ['host'] : ['serve', 'host', 'host', 'c'],
-    ...(format !== 'raw' && {
-      cluster: steady ? '64K' : random.of('64K', '64K', '4K', '16K', '512K', '2M'),
-    }),
-    ...(sealed && {
-      suite: random.of('aes-256-gcm', 'aes-256-gcm', 'chacha20-poly1305'),
-      log: random.of('1M', '4M', '16M'),
-      nonVolatile: random.chance(0.4),
-    }),
-    ...(format === 'qcow2' && { extendedL2: random.chance(0.3) }),
-    crowded: random.chance(0.5), // the small file system: hardly any space, all the time
-    packed: random.chance(0.5),
-    indirect: random.chance(0.5),
-  };
-}
 
 export class Episode {
   counts = {
@@ -114,6 +77,8 @@ export class Episode {
   samples = [];
   tolerant = false;
   leaky = false;
+  below = []; // files that the disk reads where it has nothing of its own
+  #files = 0;
 
   /** `soak`: seed, env, out, began, stopping and skip() of main.mjs. */
   constructor(soak, number, { steady = false, quick = false, seconds, shape } = {}) {
@@ -128,6 +93,8 @@ export class Episode {
     const until = Date.now() + this.seconds * 1000;
     this.place = this.makePlace();
     this.sockets = new Folder('memory');
+    const psk = randomBytes(32).toString('hex');
+    writeFileSync(this.at('psk'), `soak:${psk}\n`, { mode: 0o600 });
     const sampling = this.steady ? setInterval(() => this.sample(), SAMPLE_MS) : undefined;
     try {
       await this.create();
@@ -165,8 +132,10 @@ export class Episode {
   get sealed() {
     return this.shape.format === 'sealed';
   }
-  get disk() {
-    return join(this.place.path, 'disk');
+  /** A name for the file of a disk to be. */
+  nextFile() {
+    this.#files += 1;
+    return join(this.place.path, `disk-${this.#files}`);
   }
   get crowded() {
     return this.shape.crowded && this.place.fill !== undefined;
@@ -177,7 +146,32 @@ export class Episode {
 
   /** Who opens the disk, for the command line. */
   opening() {
-    return this.sealed ? ['--key', 'alice'] : ['--format', this.shape.format];
+    if (this.sealed) return ['--key', 'alice'];
+    const below = this.below.length > 0 ? ['--allow-backing', 'any'] : [];
+    return ['--format', this.shape.format, ...below];
+  }
+  /** What a disk like this one is made with. */
+  making() {
+    const { format, cluster, suite, log } = this.shape;
+    const what = this.sealed
+      ? [...KEYS.flatMap((name) => ['--key', name]), '--suite', suite, '--log-size', log]
+      : ['--format', format];
+    if (cluster) what.push('--cluster-size', cluster);
+    return what;
+  }
+  /** Of `create` only. */
+  subclusters() {
+    const { extendedL2, cluster } = this.shape;
+    return extendedL2 && cluster !== '4K' ? ['--extended-l2'] : []; // they need 16 KiB
+  }
+  /** The disk is in that file from now on: above what it was, or in its stead. */
+  replaceDisk(path, { above = false } = {}) {
+    if (above) this.below.push(this.disk);
+    else {
+      for (const file of [this.disk, ...this.below]) rmSync(file);
+      this.below = [];
+    }
+    Object.assign(this, { disk: path, leaky: false, unfinished: undefined, snapshot: undefined });
   }
   cli(...args) {
     return pqblk(args, this.soak.env);
@@ -194,13 +188,9 @@ export class Episode {
   }
 
   async create() {
-    const { format, size, maxSize, cluster, suite, log, extendedL2 } = this.shape;
-    const what = this.sealed
-      ? [...KEYS.flatMap((name) => ['--key', name]), '--suite', suite, '--log-size', log]
-      : ['--format', format];
-    if (cluster) what.push('--cluster-size', cluster);
-    if (extendedL2 && cluster !== '4K') what.push('--extended-l2'); // they need 16 KiB
-    await this.must(['create', this.disk, String(size), ...what]);
+    const { format, size, maxSize } = this.shape;
+    this.disk = this.nextFile();
+    await this.must(['create', this.disk, String(size), ...this.making(), ...this.subclusters()]);
     const rules = this.sealed ? [] : ['mixes', 'keeps-discarded'];
     if (format === 'qcow2') rules.push('loses-unflushed');
     await peer('board', this.board, this.seed, SLOTS, size, maxSize, ...rules);
@@ -228,11 +218,14 @@ export class Episode {
 
   async startServer(kind) {
     const { format, queues, cache, engine, nonVolatile, cacheBytes } = this.shape;
-    const [nbd, vhost] = [this.at('nbd'), this.at('vhost')];
+    const nbd = this.at('nbd');
     if (kind === 'serve') {
-      const how = ['--queues', queues, '--cache', cache, '--engine', engine].map(String);
-      const ways = ['--nbd', nbd, '--vhost-user', vhost, '--stats', this.at('stats')];
-      this.server = new Serve([this.disk, ...this.opening(), ...how, ...ways], this.soak.env);
+      const how = ['--queues', queues, '--cache', cache, '--engine', engine];
+      if (nonVolatile) how.push('--assume-non-volatile');
+      for (const [name, bytes] of Object.entries(cacheBytes ?? {})) how.push(OPTION[name], bytes);
+      const ways = ['--nbd', nbd, '--vhost-user', this.at('vhost'), '--stats', this.at('stats')];
+      const words = [this.disk, ...this.opening(), ...how.map(String), ...ways];
+      this.server = new Serve(words, this.soak.env);
     } else {
       this.server = new Host({
         path: this.disk,
@@ -240,12 +233,15 @@ export class Episode {
         open: {
           ...{ format, queues, cache, engine, ...cacheBytes },
           ...(nonVolatile && { assumeNonVolatile: true }),
+          ...(this.below.length > 0 && { allowBacking: true }),
         },
-        sockets: { nbd, vhost, promises: this.at('promises'), queue: this.at('queue') },
+        sockets: Object.fromEntries(SOCKETS.map((name) => [name, this.at(name)])),
       });
     }
     await this.server.started();
-    if (this.unsettled) await this.look('nbd', nbd);
+    if (!this.unsettled) return;
+    if (kind === 'host' && this.random.chance(0.3)) await this.lookByTls();
+    else await this.look('nbd', nbd);
   }
 
   way(name) {
@@ -259,7 +255,9 @@ export class Episode {
     if (name !== 'c') return ['nbd', this.at(name)];
     const numbers = [FORMAT_NUMBER[format], queues, CACHE_NUMBER[cache], ENGINE_NUMBER[engine]];
     const keys = this.sealed ? this.at('agent') : '-';
-    return ['c', this.disk, ...numbers, keys, ...(nonVolatile ? ['non-volatile'] : [])];
+    const words = [nonVolatile && 'non-volatile', this.below.length > 0 && 'backed'];
+    const caches = Object.entries(this.shape.cacheBytes ?? {}).map(([name, n]) => `${name}=${n}`);
+    return ['c', this.disk, ...numbers, keys, ...words.filter(Boolean), ...caches];
   }
 
   async startClients(kind) {
@@ -313,10 +311,14 @@ export class Episode {
       if (Date.now() >= end || possible.length === 0) continue;
       const event = this.random.of(...possible.flatMap((one) => Array(one.weight).fill(one)));
       if ((await event.run(this)) === false) continue;
-      this.counts.events[event.name] = (this.counts.events[event.name] ?? 0) + 1;
+      this.count(event);
     }
     await this.makeRoom();
     if (!this.killing) await this.endKeyChange();
+  }
+
+  count({ name }) {
+    this.counts.events[name] = (this.counts.events[name] ?? 0) + 1;
   }
 
   async requireServer(kind) {
@@ -454,6 +456,16 @@ export class Episode {
     if (random.chance(0.35)) await this.lookAtExport();
     else if (random.chance(0.3)) await this.lookByC();
     await this.check(random.chance(0.5));
+    if (random.chance(0.4)) await this.moveOn();
+  }
+
+  async moveOn() {
+    const possible = MOVES.filter((move) => move.when(this));
+    if (possible.length === 0) return;
+    const move = this.random.of(...possible.flatMap((one) => Array(one.weight).fill(one)));
+    await move.run(this);
+    this.count(move);
+    await this.check(false);
   }
 
   async check(repair) {
@@ -475,28 +487,45 @@ export class Episode {
   }
 
   async lookAtExport() {
-    const out = join(this.sockets.path, 'exported');
-    const raw = `${out}.raw`;
+    const format = this.shape.format === 'qcow2' ? undefined : this.random.of('raw', 'qcow2');
+    const out = format ? (await this.exported(format))[0] : this.disk;
+    const raw = this.at('looked-at');
     try {
-      if (this.shape.format === 'qcow2') {
-        const { code, stderr } = await qemuImg([
-          ...['convert', '-f', 'qcow2', '-O', 'raw', this.disk, raw],
-        ]);
-        if (code !== 0) throw new Wrong(`qemu-img convert: exit ${code}: ${stderr}`);
-      } else if (this.random.chance(0.5)) {
-        await this.must(['export', this.disk, `${out}.qcow2`, ...this.opening()]);
-        const { code, stderr } = await qemuImg([
-          ...['convert', '-f', 'qcow2', '-O', 'raw', `${out}.qcow2`, raw],
-        ]);
-        if (code !== 0) throw new Wrong(`qemu-img convert: exit ${code}: ${stderr}`);
-      } else {
-        await this.must(['export', this.disk, raw, ...this.opening()]);
-      }
-      await this.look('file', raw);
+      if (format === 'raw') return await this.look('file', out);
+      const { code, stderr } = await qemuImg([
+        ...['convert', '-f', 'qcow2', '-O', 'raw', out, raw],
+      ]);
+      if (code !== 0) throw new Wrong(`qemu-img convert: exit ${code}: ${stderr}`);
+      return await this.look('file', raw);
     } finally {
       rmSync(raw, { force: true });
-      rmSync(`${out}.qcow2`, { force: true });
+      if (format) rmSync(out);
     }
+  }
+
+  /** A copy that is not sealed, and its format. */
+  async exported(format) {
+    const out = `${this.at('exported')}.${format}`;
+    await this.must(['export', this.disk, out, ...this.opening()]);
+    return [out, format];
+  }
+
+  /** Reads all of the disk from `tls` or `nbd` to a file, or to `null:`. */
+  async nbdcopy(socket, to) {
+    const tls = socket === 'tls' ? `&tls-psk-file=${this.at('psk')}` : '';
+    const scheme = tls ? 'nbds+unix://soak@' : 'nbd+unix://';
+    const { code, stderr } = await run('nbdcopy', [
+      `${scheme}/?socket=${this.at(socket)}${tls}`,
+      to,
+    ]);
+    if (code !== 0) throw new Wrong(`nbdcopy from ${socket}: exit ${code}: ${stderr}`);
+  }
+
+  async lookByTls() {
+    const raw = this.at('looked-at');
+    await this.nbdcopy('tls', raw);
+    await this.look('file', raw);
+    rmSync(raw);
   }
 
   /** Reads all of the disk and settles the board. */
@@ -532,11 +561,10 @@ export class Episode {
     if (readdirSync(all).length >= KEPT_MAX) return;
     const kept = join(all, String(this.number));
     cpSync(this.soak.env.PQBLK_KEYS, join(kept, 'store'), { recursive: true });
-    for (const file of [this.disk, this.board]) {
+    for (const file of [this.disk, ...this.below, this.board]) {
       try {
-        if (statSync(file).blocks * 512 < KEPT_BYTES_MAX) {
-          copyFileSync(file, join(kept, file === this.disk ? 'disk' : 'board'));
-        }
+        if (statSync(file).blocks * 512 >= KEPT_BYTES_MAX) continue;
+        copyFileSync(file, join(kept, basename(file)));
       } catch {
         // not made yet
       }

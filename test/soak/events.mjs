@@ -2,10 +2,13 @@
 // with everything as it was, but for the disk's size and keys. One that did not come off resolves to
 // false, and is not counted.
 import { setTimeout as sleep } from 'node:timers/promises';
-import { killChild, pqblk, run, Wrong } from './processes.mjs';
+import { GUEST_KEY } from './keys.mjs';
+import { killChild, pqblk, Wrong } from './processes.mjs';
 
 const MiB = 2 ** 20;
-const TOKEN_CRASHED = 42; // `pqblk exit-codes`
+// `pqblk exit-codes`
+const TOKEN_CRASHED = 42;
+const SLOT_REVOKED = 17;
 const served = (_, kind) => kind !== 'c';
 const hosted = (_, kind) => kind === 'host';
 const keyed = (episode, kind) => episode.sealed && kind !== 'c';
@@ -79,11 +82,11 @@ export const EVENTS = [
     return true;
   }),
 
-  event('whole disk read by nbdcopy', 1, served, async (episode) => {
-    const uri = `nbd+unix:///?socket=${episode.at('nbd')}`;
-    const { code, stderr } = await run('nbdcopy', [uri, 'null:']);
-    if (code !== 0) throw new Wrong(`nbdcopy: exit ${code}: ${stderr}`);
-  }),
+  event('whole disk read by nbdcopy', 1, served, (episode) => episode.nbdcopy('nbd', 'null:')),
+
+  event('whole disk read by nbdcopy with TLS', 1, hosted, (episode) =>
+    episode.nbdcopy('tls', 'null:'),
+  ),
 
   event('header backed up', 1, keyed, async (episode) => {
     const file = episode.at(`header-${episode.counts.events['header backed up'] ?? 0}`);
@@ -108,6 +111,18 @@ export const EVENTS = [
       );
     }
     await episode.must(words);
+    return true;
+  }),
+
+  event('slot added and revoked', 1, keyed, async (episode) => {
+    if (episode.changing) return false;
+    const { disk, random } = episode;
+    const slot = (word, ...more) => episode.must(['slot', word, disk, ...more]);
+    await slot('add', GUEST_KEY, '--key', 'alice');
+    await slot('test', '--key', GUEST_KEY);
+    if (random.chance(0.5)) await slot('retire', GUEST_KEY, '--key', 'alice');
+    await slot('revoke', GUEST_KEY, '--key', 'alice');
+    await episode.must(['slot', 'test', disk, '--key', GUEST_KEY], [SLOT_REVOKED]);
     return true;
   }),
 

@@ -1,5 +1,5 @@
-// A disk opened by the Node API and served every way at once: NBD and vhost-user by the engine, and the
-// API's promises and batches through bridge.mjs. argv: options as JSON. Orders on stdin: `resize BYTES`,
+// A disk opened by the Node API and served every way at once: NBD, with TLS too, and vhost-user by the
+// engine, and the API's promises and batches through bridge.mjs. argv: options as JSON. Orders on stdin: `resize BYTES`,
 // `limits JSON`, `end`; answers on stdout. At its end it says how often its caches had
 // to load something (`misses`).
 import { createInterface } from 'node:readline';
@@ -15,6 +15,8 @@ const disk = await openDisk(path, { ...open, ...keys });
 keys.identity?.[Symbol.dispose]();
 const complaints = (text) => process.stderr.write(`${text}\n`);
 await disk.serveNbd({ path: sockets.nbd, onReport: complaints });
+const tls = { pskFile: sockets.psk };
+await disk.serveNbd({ path: sockets.tls, tls, onReport: complaints });
 await disk.serveVhostUser({ path: sockets.vhost, onReport: complaints });
 await serveBridge(sockets.promises, disk, byPromises(disk));
 await serveBridge(sockets.queue, disk, byQueue(disk, 8));

@@ -1,5 +1,5 @@
 // The keys that a soak's disks are sealed to: alice and bob in software, vault on a token, the PKCS#11
-// module of the tests (test/pkcs11-module).
+// module of the tests (test/pkcs11-module); and carol's, which gets a slot now and then.
 import { symlinkSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -11,6 +11,7 @@ const MODULE = fileURLToPath(
 const TOKEN = 'pkcs11:token=Test%20token';
 
 export const KEYS = ['alice', 'bob', 'vault'];
+export const GUEST_KEY = 'carol';
 
 /** Makes them in `directory`; returns what the command line has to be told of them. */
 export async function makeKeys(directory) {
@@ -27,6 +28,6 @@ export async function makeKeys(directory) {
   const pins = ['--pin-file', at('pin'), '--so-pin-file', at('so-pin')];
   await must('token', 'init', ...module, '--token', TOKEN, ...pins);
   await must('key', 'gen', 'vault', ...module, '--token', `${TOKEN}?pin-source=${at('pin')}`);
-  for (const name of ['alice', 'bob']) await must('key', 'gen', name, '--no-passphrase');
+  for (const name of ['alice', 'bob', GUEST_KEY]) await must('key', 'gen', name, '--no-passphrase');
   return env;
 }

@@ -11,6 +11,8 @@ export const MAIN = here('../../dist/cli/main.cjs');
 const HOST = here('host.mjs');
 const PEER = here('../../build/release/tests/soak_peer');
 const PATIENCE_MS = 300_000;
+/** Of a command that Ctrl-C ends: before it listens, interrupted, canceled (`pqblk exit-codes`). */
+export const STOPPED = [null, 7, 30];
 
 const children = new Set();
 

@@ -1,19 +1,21 @@
 // What the soak decides by itself, without a disk: its arguments, the shapes that it draws, events
 // that do not come off.
 import { spawnSync } from 'node:child_process';
-import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { afterAll, describe, expect, it } from 'vitest';
 // @ts-expect-error: JavaScript without declarations
-import { shapeOf } from './episode.mjs';
-// @ts-expect-error: JavaScript without declarations
 import { EVENTS } from './events.mjs';
+// @ts-expect-error: JavaScript without declarations
+import { MOVES } from './moves.mjs';
 // @ts-expect-error: JavaScript without declarations
 import { Random } from './random.mjs';
 // @ts-expect-error: JavaScript without declarations
 import { describe as inWords } from './report.mjs';
+// @ts-expect-error: JavaScript without declarations
+import { shapeOf } from './shape.mjs';
 
 const MAIN = fileURLToPath(new URL('main.mjs', import.meta.url));
 const MiB = 2 ** 20;
@@ -111,5 +113,38 @@ describe('a device that stands still', () => {
     const { happened, skipped } = await stalled('fsfreeze: Operation not permitted');
     expect(happened).toBe(false);
     expect(skipped).toEqual(['the device did not stand still: fsfreeze: Operation not permitted']);
+  });
+});
+
+describe('an internal snapshot', () => {
+  const move = MOVES.find(({ name }: { name: string }) => name === 'internal snapshot');
+  const disk = join(scratch, 'snapshot.qcow2');
+  const episode = { disk, at: (name: string) => join(scratch, name), snapshot: undefined };
+  const must = (...words: string[]) => {
+    const { status, stderr } = spawnSync(words[0] as string, words.slice(1), { encoding: 'utf8' });
+    expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
+  };
+  const take = async () => {
+    must('qemu-img', 'create', '-q', '-f', 'qcow2', disk, '1M');
+    must('qemu-io', '-c', 'write -q -P 17 0 64k', disk);
+    await move.run(episode);
+    expect(episode.snapshot).toMatch(/^[0-9a-f]{64}$/);
+  };
+
+  it('is deleted again when the disk was written to', async () => {
+    await take();
+    must('qemu-io', '-c', 'write -q -P 34 0 64k', disk);
+    await move.run(episode);
+    expect(episode.snapshot).toBeUndefined();
+  });
+
+  // As by an engine that does not ask who else refers to a cluster.
+  it('that was written over is noticed', async () => {
+    await take();
+    const bytes = readFileSync(disk);
+    const cluster = bytes.indexOf(Buffer.alloc(65_536, 17));
+    bytes.fill(34, cluster, cluster + 65_536);
+    writeFileSync(disk, bytes);
+    await expect(move.run(episode)).rejects.toThrow('is not what was taken');
   });
 });

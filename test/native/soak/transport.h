@@ -51,7 +51,9 @@ class Transport {
 // Each takes `words` as the command line has them:
 //   nbd SOCKET [structured]
 //   vhost SOCKET RINGS [packed] [indirect]
-//   c DISK FORMAT QUEUES CACHE ENGINE AGENT-SOCKET|- [non-volatile]        (numbers of pqblk.h)
+//   c DISK FORMAT QUEUES CACHE ENGINE AGENT-SOCKET|- [non-volatile] [backed] [l2CacheBytes=N]
+//     [entryCacheBytes=N] [pendingDataBytes=N]    numbers of pqblk.h; `backed`: by whatever it
+//     names
 std::unique_ptr<Transport> make_nbd(const std::vector<std::string>& words, std::uint32_t places);
 std::unique_ptr<Transport> make_vhost(const std::vector<std::string>& words, std::uint32_t places);
 std::unique_ptr<Transport> make_c(const std::vector<std::string>& words, std::uint32_t places);

@@ -1,5 +1,6 @@
 #include <poll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstdlib>
 
@@ -27,7 +28,11 @@ class CTransport final : public Transport {
     options.queues = number(3);
     options.cache = number(4);
     options.engine = number(5);
-    if (words_.size() > 7) options.flags = PQBLK_OPEN_ASSUME_NON_VOLATILE;
+    if (says("non-volatile")) options.flags = PQBLK_OPEN_ASSUME_NON_VOLATILE;
+    if (says("backed")) options.gate = [](void*, const char*) { return 1; };
+    options.l2_cache_bytes = bytes("l2CacheBytes");
+    options.entry_cache_bytes = bytes("entryCacheBytes");
+    options.pending_bytes = bytes("pendingDataBytes");
     pqblk_keys* keys = nullptr;
     if (words_.at(6) != "-" &&
         pqblk_keys_from_agent(words_.at(6).c_str(), options.path, &keys, &error) != PQBLK_OK) {
@@ -100,6 +105,16 @@ class CTransport final : public Transport {
  private:
   std::uint32_t number(std::size_t i) const {
     return static_cast<std::uint32_t>(std::stoul(words_.at(i)));
+  }
+  bool says(const std::string& word) const {
+    return std::find(words_.begin(), words_.end(), word) != words_.end();
+  }
+  // Of the word NAME=BYTES; 0: it is not said.
+  std::uint64_t bytes(const std::string& name) const {
+    for (const std::string& word : words_) {
+      if (word.rfind(name + "=", 0) == 0) return std::stoull(word.substr(name.size() + 1));
+    }
+    return 0;
   }
   const std::vector<std::string> words_;
   std::vector<AlignedBuffer> memory_;
