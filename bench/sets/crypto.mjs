@@ -3,7 +3,7 @@ import { hkdfSync, randomBytes } from 'node:crypto';
 import { hkdf } from '@noble/hashes/hkdf.js';
 import { sha3_256 } from '@noble/hashes/sha3.js';
 import { ml_kem768_x25519 } from '@noble/post-quantum/hybrid.js';
-import { ml_kem768 } from '@noble/post-quantum/ml-kem.js';
+import { ml_kem768, ml_kem1024 } from '@noble/post-quantum/ml-kem.js';
 import { Bench as Tinybench } from 'tinybench';
 import { Kem, liboqs } from '../../dist/index.js';
 import { hkdfExpand, hkdfExtract } from '../../dist/keys/kdf.js';
@@ -139,6 +139,10 @@ export default {
       pqblk: ours('Kem.mlKem768', Kem.mlKem768),
     });
     if (!bench.quick) {
+      await mechanism(bench, 'ML-KEM-1024', {
+        noble: theirs('ml_kem1024', ml_kem1024),
+        pqblk: ours('Kem.mlKem1024', Kem.mlKem1024),
+      });
       await mechanism(bench, 'X-Wing', {
         noble: theirs('ml_kem768_x25519', ml_kem768_x25519),
         pqblk: ours('Kem.xWing', Kem.xWing),
