@@ -426,10 +426,11 @@ Task<Error> SealedBackend::write_any(QueueContext& q, Sector first, GuestBuffers
   co_return Error();
 }
 
-// Of any write that was done: asks for a checkpoint when one is due.
+// Of any write that was done: asks for a checkpoint when one is due. Whether its place was written
+// before, and since when the file system knows, nobody keeps account of.
 bool SealedBackend::must_flush_after(bool fua) {
   if (overlay_.sectors(false) > options_.overlay_sectors_max / 2) ask_checkpoint();
-  return fua && !file_.non_volatile;
+  return fua && !file_.keeps_new_blocks();
 }
 
 Task<Error> SealedBackend::write(QueueContext& q, GuestOffset at, GuestBuffers data, bool fua) {

@@ -28,13 +28,20 @@ struct File {
   std::string path;      // for messages only
   bool direct = false;   // opened with O_DIRECT
   bool read_only = false;
-  bool non_volatile = false;  // a completed write survives power loss (or tmpfs: kill -9)
+  // A completed write over what was written and synced before survives power loss (or tmpfs: kill
+  // -9). The first one to a block of a file does not before the next fdatasync: see
+  // keeps_new_blocks().
+  bool non_volatile = false;
   bool atomic_4k = false;     // a 4096-byte aligned write is not torn by power loss
   bool block_device = false;
   bool in_memory = false;          // tmpfs: a transfer is a memory copy and waits for no device
   std::uint64_t size = 0;          // bytes when opened (a block device's capacity)
   std::uint32_t memory_align = 1;  // of buffers, bytes; 1 when buffered
   std::uint32_t offset_align = 1;  // of offsets and lengths, bytes
+
+  // Whether that is true of any block. On a file system a block's first write changes its extent,
+  // in memory and in a journal that the write does not wait for.
+  bool keeps_new_blocks() const { return non_volatile && (block_device || in_memory); }
 };
 
 enum class OpType : std::uint8_t {

@@ -39,6 +39,18 @@ void Write::apply(Pages& pages, std::uint64_t from, std::uint64_t to) const {
   }
 }
 
+Write Write::part(std::uint64_t from, std::uint64_t to) const {
+  Write out = *this;
+  out.offset = out.touched_from = from;
+  out.length = to - from;
+  out.touched_to = to;
+  if (type == Type::data) {
+    const auto* first = bytes.data() + (from - offset);
+    out.bytes.assign(first, first + out.length);
+  }
+  return out;
+}
+
 std::string Write::text() const {
   static constexpr const char* kNames[] = {"data", "zero", "zero range", "resize", "extend"};
   return std::string(kNames[static_cast<int>(type)]) + " " + std::to_string(offset) + "+" +
@@ -115,27 +127,35 @@ void Device::forget(const WriteRef& write) {
 void Device::land(WriteRef write) {
   write->ended = ++events_;
   write->apply(cache_);
-  if (facts_.non_volatile) {
-    write->apply(durable_);
-  } else {
+  if (!facts_.non_volatile || write->type != Write::Type::data) {
     unflushed_.push_back(std::move(write));
+    return;
   }
+  std::vector<WriteRef> unsettled;  // a block's write does not settle its own other half
+  const std::uint64_t end = write->offset + write->length;
+  for (std::uint64_t from = write->offset, to = 0; from < end; from = to) {
+    to = std::min(end, (from / kFileSystemBlock + 1) * kFileSystemBlock);
+    if (settled(from)) {
+      write->apply(durable_, from, to);
+    } else {
+      unsettled.push_back(std::make_shared<Write>(write->part(from, to)));
+    }
+  }
+  unflushed_.insert(unflushed_.end(), unsettled.begin(), unsettled.end());
+}
+
+bool Device::settled(std::uint64_t offset) const {
+  const std::uint64_t from = offset / kFileSystemBlock * kFileSystemBlock;
+  return durable_.holds(from) &&
+         std::none_of(unflushed_.begin(), unflushed_.end(), [from](const WriteRef& write) {
+           return write->touched_from < from + kFileSystemBlock && from < write->touched_to;
+         });
 }
 
 void Device::land_in_part(const Write& write, Choices& choices) {
   const std::uint32_t keep = any_density(choices);
   surviving_parts(write, tear_unit(), keep, choices, [&](std::uint64_t from, std::uint64_t to) {
-    Write part = write;
-    if (write.ranged()) {
-      part.offset = part.touched_from = from;
-      part.length = to - from;
-      part.touched_to = to;
-      if (write.type == Write::Type::data) {
-        const auto* bytes = write.bytes.data() + (from - write.offset);
-        part.bytes.assign(bytes, bytes + part.length);
-      }
-    }
-    land(std::make_shared<Write>(std::move(part)));
+    land(std::make_shared<Write>(write.ranged() ? write.part(from, to) : write));
   });
 }
 

@@ -8,7 +8,9 @@
 // Rules of the medium:
 // - A completed write is visible, and durable once an fdatasync that was issued after its
 // completion
-//   has succeeded (at once on a non-volatile device).
+//   has succeeded; on a non-volatile device at once, where the file system had written and synced
+//   the block before. What changes its extents (the first write to a block, ranges, sizes) waits
+//   for a sync there, too.
 // - Power loss keeps or loses each other write by itself, completed or in flight, torn at
 //   tear_unit(). Of two overlapping writes that are both kept the one issued after the other's
 //   completion wins; when they were in flight together, either does.
@@ -50,6 +52,7 @@ struct Write {
   bool concurrent(const Write& other) const {
     return (ended == 0 || other.begun < ended) && (other.ended == 0 || begun < other.ended);
   }
+  Write part(std::uint64_t from, std::uint64_t to) const;  // of a ranged one
   std::string text() const;
 };
 
@@ -96,6 +99,8 @@ class Device {
   std::vector<WriteRef> possible_order(Choices& choices) const;
   void forget(const WriteRef& write);
   void land(WriteRef write);  // completes it in the cache
+  // Whether a completed write to the block at `offset` needs no sync: non-volatile devices.
+  bool settled(std::uint64_t offset) const;
   void land_in_part(const Write& write, Choices& choices);
 
   DeviceFacts facts_;

@@ -45,7 +45,7 @@ const Pages::Page* Pages::find(std::uint64_t page) const {
   return chunks_[chunk]->pages[page % kPagesPerChunk].get();
 }
 
-Pages::Page& Pages::own(std::uint64_t page) {
+std::shared_ptr<Pages::Page>& Pages::own_slot(std::uint64_t page) {
   std::shared_ptr<Chunk>& chunk = chunks_[page / kPagesPerChunk];
   if (!chunk) {
     chunk = std::make_shared<Chunk>();
@@ -53,7 +53,11 @@ Pages::Page& Pages::own(std::uint64_t page) {
     chunk = std::make_shared<Chunk>(*chunk);
   }
   chunk->hashed = false;
-  std::shared_ptr<Page>& slot = chunk->pages[page % kPagesPerChunk];
+  return chunk->pages[page % kPagesPerChunk];
+}
+
+Pages::Page& Pages::own(std::uint64_t page) {
+  std::shared_ptr<Page>& slot = own_slot(page);
   if (!slot) {
     slot = std::make_shared<Page>();
   } else if (slot.use_count() > 1) {
@@ -101,7 +105,11 @@ void Pages::zero(std::uint64_t offset, std::uint64_t length) {
     const std::size_t within = offset % kPage;
     const std::uint64_t part = std::min<std::uint64_t>(length, kPage - within);
     if (find(offset / kPage) != nullptr) {
-      std::memset(own(offset / kPage).bytes.data() + within, 0, part);
+      if (part == kPage) {
+        own_slot(offset / kPage).reset();
+      } else {
+        std::memset(own(offset / kPage).bytes.data() + within, 0, part);
+      }
     }
     offset += part;
     length -= part;

@@ -18,6 +18,10 @@ class Pages {
   static constexpr std::size_t kPagesPerChunk = 64;
 
   std::uint64_t size() const { return size_; }
+  // Whether anything was written there since it was made, zeroed or cut off, be it zeros.
+  bool holds(std::uint64_t offset) const {
+    return offset < size_ && find(offset / kPage) != nullptr;
+  }
   void resize(std::uint64_t size);                                         // new bytes are zeros
   void read(std::uint64_t offset, void* out, std::size_t length) const;    // zeros beyond the end
   void write(std::uint64_t offset, const void* data, std::size_t length);  // grows as needed
@@ -37,6 +41,7 @@ class Pages {
     bool hashed = false;
   };
   const Page* find(std::uint64_t page) const;
+  std::shared_ptr<Page>& own_slot(std::uint64_t page);
   Page& own(std::uint64_t page);
   static std::uint64_t hash_of(Page& page);
   static std::uint64_t hash_of(Chunk& chunk);
