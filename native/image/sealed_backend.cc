@@ -141,6 +141,7 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   meta_->add_region({extension_.log_offset}, align_up(extension_.log_length, cs), "log");
   meta_->allocator().use_reserve_mode();
   if (!options_.read_only) {
+    if (Error e = co_await fill_log(q)) co_return e;
     // A killed opener's pages may be in the cache only: read nothing that is not on the medium.
     if (!planted(Fault::recovery_without_fdatasync)) {
       if (Error e = co_await q.io.fdatasync(file_)) co_return e;

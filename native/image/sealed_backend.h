@@ -279,6 +279,7 @@ class SealedBackend final : public Backend {
   struct FoundLog;
   Task<Error> find_log(QueueContext& q, FoundLog& found);
   Task<Error> end_log(QueueContext& q, const FoundLog& found);
+  Task<Error> fill_log(QueueContext& q);
   Task<Error> recover(QueueContext& q);
   Task<Error> reclaim(QueueContext& q);
   Task<Error> fold(QueueContext& q, const sealed::LogScan& scan, Fold& fold);

@@ -1,7 +1,7 @@
 // Recovery: a log that was left behind is folded into one final version of each sector, and that
 // goes home by the checkpoint's own code. See sealed_backend.h and docs/format.md section 6.
 //
-// Nothing is written before everything has been folded and checked. A crash during recovery is an
+// Nothing is changed before everything has been folded and checked. A crash during recovery is an
 // ordinary crash: the log is still there, and every candidate it named still is where it was.
 
 #include <algorithm>
@@ -12,6 +12,7 @@
 #include "format/qcow2/check.h"
 #include "image/sealed_backend.h"
 #include "sealed/planted_faults.h"
+#include "storage/file.h"
 
 namespace pqblk::image {
 
@@ -19,6 +20,8 @@ using namespace sealed;  // NOLINT
 namespace qcow2 = format::qcow2;
 
 namespace {
+
+constexpr std::uint64_t kFillBytes = kMiB;  // of one write into holes
 
 struct Candidate {
   Entry entry = Entry::never();
@@ -209,6 +212,29 @@ SealedGeometry SealedBackend::mapped_geometry() const {
   SealedGeometry mapped = geometry_;
   mapped.size = meta_->tables().l1_size() * geometry_.data_clusters() * geometry_.cluster_size();
   return mapped;
+}
+
+// The log's area was written when the disk was made; a copy of the disk that was made sparse has
+// holes there. What is in them is written: space of the log is there before it is needed (I8), and
+// a completed block of it is durable on a device whose cache is not volatile, which it is not where
+// the file system first has to give it a place.
+Task<Error> SealedBackend::fill_log(QueueContext& q) {
+  const std::uint64_t end = std::min(file_.size, extension_.log_offset + extension_.log_length);
+  for (std::uint64_t at = extension_.log_offset; at < end;) {
+    const storage::Hole hole = storage::next_hole(file_, at, end);
+    if (hole.begin == hole.end) break;
+    at = align_down<std::uint64_t>(hole.begin, kPage);
+    const std::uint64_t stop = std::min(end, align_up<std::uint64_t>(hole.end, kPage));
+    AlignedBuffer memory(std::min(kFillBytes, stop - at));
+    for (; at < stop; at += memory.size()) {
+      const std::uint64_t n = std::min<std::uint64_t>(memory.size(), stop - at);
+      if (Error e = co_await q.io.read(file_, at, memory.data(), n)) co_return e;
+      if (Error e = co_await q.io.write(file_, at, memory.data(), n)) {
+        co_return std::move(e).at("fill a hole in the log", at);
+      }
+    }
+  }
+  co_return Error();
 }
 
 struct SealedBackend::FoundLog {

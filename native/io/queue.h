@@ -32,7 +32,7 @@ struct File {
   // -9). The first one to a block of a file does not before the next fdatasync: see
   // keeps_new_blocks().
   bool non_volatile = false;
-  bool atomic_4k = false;     // a 4096-byte aligned write is not torn by power loss
+  bool atomic_4k = false;  // a 4096-byte aligned write is not torn by power loss
   bool block_device = false;
   bool in_memory = false;          // tmpfs: a transfer is a memory copy and waits for no device
   std::uint64_t size = 0;          // bytes when opened (a block device's capacity)

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cerrno>
 #include <filesystem>
@@ -176,6 +177,15 @@ Result<std::uint64_t> size_now(const io::File& file) {
   io::File now = file;
   if (Error e = find_kind_and_size(now)) return e;
   return now.size;
+}
+
+Hole next_hole(const io::File& file, std::uint64_t from, std::uint64_t to) {
+  if (file.id == 0 || file.block_device) return {};
+  const off_t begin = ::lseek(file.fd, static_cast<off_t>(from), SEEK_HOLE);
+  if (begin < 0 || static_cast<std::uint64_t>(begin) >= to) return {};
+  const off_t end = ::lseek(file.fd, begin, SEEK_DATA);  // fails where no data follows
+  const std::uint64_t last = end < 0 ? to : std::min(to, static_cast<std::uint64_t>(end));
+  return {static_cast<std::uint64_t>(begin), last};
 }
 
 }  // namespace pqblk::storage

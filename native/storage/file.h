@@ -39,6 +39,14 @@ void close_file(io::File& file);
 // Bytes of the file now; of a block device its capacity. File::size is that of the open.
 Result<std::uint64_t> size_now(const io::File& file);
 
+struct Hole {
+  std::uint64_t begin = 0, end = 0;  // the same: there is none
+};
+
+// The first part of [from, to) that the file system holds no written blocks for; none where it does
+// not tell, and on block devices.
+Hole next_hole(const io::File& file, std::uint64_t from, std::uint64_t to);
+
 struct LockHolder {
   std::int64_t pid = 0;  // 0: unknown
   std::string command;
