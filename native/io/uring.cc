@@ -283,8 +283,10 @@ void Uring::exchange(std::uint64_t wait_ns) {
   reap();
 }
 
+// Or completions that found no room.
 bool Uring::kernel_has_work() const {
-  return (IO_URING_READ_ONCE(*ring_.sq.kflags) & IORING_SQ_TASKRUN) != 0;
+  constexpr unsigned kWork = IORING_SQ_TASKRUN | IORING_SQ_CQ_OVERFLOW;
+  return (IO_URING_READ_ONCE(*ring_.sq.kflags) & kWork) != 0;
 }
 
 void Uring::enter(std::uint64_t wait_ns) {

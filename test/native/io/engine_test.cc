@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -116,6 +117,31 @@ TEST_CASE("polls wait beside other work, use up no depth, and end with what happ
       ::close(pair[1]);
     }
   });
+}
+
+TEST_CASE("more completions than there is room for come while somebody only yields") {
+  for (const EngineType engine : kEngines) {
+    auto thread = start({.engine = engine, .depth = 1});
+    CAPTURE(thread->queue().engine());
+    constexpr int kPolls = 64;
+    const int fd = ::eventfd(1, EFD_CLOEXEC);  // ready at once, and for each of them
+    REQUIRE(fd >= 0);
+    int ready = 0;
+    const auto wait_for = [&](Queue& queue) -> Task<void> {
+      if (!co_await queue.poll(fd, POLLIN)) ++ready;
+    };
+    const int seen = thread->run_sync([&]() -> Task<int> {
+      Queue& queue = thread->queue();
+      for (int i = 0; i < kPolls; ++i) spawn(wait_for(queue));
+      const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+      while (ready < kPolls && std::chrono::steady_clock::now() < end) co_await yield();
+      const int while_yielding = ready;
+      while (ready < kPolls) co_await queue.sleep(1'000'000);
+      co_return while_yielding;
+    });
+    CHECK(seen == kPolls);
+    ::close(fd);
+  }
 }
 
 TEST_CASE("a coroutine goes to and fro between two sleeping queues") {
