@@ -231,6 +231,7 @@ Task<void> Log::write_block(io::Queue& io, Block* block) {
   // And of the next one: by then completions were looked at once more, of writes in memory all, and
   // those who waited for them come along, as good as in lockstep. A larger block is fewer writes.
   co_await yield();
+  if (failed()) co_return;  // writing has ended, and no mark says any more how far it came
   {
     std::lock_guard guard(mutex_);
     if (!block->sealed) seal(*block);
