@@ -41,6 +41,9 @@ struct Limits {  // every cache and table of a disk has a bound, bytes
   std::uint64_t l2_cache = 32 * kMiB;
   std::uint64_t entry_cache = 64 * kMiB;
   std::uint64_t pending_data = 28 * kMiB;  // sealed: ciphertext kept in memory until written home
+
+  static constexpr std::uint64_t kMax = 64 * kGiB;  // of each; tables grow with it
+  Error check() const;                              // invalid_argument: more than that
 };
 
 inline constexpr std::size_t kArenaBytes = 1 * kMiB;       // of each queue

@@ -93,11 +93,21 @@ Disk::Disk(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Disk::~Disk() { static_cast<void>(close()); }
 
+Error Limits::check() const {
+  for (const std::uint64_t bytes : {l2_cache, entry_cache, pending_data}) {
+    if (bytes <= kMax) continue;
+    return Error(Kind::invalid_argument, "a cache has at most " + std::to_string(kMax) +
+                                             " bytes, not " + std::to_string(bytes));
+  }
+  return {};
+}
+
 Result<std::unique_ptr<Disk>> Disk::open(OpenOptions options) {
   if (options.queues == 0 || options.queues > kMaxQueues) {
     return Error(Kind::invalid_argument, "a disk has 1 to " + std::to_string(kMaxQueues) +
                                              " queues, not " + std::to_string(options.queues));
   }
+  if (Error e = options.limits.check()) return std::move(e).in(options.path);
   auto file = storage::open_file(options.path, file_options(options));
   if (!file) return file.take_error();
   auto impl = std::make_unique<Impl>();

@@ -215,10 +215,10 @@ SealedGeometry SealedBackend::mapped_geometry() const {
 }
 
 // The log's area was written when the disk was made; a copy of the disk that was made sparse has
-// holes there. What is in them is written: space of the log is there before it is needed (I8), and
-// a completed block of it is durable on a device whose cache is not volatile, which it is not where
-// the file system first has to give it a place.
+// holes there. What is in them is written: a completed block of the log is durable on a device
+// whose cache is not volatile, but not where the file system first has to give it a place.
 Task<Error> SealedBackend::fill_log(QueueContext& q) {
+  if (!file_.non_volatile || file_.keeps_new_blocks()) co_return Error();
   const std::uint64_t end = std::min(file_.size, extension_.log_offset + extension_.log_length);
   for (std::uint64_t at = extension_.log_offset; at < end;) {
     const storage::Hole hole = storage::next_hole(file_, at, end);
@@ -226,8 +226,8 @@ Task<Error> SealedBackend::fill_log(QueueContext& q) {
     at = align_down<std::uint64_t>(hole.begin, kPage);
     const std::uint64_t stop = std::min(end, align_up<std::uint64_t>(hole.end, kPage));
     AlignedBuffer memory(std::min(kFillBytes, stop - at));
-    for (; at < stop; at += memory.size()) {
-      const std::uint64_t n = std::min<std::uint64_t>(memory.size(), stop - at);
+    for (std::uint64_t n = 0; at < stop; at += n) {
+      n = std::min<std::uint64_t>(memory.size(), stop - at);
       if (Error e = co_await q.io.read(file_, at, memory.data(), n)) co_return e;
       if (Error e = co_await q.io.write(file_, at, memory.data(), n)) {
         co_return std::move(e).at("fill a hole in the log", at);

@@ -37,11 +37,10 @@ std::int64_t file_system_magic(int fd) {
 
 bool in_memory(std::int64_t magic) { return magic == TMPFS_MAGIC || magic == RAMFS_MAGIC; }
 
-// File systems that write an allocated block where it is. Any other may copy it elsewhere, log it,
-// or be a network: nothing follows from the device then (and there may be none).
-bool writes_in_place(std::int64_t magic) {
-  return magic == EXT4_SUPER_MAGIC || magic == XFS_SUPER_MAGIC;
-}
+// The file system that writes an allocated block where it is. Any other may copy it elsewhere, log
+// it, or be a network: nothing follows from the device then (and there may be none). XFS may share
+// a file's blocks with a copy of it, and gives what is written to one a new place.
+bool writes_in_place(std::int64_t magic) { return magic == EXT4_SUPER_MAGIC; }
 
 // The block device below the file, as /sys/dev/block/MAJOR:MINOR knows it.
 class Device {
@@ -152,7 +151,8 @@ void find_durability(io::File& file, std::optional<bool> assumed) {
   if (!file.direct) return;  // a completed write is in the page cache
   const std::optional<Device> device = Device::below(file);
   const bool in_place = file.block_device || writes_in_place(magic);
-  file.non_volatile = assumed.value_or(in_place && device && device->write_through());
+  // The operator's word is about the device, and not about what the file system does above it.
+  file.non_volatile = in_place && assumed.value_or(device && device->write_through());
   file.atomic_4k = in_place && device && device_atomic_4k(file, *device);
 }
 
