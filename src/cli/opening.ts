@@ -144,7 +144,8 @@ export function addEngineOptions(command: Command): Command {
       '--assume-non-volatile',
       'the device loses nothing that it has acknowledged, whatever it says of its cache; if that is ' +
         'wrong, a power loss DAMAGES a sealed disk',
-    );
+    )
+    .option('--no-assume-non-volatile', 'it does lose it, whatever it says');
 }
 
 /** How the engine opens a disk, as it was said. */
@@ -156,7 +157,7 @@ export function engineOptions(flags: EngineFlags): EngineOptions {
     ...(l2CacheSize !== undefined && { l2CacheBytes: l2CacheSize }),
     ...(entryCacheSize !== undefined && { entryCacheBytes: entryCacheSize }),
     ...(pendingDataSize !== undefined && { pendingDataBytes: pendingDataSize }),
-    ...(assumeNonVolatile && { assumeNonVolatile }),
+    ...(assumeNonVolatile !== undefined && { assumeNonVolatile }),
   };
 }
 

@@ -318,6 +318,7 @@ describe('bench', () => {
     };
     expect(await classOf()).not.toMatch(/^non-volatile/);
     expect(await classOf('--assume-non-volatile')).toMatch(/^(non-volatile|RAM-backed)/);
+    expect(await classOf('--no-assume-non-volatile')).toMatch(/^(volatile|RAM-backed)/);
   });
 
   it.each([
@@ -326,6 +327,7 @@ describe('bench', () => {
     [['--bs', '0'], 'invalid_argument'],
     [['--iodepth', '0'], 'invalid_argument'],
     [['--queues', '65'], 'invalid_argument'],
+    [['--entry-cache-size', '64T'], 'invalid_argument'],
     [['--size', '1T'], 'invalid_argument'],
   ] as const)('refuses %j', async (flags, kind) => {
     const { code, stderr } = await pqblk('bench', at('bench.raw'), '--runtime', '0.1', ...flags);
