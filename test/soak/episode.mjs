@@ -463,7 +463,9 @@ export class Episode {
     const possible = MOVES.filter((move) => move.when(this));
     if (possible.length === 0) return;
     const move = this.random.of(...possible.flatMap((one) => Array(one.weight).fill(one)));
+    if (this.unsettled) await this.lookByC(); // what is wrong by now is not the move's
     await move.run(this);
+    this.unsettled = 'clean'; // so that it is looked at again
     this.count(move);
     await this.check(false);
   }

@@ -59,11 +59,12 @@ export const MOVES = [
     const { disk, snapshot } = episode;
     if (snapshot === undefined) {
       await must('snapshot', '-c', SNAPSHOT, disk);
-      episode.snapshot = await digestOfSnapshot(episode);
+      const bytes = episode.shape.size;
+      episode.snapshot = { bytes, digest: await digestOfSnapshot(episode, bytes) };
       return;
     }
-    const now = await digestOfSnapshot(episode);
-    if (now !== snapshot) throw new Wrong(`the snapshot in ${disk} is not what was taken`);
+    const now = await digestOfSnapshot(episode, snapshot.bytes);
+    if (now !== snapshot.digest) throw new Wrong(`the snapshot in ${disk} is not what was taken`);
     await must('snapshot', '-d', SNAPSHOT, disk);
     episode.snapshot = undefined;
   }),
@@ -111,12 +112,13 @@ async function importOnce(episode, target, words) {
   await episode.must(words);
 }
 
-async function digestOfSnapshot(episode) {
+/** Of as many bytes as it had: qemu-img gives it out in the size that the disk has now. */
+async function digestOfSnapshot(episode, bytes) {
   const out = episode.at('snapshot.raw');
   const hash = createHash('sha256');
   try {
     await must('convert', '-l', `snapshot.name=${SNAPSHOT}`, '-O', 'raw', episode.disk, out);
-    await pipeline(createReadStream(out), hash);
+    await pipeline(createReadStream(out, { end: bytes - 1 }), hash);
   } finally {
     rmSync(out, { force: true });
   }

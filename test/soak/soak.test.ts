@@ -119,7 +119,10 @@ describe('a device that stands still', () => {
 describe('an internal snapshot', () => {
   const move = MOVES.find(({ name }: { name: string }) => name === 'internal snapshot');
   const disk = join(scratch, 'snapshot.qcow2');
-  const episode = { disk, at: (name: string) => join(scratch, name), snapshot: undefined };
+  const episode: { snapshot: { digest: string } | undefined; [name: string]: unknown } = {
+    ...{ disk, at: (name: string) => join(scratch, name) },
+    ...{ snapshot: undefined, shape: { size: MiB } },
+  };
   const must = (...words: string[]) => {
     const { status, stderr } = spawnSync(words[0] as string, words.slice(1), { encoding: 'utf8' });
     expect({ status, stderr }).toEqual({ status: 0, stderr: '' });
@@ -128,7 +131,7 @@ describe('an internal snapshot', () => {
     must('qemu-img', 'create', '-q', '-f', 'qcow2', disk, '1M');
     must('qemu-io', '-c', 'write -q -P 17 0 64k', disk);
     await move.run(episode);
-    expect(episode.snapshot).toMatch(/^[0-9a-f]{64}$/);
+    expect(episode.snapshot?.digest).toMatch(/^[0-9a-f]{64}$/);
   };
 
   it('is deleted again when the disk was written to', async () => {
