@@ -171,7 +171,7 @@ typedef struct pqblk_open_options {
   uint32_t spin_us;        /* an idle queue polls so long before it sleeps; 0: not at all */
   uint32_t backing_format; /* PQBLK_RAW or PQBLK_QCOW2, for an image that does not say; 0: refuse */
   uint32_t reserved;
-  uint64_t l2_cache_bytes;    /* bounds of caches; 0: 32 MiB */
+  uint64_t l2_cache_bytes;    /* bounds of caches, at most 64 GiB each; 0: 32 MiB */
   uint64_t entry_cache_bytes; /* sealed; 0: 64 MiB */
   uint64_t pending_bytes;     /* sealed: ciphertext kept until it is written home; 0: 28 MiB */
   const pqblk_keys* keys;     /* sealed, required; copied, stays the caller's */

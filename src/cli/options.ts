@@ -227,7 +227,7 @@ export function positiveSizeArgument(text: string): number {
   const size = parseSize(text);
   if (size > 0) return size;
   throw new InvalidArgumentError(
-    'expected a size of 1 byte or more; leave the option out for none.',
+    'expected a size of 1 byte or more; leave the option out for none, or for its default.',
   );
 }
 

@@ -40,6 +40,7 @@ export interface OpenDiskOptions extends KeyOptions {
   sqpoll?: boolean;
   /** Polls so long before an idle queue sleeps. Default 0. */
   spinMicroseconds?: number;
+  /** Bounds of caches, at most 64 GiB each. Default 32 MiB, 64 MiB and 28 MiB. */
   l2CacheBytes?: number;
   entryCacheBytes?: number;
   pendingDataBytes?: number;

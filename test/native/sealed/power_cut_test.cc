@@ -10,10 +10,9 @@
 #include <string>
 #include <vector>
 
-#include "image/disk_create.h"
 #include "image/disk_harness.h"
 #include "io/stage.h"
-#include "sealed/sealed_lab.h"
+#include "sealed/sealed_file.h"
 
 using namespace pqblk;        // NOLINT
 using namespace pqblk::test;  // NOLINT
@@ -67,15 +66,7 @@ class FileSystem {
 };
 
 std::unique_ptr<image::Disk> open_disk(const std::string& path) {
-  image::OpenOptions options;
-  options.path = path;
-  options.format = image::Format::sealed;
-  options.keys = test_keys();
-  options.expected_uuid = test_uuid();
-  options.assume_non_volatile = true;
-  auto disk = image::Disk::open(std::move(options));
-  REQUIRE_MESSAGE(disk, disk.error().to_string());
-  return std::move(*disk);
+  return open_sealed_file(sealed_file_options(path, true));
 }
 
 void request(image::Disk& disk, image::RequestType type, std::vector<std::uint8_t>& data) {
@@ -92,15 +83,7 @@ void request(image::Disk& disk, image::RequestType type, std::vector<std::uint8_
 TEST_CASE("FUA on a device with a non-volatile cache outlives a power cut") {
   FileSystem fs;
   if (!fs.mounted()) return;
-  image::CreateSpec spec;
-  spec.path = fs.disk();
-  spec.size = 8 * kMiB;
-  spec.uuid = test_uuid();
-  spec.log_bytes = kMiB;
-  spec.key_area.resize(sealed::kKeyAreaBytes);
-  spec.keys = test_keys();
-  const Error e = image::create_disk(spec);
-  REQUIRE_MESSAGE(!e, e.to_string());
+  make_sealed_file(sealed_file_spec(fs.disk(), 8 * kMiB, kMiB));
   std::vector<std::uint8_t> written(kSectorSize, 0xab);
   {
     const auto disk = open_disk(fs.disk());

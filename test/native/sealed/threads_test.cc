@@ -24,10 +24,8 @@
 
 #include "base/aligned.h"
 #include "effort.h"
-#include "image/disk.h"
-#include "image/disk_create.h"
 #include "io/queue_thread.h"
-#include "sealed/sealed_subject.h"
+#include "sealed/sealed_file.h"
 #include "sim/model.h"
 #include "storage/file.h"
 
@@ -308,29 +306,17 @@ struct Image {
   explicit Image(const char* name)
       : path((std::filesystem::exists("/dev/shm") ? "/dev/shm/" : "/tmp/") + std::string(name) +
              "." + std::to_string(::getpid())) {
-    image::CreateSpec spec;
-    spec.path = path;
-    spec.size = kSectors * kSectorSize;
-    spec.overwrite = true;
+    constexpr std::uint64_t kLogBytes = 256 * kKiB;  // wraps many times
+    image::CreateSpec spec = sealed_file_spec(path, kSectors * kSectorSize, kLogBytes);
     spec.cluster_size = kClusterSize;
-    spec.uuid = test_uuid();
-    spec.log_bytes = 256 * kKiB;  // wraps many times
-    spec.key_area.resize(sealed::kKeyAreaBytes);
-    spec.keys = test_keys();
-    const Error e = image::create_disk(spec);
-    REQUIRE_MESSAGE(!e, e.to_string());
+    make_sealed_file(spec);
   }
   ~Image() { std::filesystem::remove(path); }
 
   Result<std::unique_ptr<image::Disk>> open(bool non_volatile) const {
-    image::OpenOptions o;
-    o.path = path;
-    o.format = image::Format::sealed;
+    image::OpenOptions o = sealed_file_options(path, non_volatile);
     o.cache = image::Cache::writeback;
     o.queues = kQueues;
-    o.keys = test_keys();
-    o.expected_uuid = test_uuid();
-    o.assume_non_volatile = non_volatile;
     o.limits.pending_data = 64 * kKiB;
     o.limits.entry_cache = 64 * kKiB;
     return image::Disk::open(std::move(o));
