@@ -10,8 +10,9 @@
 //     better: 'more',                      // or 'less'
 //     base: 'fio io_uring',                // the row that ratios are taken to; optional
 //     x: { name: 'queue depth', values: [1, 2, 4], log: true },   // optional: a series and its axis
-//     rounds: 1,                           // optional: fewer than the run's, for what takes long;
-//                                          // quick: one where there is no target
+//     rounds: 1,                           // optional: fewer than the run's, for what takes long.
+//                                          // Without it more, while a target is open. Quick: never
+//                                          // more, and one where there is no target
 //     contenders: [{ name, missing, call, run: async (x) => 123 }],  // or { value, p50, p99, … }
 //     targets: [{ name, to, atLeast, atMost, x, about }],         // without `to`: of the value itself
 //   });
@@ -34,6 +35,8 @@ export const KEY = 'bench';
 /** How often a sample is taken at most when the host disturbs it. */
 const TRIES = 6;
 const TRIES_QUICK = 2;
+/** How many times the rounds of a run are taken at most while they leave a target open. */
+const ROUNDS_WHILE_OPEN = 3;
 /** Command lines that are kept of a row. */
 const COMMANDS_MAX = 8;
 
@@ -98,8 +101,10 @@ export class Bench {
     this.#groups.push(group);
     const most = this.quick && group.targets.length === 0 ? 1 : this.rounds;
     const rounds = Math.min(most, plan.rounds ?? most);
+    const further = this.quick || plan.rounds !== undefined ? 1 : ROUNDS_WHILE_OPEN;
+    const step = (where, once) => this.#step(group, where, once);
     try {
-      await measure(plan, group, { rounds, step: (where, once) => this.#step(group, where, once) });
+      await measure(plan, group, { rounds, most: rounds * further, step });
     } finally {
       this.#progress.group(group);
     }

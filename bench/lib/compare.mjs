@@ -21,20 +21,26 @@ export function groupOf(plan, set) {
   };
 }
 
+/** Whether another round may show what the ones so far did not. */
+const leavesOpen = (group) => summarise(group).targets.some(({ open }) => open);
+
 const sampleOf = (result) => (typeof result === 'number' ? { value: result } : result);
 
 /**
- * Measures `plan` for so many rounds into `group`. A contender that fails is a row that says why;
+ * Measures `plan` for so many rounds into `group`; for up to `most` while a target is open. What they
+ * stop at is not whether it is met. A contender that fails is a row that says why;
  * the others go on. What `step` throws itself ends the comparison, with what there is summarised.
  */
-export async function measure(plan, group, { rounds, step }) {
+export async function measure(plan, group, { rounds, most = rounds, step }) {
   const pairs = plan.contenders.map((contender, i) => ({ contender, row: group.rows[i] }));
   try {
-    for (let round = 0; round < rounds; round++) {
+    for (let round = 0; round < rounds || (round < most && leavesOpen(group)); round++) {
+      group.rounds = { asked: rounds, taken: round + 1 };
       for (const [i, { x }] of group.rows[0].points.entries()) {
         for (const { contender, row } of round % 2 ? pairs.toReversed() : pairs) {
           if (row.missing) continue;
-          const { error, result } = await step({ row, round, rounds, x }, () => contender.run(x));
+          const where = { row, round, rounds: Math.max(rounds, round + 1), x };
+          const { error, result } = await step(where, () => contender.run(x));
           if (error) {
             row.missing = `failed: ${error.message.trim()}`;
             row.failed = true;

@@ -1,16 +1,7 @@
 // The HTML report of a run: one file, no network, no script.
 import { escaped } from './html.mjs';
 import { bars, lines, PERCENTILES, percentiles } from './plots.mjs';
-import {
-  found,
-  goal,
-  hostRemark,
-  number,
-  ratio,
-  targetName,
-  verdict,
-  wasMeasured,
-} from './units.mjs';
+import { found, goal, number, ratio, remarks, targetName, verdict, wasMeasured } from './units.mjs';
 
 const STYLE = `
 :root { color-scheme: light; --ink: #1d2127; --dim: #5f6875; --line: #e2e6eb; }
@@ -140,13 +131,12 @@ function section(group) {
     const value = escaped(target.missing ?? found(target, unit));
     return `<p><span class="${word}">${word}</span> ${what}${value}</p>`;
   });
-  const disturbed = hostRemark(group);
   return [
     `<h3>${escaped(name)}</h3>`,
     about ? `<p class="dim">${escaped(about)}</p>` : '',
     x && x.values.length > 1 ? lines(group) : bars(group),
     x ? seriesFigures(group) : figures(group),
-    disturbed ? `<p class="dim">${escaped(disturbed)}</p>` : '',
+    ...remarks(group).map((remark) => `<p class="dim">${escaped(remark)}</p>`),
     ...verdicts,
     percentiles(group),
     commands(rows),

@@ -24,6 +24,25 @@ export function pairedRatios(values, base) {
     .filter((ratio) => ratio !== undefined);
 }
 
+/**
+ * Between which of the values the median lies of what they are samples of, 19 times in 20: of so many
+ * coins, how many of the least and of the most may be chance. Of fewer than nine all of them.
+ */
+export function medianInterval(values) {
+  const sorted = values.toSorted((a, b) => a - b);
+  const n = sorted.length;
+  let chance = 0;
+  let heads = 0.5 ** n; // the probability of exactly `chance` heads, and of at most so many
+  let atMost = heads;
+  for (;;) {
+    heads *= (n - chance) / (chance + 1);
+    atMost += heads;
+    if (2 * atMost > 1 / 20) break;
+    chance += 1;
+  }
+  return { least: sorted[chance], most: sorted[n - 1 - chance] };
+}
+
 /** The median of each number that all samples' details name. */
 function medianDetails(details) {
   const found = details.filter((each) => each !== undefined);
@@ -60,7 +79,8 @@ export const pointOfTarget = ({ points }, at) =>
 
 /**
  * Whether a target is met: the median of paired ratios where it has a `to`, else the median itself.
- * `met` is undefined, and `missing` says why, where one side was not measured or failed.
+ * `met` is undefined, and `missing` says why, where one side was not measured or failed. `open`: what
+ * was measured leaves both possible.
  */
 export function judge(group, target) {
   const rowOf = (name) => {
@@ -77,7 +97,8 @@ export function judge(group, target) {
     target.missing = `${failed.name}: ${failed.missing}`;
     return target;
   }
-  const found = base ? summary(pairedRatios(point.samples, base.samples)) : summary(point.samples);
+  const values = base ? pairedRatios(point.samples, base.samples) : point.samples;
+  const found = summary(values);
   if (!found) {
     const without = rows.find((row) => pointOf(row).median === undefined) ?? rows[0];
     target.missing = `${without.name}: ${without.missing ?? 'not measured'}`;
@@ -85,6 +106,9 @@ export function judge(group, target) {
   }
   target.found = found;
   const { atLeast, atMost } = target;
+  const { least, most } = medianInterval(values.filter((value) => value !== undefined));
+  const wanted = atLeast ?? atMost;
+  target.open = least < wanted && wanted <= most;
   target.met = atLeast === undefined ? found.median <= atMost : found.median >= atLeast;
   return target;
 }

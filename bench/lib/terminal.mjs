@@ -2,16 +2,7 @@
 // Tables go to stdout, progress to stderr; on a terminal the progress is one line that changes.
 import { styleText } from 'node:util';
 import { load } from './machine.mjs';
-import {
-  found,
-  goal,
-  hostRemark,
-  number,
-  ratio,
-  targetName,
-  verdict,
-  wasMeasured,
-} from './units.mjs';
+import { found, goal, number, ratio, remarks, targetName, verdict, wasMeasured } from './units.mjs';
 
 const coloured = process.stdout.isTTY && !process.env.NO_COLOR;
 const paint = (style, text) => (coloured ? styleText(style, text) : text);
@@ -82,8 +73,7 @@ export function printGroup(group) {
     heading,
     rows.flatMap((row) => rowsOf(row, unit, x ? seriesRow : plainRow)),
   );
-  const disturbed = hostRemark(group);
-  if (disturbed) line(`  ${paint('yellow', disturbed)}`);
+  for (const remark of remarks(group)) line(`  ${paint('yellow', remark)}`);
   for (const target of group.targets) line(`  ${targetLine(target, unit)}`);
 }
 

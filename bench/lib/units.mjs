@@ -50,11 +50,18 @@ export function found(target, unit) {
 export const targetName = ({ name, to, x, about }) =>
   about ?? `${name}${to === undefined ? '' : ` / ${to}`}${x === undefined ? '' : ` at ${x}`}`;
 
-/** What the host did to a group's samples; nothing where it left them alone. */
-export function hostRemark({ host }) {
-  if (!host || host.repeated + host.disturbed === 0) return undefined;
-  const counted = host.disturbed > 0 ? `; ${host.disturbed} counted all the same` : '';
-  return `the host took the cores away: ${host.repeated} samples measured again${counted}`;
+/** What a reader of a group's figures should know of how they came about: sentences. */
+export function remarks({ host = { repeated: 0, disturbed: 0 }, rounds, targets = [] }) {
+  const found = [];
+  if (host.repeated + host.disturbed > 0) {
+    const counted = host.disturbed > 0 ? `; ${host.disturbed} counted all the same` : '';
+    found.push(`the host took the cores away: ${host.repeated} samples measured again${counted}`);
+  }
+  if (rounds && rounds.taken > rounds.asked) {
+    const end = targets.some(({ open }) => open) ? ', as do all of them' : '';
+    found.push(`${rounds.taken} rounds: ${rounds.asked} left open whether a target is met${end}`);
+  }
+  return found;
 }
 
 /** Whether a row has any figure at all; one that failed later has, and says why as well. */

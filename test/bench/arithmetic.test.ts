@@ -5,14 +5,14 @@ import { describe, expect, it, vi } from 'vitest';
 // The benchmarks are plain JavaScript; nothing declares their types.
 const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
-const { median, pairedRatios, summarise, summary } = await lib('stats');
+const { median, medianInterval, pairedRatios, summarise, summary } = await lib('stats');
 const { groupOf, measure } = await lib('compare');
 const { printGroup } = await lib('terminal');
 const { benchCommand } = await lib('commands');
 const { deviceName, mountOf } = await lib('machine');
 const { qemuImg } = await lib('qemu');
 const { coreTime, undisturbed } = await lib('host');
-const { found, goal, hostRemark, number, verdict } = await lib('units');
+const { found, goal, number, remarks, verdict } = await lib('units');
 
 interface Step {
   row: { name: string };
@@ -21,7 +21,7 @@ interface Step {
 }
 
 /** Runs a plan whose samples are given; answers the group and the order of the samples. */
-async function play(plan: object, rounds: number) {
+async function play(plan: object, rounds: number, most = rounds) {
   const order: string[] = [];
   const group = groupOf({ group: 'g', unit: 'IOPS', ...plan }, 's');
   const step = async ({ row, x }: Step, once: () => Promise<unknown>) => {
@@ -32,7 +32,7 @@ async function play(plan: object, rounds: number) {
       return { error };
     }
   };
-  await measure({ group: 'g', unit: 'IOPS', ...plan }, group, { rounds, step });
+  await measure({ group: 'g', unit: 'IOPS', ...plan }, group, { rounds, most, step });
   return { group, order };
 }
 
@@ -171,6 +171,46 @@ describe('targets', () => {
   });
 });
 
+describe('a target that the rounds leave open', () => {
+  const base = () => given('base', Array(15).fill(100));
+  const targets = [{ name: 'ours', to: 'base', atLeast: 1 }];
+  const taken = async (ours: readonly number[]) =>
+    (await play({ contenders: [base(), given('ours', ours)], targets }, 5, 15)).group;
+
+  it('is what the sign test cannot tell', () => {
+    // Of 15 throws of a coin at most 3 show heads with a chance of 1.8 %, of 9 at most 1 with 2 %.
+    expect(medianInterval([3, 1, 2, 5, 4])).toEqual({ least: 1, most: 5 });
+    expect(medianInterval([9, 8, 7, 6, 5, 4, 3, 2, 1])).toEqual({ least: 2, most: 8 });
+    expect(medianInterval(Array.from({ length: 15 }, (_, i) => i))).toEqual({ least: 3, most: 11 });
+  });
+
+  it.each([
+    ['all of them meet it', [101, 103, 110, 105, 100], 5, 'met'],
+    ['all of them miss it', [90, 80, 99, 70, 90], 5, 'MISSED'],
+    ['one of nine misses it', [101, 101, 90, ...Array(12).fill(101)], 9, 'met'],
+    ['one of nine meets it', [99, 99, 110, ...Array(12).fill(99)], 9, 'MISSED'],
+  ])('is measured until it is not: %s', async (_, ours, rounds, word) => {
+    const group = await taken(ours);
+    expect(group.rounds).toEqual({ asked: 5, taken: rounds });
+    expect(verdict(group.targets[0])).toBe(word);
+    expect(remarks(group)).toHaveLength(rounds === 5 ? 0 : 1);
+  });
+
+  it('is given up at last, and that is said', async () => {
+    const group = await taken([1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1].map((n) => 99 + 2 * n));
+    expect(group.rounds.taken).toBe(15);
+    expect(remarks(group)).toEqual([
+      '15 rounds: 5 left open whether a target is met, as do all of them',
+    ]);
+  });
+
+  it('does not keep a contender that fails', async () => {
+    const fails = { name: 'ours', run: () => Promise.reject(new Error('out of luck')) };
+    const { group } = await play({ contenders: [base(), fails], targets }, 5, 15);
+    expect(group.rounds.taken).toBe(5);
+  });
+});
+
 describe('the machine', () => {
   it('is told by the mount on top where one lies over another', () => {
     const two = '0:25 tmpfs tmpfs\n0:300 shm tmpfs';
@@ -298,11 +338,11 @@ describe('a host that takes the cores away', () => {
     const { once, now } = sampler([40, 40, 40, 40]);
     const found = await undisturbed(once, { tries: 3, now, clock: () => 0 });
     expect(found).toEqual({ result: 3, repeated: 2, disturbed: true });
-    expect(hostRemark({ host: { repeated: 2, disturbed: 1 } })).toBe(
+    expect(remarks({ host: { repeated: 2, disturbed: 1 } })).toEqual([
       'the host took the cores away: 2 samples measured again; 1 counted all the same',
-    );
-    expect(hostRemark({ host: { repeated: 0, disturbed: 0 } })).toBeUndefined();
-    expect(hostRemark({})).toBeUndefined();
+    ]);
+    expect(remarks({ host: { repeated: 0, disturbed: 0 } })).toEqual([]);
+    expect(remarks({})).toEqual([]);
   });
 
   it('does not have a long sample repeated', async () => {
