@@ -173,10 +173,13 @@ class SealedBackend final : public Backend {
   bool mapping_now(Slot slot, std::uint64_t& raw);
   bool mapping_now(const QueueContext& q, Slot slot, std::uint64_t& raw);
   Task<Result<std::uint64_t>> mapping(io::Queue& io, Slot slot);
+  bool home_mapping_now(Slot slot, std::uint64_t& raw);
   Task<Result<std::uint64_t>> home_mapping(io::Queue& io, Slot slot);
   bool resolve_one_now(Sector s, Resolved& out);
   Task<Error> resolve(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
-  Task<Error> resolve_run(io::Queue& io, Sector first, std::uint32_t count, Resolved* out);
+  Task<Error> resolve_run(io::Queue& io, Sector first, std::uint32_t count, std::uint32_t wanted,
+                          Resolved* out);
+  std::uint64_t pages_to_load(Sector s, std::uint32_t wanted);
   std::uint32_t run_from(Sector s, std::uint32_t count) const;
   // Likewise for whoever looks at the whole disk: calls `unreadable` for each sector whose entry
   // the medium does not give out, which is as one that was never written then.
@@ -256,11 +259,16 @@ class SealedBackend final : public Backend {
 
   // sealed_checkpoint.cc
   struct HomeWork;
+  struct HomePage;
   bool may_free_clusters() const;
   Task<void> checkpoint_loop();
   Task<void> reserve_loop();
   Task<Error> write_home(QueueContext& q);
   Task<Error> write_home_data(QueueContext& q, HomeWork& work);
+  Task<Error> find_home_pages(QueueContext& q, const HomeWork& work, std::size_t& at,
+                              std::vector<HomePage>& pages);
+  Task<Error> pin_neighbours(io::Queue& io, std::span<HomePage> pages);
+  Task<Error> pin_home_pages(QueueContext& q, std::span<HomePage> pages);
   Task<Error> write_home_entries(QueueContext& q, HomeWork& work);
   Task<Error> write_fresh_entry_cluster(QueueContext& q, HomeWork& work, Slot slot,
                                         const sealed::SlotVersion& version);
@@ -270,7 +278,7 @@ class SealedBackend final : public Backend {
                             const sealed::SlotVersion& version);
   Task<Error> write_home_slots(QueueContext& q, HomeWork& work);
   Task<Error> release_clusters(QueueContext& q, HomeWork& work);
-  Task<Result<std::uint64_t>> frozen_mapping(io::Queue& io, Slot slot);
+  bool frozen_mapping_now(Slot slot, std::uint64_t& raw);
   static void ask(Watermark& asked, const Watermark& ended);
   void ask_checkpoint() { ask(checkpoint_asked_, checkpoint_ended_); }
 

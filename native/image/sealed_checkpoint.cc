@@ -9,6 +9,7 @@
 #include <cassert>
 
 #include "base/aligned.h"
+#include "base/task_group.h"
 #include "image/op_group.h"
 #include "image/sealed_backend.h"
 #include "sealed/planted_faults.h"
@@ -22,9 +23,18 @@ namespace {
 constexpr std::size_t kHomeWritesAtOnce = 256;
 constexpr std::size_t kHomeRunMax = 256;          // sectors in one write home
 constexpr std::size_t kHomeSectorsAtOnce = 2048;  // about: 8 MiB, read back from the log
-constexpr std::size_t kEntryPagesPinned = 512;
+constexpr std::size_t kEntryPagesPinned = 256;
+constexpr std::size_t kEntryLoadsAtOnce = 64;
 constexpr std::uint64_t kEntryWriteMax = 256 * kKiB;
 }  // namespace
+
+// A page of entries that some frozen sectors change, and which of them.
+struct SealedBackend::HomePage {
+  std::uint64_t number = 0;
+  std::uint64_t host = 0;
+  std::size_t first = 0, end = 0;  // in HomeWork::sectors
+  EntryCache::Pin pin;
+};
 
 struct SealedBackend::HomeWork {
   std::vector<Overlay::FrozenSector> sectors;  // sorted
@@ -32,9 +42,13 @@ struct SealedBackend::HomeWork {
   std::vector<HostOffset> dropped;
 };
 
-Task<Result<std::uint64_t>> SealedBackend::frozen_mapping(io::Queue& io, Slot slot) {
-  if (const auto version = overlay_.frozen_slot(slot)) co_return version->entry;
-  co_return co_await home_mapping(io, slot);
+// As of the cut, without waiting; false: home_mapping() has it.
+bool SealedBackend::frozen_mapping_now(Slot slot, std::uint64_t& raw) {
+  if (const auto version = overlay_.frozen_slot(slot)) {
+    raw = version->entry;
+    return true;
+  }
+  return home_mapping_now(slot, raw);
 }
 
 namespace {
@@ -52,15 +66,19 @@ Task<Error> SealedBackend::write_home_data(QueueContext& q, HomeWork& work) {
   for (std::size_t i = 0; i < work.sectors.size(); ++i) {
     const auto& [sector, version] = work.sectors[i];
     if (version->place == 0 || version->entry.state() != State::data) continue;
-    Result<std::uint64_t> raw =
-        co_await frozen_mapping(q.io, geometry_.data_slot(geometry_.cluster_of(sector)));
-    if (!raw) co_return raw.take_error();
+    const Slot slot = geometry_.data_slot(geometry_.cluster_of(sector));
+    std::uint64_t raw = 0;
+    if (!frozen_mapping_now(slot, raw)) {
+      Result<std::uint64_t> loaded = co_await home_mapping(q.io, slot);
+      if (!loaded) co_return loaded.take_error();
+      raw = *loaded;
+    }
     if (++looked % 64 == 0) co_await yield();  // a long look at memory holds up nobody
-    if (l2_host(*raw) == 0) {
+    if (l2_host(raw) == 0) {
       co_return Error(Kind::corrupt,
                       "sector " + std::to_string(sector.value) + " has no home cluster");
     }
-    const std::uint64_t host = l2_host(*raw) + geometry_.offset_in_cluster(sector);
+    const std::uint64_t host = l2_host(raw) + geometry_.offset_in_cluster(sector);
     const bool joins = !runs.empty() && runs.back().first + runs.back().count == i &&
                        runs.back().host + runs.back().count * kSectorSize == host &&
                        runs.back().count < kHomeRunMax;
@@ -139,51 +157,85 @@ Task<Error> SealedBackend::refresh_pages(QueueContext& q, HomeWork& work, Slot s
   co_return Error();
 }
 
-// Neighbouring pages go in one write; a page stays as it is until its write has completed (pinned).
-Task<Error> SealedBackend::write_home_entries(QueueContext& q, HomeWork& work) {
-  OpGroup writes(q.io);
-  std::vector<EntryCache::Pin> pins;
-  std::vector<iovec> run;
-  std::uint64_t run_at = 0;
-  const auto end_run = [&] {
-    if (!run.empty()) writes.add(io::OpType::write, file_, run_at, std::move(run));
-    run.clear();
-  };
-  for (std::size_t i = 0; i < work.sectors.size();) {
-    const Sector s = work.sectors[i].sector;
+// The next pages, at most kEntryPagesPinned, that hold sectors from the `at`-th on, which moves
+// past them. Fresh entry clusters are written whole; under the zero flag there is nothing to write.
+Task<Error> SealedBackend::find_home_pages(QueueContext& q, const HomeWork& work, std::size_t& at,
+                                           std::vector<HomePage>& pages) {
+  pages.clear();
+  while (at < work.sectors.size() && pages.size() < kEntryPagesPinned) {
+    const Sector s = work.sectors[at].sector;
     const Slot slot = geometry_.entry_slot(s);
-    const std::uint64_t page = entries_->page_of(s);
-    std::size_t end = i;
-    while (end < work.sectors.size() && entries_->page_of(work.sectors[end].sector) == page) ++end;
-    if (overlay_.frozen_slot(slot)) {
-      i = end;  // fresh ones are written whole; under the zero flag there is nothing to write
-      continue;
+    HomePage page;
+    page.number = entries_->page_of(s);
+    page.first = at;
+    while (at < work.sectors.size() && entries_->page_of(work.sectors[at].sector) == page.number) {
+      ++at;
     }
+    page.end = at;
+    if (overlay_.frozen_slot(slot)) continue;
     Result<std::uint64_t> raw = co_await home_mapping(q.io, slot);
     if (!raw) co_return raw.take_error();
     if (l2_host(*raw) == 0) co_return Error(Kind::corrupt, "an entry has no entry cluster");
-    Result<EntryCache::Pin> pin = co_await entries_->pin(q.io, page);
-    if (!pin) co_return pin.take_error();
-    for (; i < end; ++i) {
-      const auto& [sector, version] = work.sectors[i];
-      pin->update(EntryCache::index_in_page(geometry_.entry_offset(sector)), version->entry);
-    }
-    const std::uint64_t at = l2_host(*raw) + page % entries_->pages_per_cluster() * kPage;
-    if (run.empty() || run_at + run.size() * kPage != at) {
-      end_run();
-      run_at = at;
-    }
-    run.push_back({const_cast<std::uint8_t*>(pin->bytes()), kPage});
-    pins.push_back(std::move(*pin));
-    if (writes.size() >= kHomeWritesAtOnce || pins.size() >= kEntryPagesPinned) {
-      end_run();
-      if (Error e = co_await writes.run()) co_return e;
-      writes.clear();
-      pins.clear();
-    }
+    page.host = l2_host(*raw) + page.number % entries_->pages_per_cluster() * kPage;
+    pages.push_back(std::move(page));
   }
-  end_run();
-  co_return co_await writes.run();
+  co_return Error();
+}
+
+// Pages that follow each other come in one read where they are not in memory.
+Task<Error> SealedBackend::pin_neighbours(io::Queue& io, std::span<HomePage> pages) {
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    Result<EntryCache::Pin> pin = co_await entries_->pin(io, pages[i].number, pages.size() - i);
+    if (!pin) co_return pin.take_error();
+    pages[i].pin = std::move(*pin);
+  }
+  co_return Error();
+}
+
+// All at once, but for a bound: one after the other each would wait behind what guests have in
+// flight, and while the overlay is full guests wait for this.
+Task<Error> SealedBackend::pin_home_pages(QueueContext& q, std::span<HomePage> pages) {
+  for (std::size_t begin = 0; begin < pages.size();) {
+    TaskGroup loads;
+    for (std::size_t n = 0; n < kEntryLoadsAtOnce && begin < pages.size(); ++n) {
+      std::size_t end = begin + 1;
+      while (end < pages.size() && end - begin < EntryCache::kRunMax &&
+             pages[end].number == pages[end - 1].number + 1 &&
+             pages[end].number % entries_->pages_per_cluster() != 0) {
+        ++end;
+      }
+      loads.start(pin_neighbours(q.io, pages.subspan(begin, end - begin)));
+      begin = end;
+    }
+    if (Error e = co_await loads.join()) co_return e;
+  }
+  co_return Error();
+}
+
+// Neighbouring pages go in one write; a page stays as it is until its write has completed (pinned).
+Task<Error> SealedBackend::write_home_entries(QueueContext& q, HomeWork& work) {
+  std::vector<HomePage> pages;
+  for (std::size_t at = 0; at < work.sectors.size();) {
+    if (Error e = co_await find_home_pages(q, work, at, pages)) co_return e;
+    if (Error e = co_await pin_home_pages(q, pages)) co_return e;
+    OpGroup writes(q.io);
+    for (std::size_t i = 0; i < pages.size();) {
+      std::vector<iovec> run;
+      const std::uint64_t host = pages[i].host;
+      do {
+        HomePage& page = pages[i++];
+        for (std::size_t k = page.first; k < page.end; ++k) {
+          const auto& [sector, version] = work.sectors[k];
+          page.pin.update(EntryCache::index_in_page(geometry_.entry_offset(sector)),
+                          version->entry);
+        }
+        run.push_back({const_cast<std::uint8_t*>(page.pin.bytes()), kPage});
+      } while (i < pages.size() && pages[i].host == host + run.size() * kPage);
+      writes.add(io::OpType::write, file_, host, std::move(run));
+    }
+    if (Error e = co_await writes.run()) co_return e;
+  }
+  co_return Error();
 }
 
 Task<Error> SealedBackend::write_home_slots(QueueContext& q, HomeWork& work) {

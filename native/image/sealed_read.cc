@@ -39,6 +39,10 @@ bool SealedBackend::mapping_now(Slot slot, std::uint64_t& raw) {
     raw = version.entry;
     return true;
   }
+  return home_mapping_now(slot, raw);
+}
+
+bool SealedBackend::home_mapping_now(Slot slot, std::uint64_t& raw) {
   qcow2::L2Entry entry;
   if (!meta_->tables().cached_entry(slot, entry) || !acceptable(entry)) return false;
   raw = entry.raw;
@@ -89,9 +93,19 @@ bool SealedBackend::resolve_one_now(Sector s, Resolved& out) {
   return true;
 }
 
-// `count` sectors of one data cluster whose entries lie in one page.
+// How many pages from this one on are worth one read: those of the `wanted` sectors from `s` on, or
+// of the entry cluster when a stream comes along: it has just used up what the last load brought.
+std::uint64_t SealedBackend::pages_to_load(Sector s, std::uint32_t wanted) {
+  const std::uint32_t index = EntryCache::index_in_page(geometry_.entry_offset(s));
+  const std::uint64_t page = entries_->page_of(s);
+  const bool stream = index == 0 && entries_->continues_run(page);
+  return stream ? EntryCache::kRunMax : div_ceil<std::uint64_t>(index + wanted, kEntriesPerPage);
+}
+
+// `count` sectors of one data cluster whose entries lie in one page, the first of the `wanted` ones
+// that will be looked up.
 Task<Error> SealedBackend::resolve_run(io::Queue& io, Sector first, std::uint32_t count,
-                                       Resolved* out) {
+                                       std::uint32_t wanted, Resolved* out) {
   std::array<Version, kEntriesPerPage> versions;
   std::array<bool, kEntriesPerPage> found;
   std::array<Entry, kEntriesPerPage> home;
@@ -100,7 +114,7 @@ Task<Error> SealedBackend::resolve_run(io::Queue& io, Sector first, std::uint32_
     const std::uint64_t page = entries_->page_of(first);
     const std::uint32_t index = EntryCache::index_in_page(geometry_.entry_offset(first));
     if (!entries_->peek(page, index, count, home.data())) {
-      Result<EntryCache::Pin> pin = co_await entries_->pin(io, page);
+      Result<EntryCache::Pin> pin = co_await entries_->pin(io, page, pages_to_load(first, wanted));
       if (!pin) co_return pin.take_error();
       // Look again: a version may have appeared, or gone home, while the page was loading.
       overlay_.find_range(first, count, versions.data(), found.data());
@@ -142,7 +156,7 @@ Task<Error> SealedBackend::resolve(io::Queue& io, Sector first, std::uint32_t co
   for (std::uint32_t i = 0; i < count;) {
     const Sector s{first.value + i};
     const std::uint32_t n = run_from(s, count - i);
-    if (Error e = co_await resolve_run(io, s, n, out + i)) co_return e;
+    if (Error e = co_await resolve_run(io, s, n, count - i, out + i)) co_return e;
     i += n;
   }
   co_return Error();
@@ -154,7 +168,7 @@ Task<Error> SealedBackend::resolve_readable(io::Queue& io, Sector first, std::ui
   for (std::uint32_t i = 0; i < count;) {
     const Sector s{first.value + i};
     const std::uint32_t n = run_from(s, count - i);
-    const Error e = co_await resolve_run(io, s, n, out + i);
+    const Error e = co_await resolve_run(io, s, n, count - i, out + i);
     if (e && e.kind() != Kind::io_error) co_return e;
     // The versions in memory need no page.
     for (std::uint32_t k = i; e && k < i + n; ++k) {

@@ -1,5 +1,6 @@
 #include "sealed/entry_cache.h"
 
+#include <algorithm>
 #include <cassert>
 #include <cstdlib>
 #include <cstring>
@@ -147,16 +148,85 @@ std::uint64_t EntryCache::hits() const {
   return sum;
 }
 
-Task<Error> EntryCache::load(io::Queue& io, std::uint64_t page, std::uint8_t* bytes) {
-  const Slot slot{page / pages_per_cluster_};
-  Result<std::uint64_t> home = co_await home_(io, slot);
-  if (!home) co_return home.take_error();
-  const std::uint64_t host = l2_host(*home);
-  if (host == 0 || (*home & kL2Zero) != 0) {
-    fill_base(bytes, kPage, (*home & kL2Zero) != 0);
+EntryCache::Page* EntryCache::claim(Shard& s, std::uint64_t number) {
+  auto* page = new Page;
+  page->number = number;
+  page->bytes = memory_.take();
+  page->pins = 1;
+  s.pages[number] = page;
+  return page;
+}
+
+// Neighbours of one entry cluster, one read; `landed` has a place for each, `home` is the
+// cluster's.
+Task<Error> EntryCache::fetch(io::Queue& io, std::uint64_t home, std::uint64_t first,
+                              std::span<std::uint8_t* const> landed) {
+  const std::uint64_t host = l2_host(home);
+  const bool zero = (home & kL2Zero) != 0;
+  if (host == 0 || zero) {
+    for (std::uint8_t* bytes : landed) fill_base(bytes, kPage, zero);
     co_return Error();
   }
-  co_return co_await io.read(file_, host + page % pages_per_cluster_ * kPage, bytes, kPage);
+  const std::uint64_t at = host + first % pages_per_cluster_ * kPage;
+  if (landed.size() == 1) co_return co_await io.read(file_, at, landed[0], kPage);
+  std::vector<iovec> pieces;
+  for (std::uint8_t* bytes : landed) pieces.push_back({bytes, kPage});
+  co_return co_await io.readv(file_, at, pieces);
+}
+
+// Whoever waits for the page looks at it, or at the error, from here on.
+void EntryCache::settle(Page* page, const std::uint8_t* landed, Error error) {
+  Shard& s = shard(page->number);
+  Waiter* wake = nullptr;
+  {
+    std::lock_guard guard(s.mutex);
+    if (!error) store_words(page->bytes, landed, kPage);
+    page->loaded = true;
+    wake = std::exchange(page->waiters, nullptr);
+    if (error) s.pages.erase(page->number);  // the next one tries again
+    page->error = std::move(error);
+    evict(s);
+  }
+  while (wake != nullptr) {
+    Waiter* next = wake->link;
+    wake->wake();
+    wake = next;
+  }
+}
+
+// Of a claimed page that only its loader knows of; whoever asks from here on loads it himself.
+bool EntryCache::abandon(Page* page) {
+  Shard& s = shard(page->number);
+  std::lock_guard guard(s.mutex);
+  if (page->pins != 1) return false;
+  s.pages.erase(page->number);
+  return true;
+}
+
+// What the caller has claimed: the first page, and others that were to come along. One that cannot
+// be read takes no neighbour with it, and what nobody waits for is not asked for again.
+Task<void> EntryCache::load(io::Queue& io, std::span<Page* const> pages) {
+  std::array<std::uint8_t*, kRunMax> landed;
+  for (std::size_t i = 0; i < pages.size(); ++i) landed[i] = landing_.take();
+  const std::span<std::uint8_t* const> all(landed.data(), pages.size());
+  const std::uint64_t first = pages[0]->number;
+  Result<std::uint64_t> home = co_await home_(io, Slot{first / pages_per_cluster_});
+  Error error;
+  if (home) {
+    error = co_await fetch(io, *home, first, all);
+  } else {
+    error = home.take_error();
+  }
+  const bool singly = error && home && pages.size() > 1;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    if (!singly) {
+      settle(pages[i], landed[i], error);
+    } else if (i == 0 || !abandon(pages[i])) {
+      Error alone = co_await fetch(io, *home, first + i, all.subspan(i, 1));
+      settle(pages[i], landed[i], std::move(alone));
+    }
+    landing_.put(landed[i]);
+  }
 }
 
 namespace {
@@ -188,48 +258,47 @@ Task<Result<EntryCache::Pin>> EntryCache::wait_loaded(io::Queue& io, Page* page)
   co_return std::move(pin);
 }
 
-Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t number) {
-  Shard& s = shard(number);
-  Page* page = nullptr;
+Task<Result<EntryCache::Pin>> EntryCache::pin(io::Queue& io, std::uint64_t number,
+                                              std::uint64_t run) {
+  std::array<Page*, kRunMax> pages;
   bool loader = false;
   {
+    Shard& s = shard(number);
     std::lock_guard guard(s.mutex);
     if (Page** found = s.pages.find(number)) {
-      page = *found;
-      unlink(s, page);
+      pages[0] = *found;
+      unlink(s, pages[0]);
+      ++pages[0]->pins;
       ++s.hits;
     } else {
-      page = new Page;
-      page->number = number;
-      page->bytes = memory_.take();
-      s.pages[number] = page;
+      pages[0] = claim(s, number);
       loader = true;
     }
-    ++page->pins;
   }
-  if (!loader) co_return co_await wait_loaded(io, page);
-  misses_.fetch_add(1, std::memory_order_relaxed);
-  std::uint8_t* const landed = landing_.take();
-  Error error = co_await load(io, number, landed);
-  Waiter* wake = nullptr;
-  {
+  if (!loader) co_return co_await wait_loaded(io, pages[0]);
+  const std::uint64_t left_in_cluster = pages_per_cluster_ - number % pages_per_cluster_;
+  const std::size_t most = std::min({run, left_in_cluster, std::uint64_t{kRunMax}});
+  std::size_t count = 1;
+  for (; count < most; ++count) {
+    Shard& s = shard(number + count);
     std::lock_guard guard(s.mutex);
-    if (!error) store_words(page->bytes, landed, kPage);
-    page->error = error;
-    page->loaded = true;
-    wake = std::exchange(page->waiters, nullptr);
-    if (error) s.pages.erase(number);  // the next one tries again
-    evict(s);
+    if (s.pages.find(number + count) != nullptr) break;
+    pages[count] = claim(s, number + count);
   }
-  landing_.put(landed);
-  while (wake != nullptr) {
-    Waiter* next = wake->link;
-    wake->wake();
-    wake = next;
-  }
-  Pin result(this, page);
-  if (error) co_return error;
+  misses_.fetch_add(count, std::memory_order_relaxed);
+  run_ends_[run_ends_next_.fetch_add(1, std::memory_order_relaxed) % run_ends_.size()].store(
+      number + count, std::memory_order_relaxed);
+  co_await load(io, {pages.data(), count});
+  for (std::size_t i = 1; i < count; ++i) unpin(pages[i]);
+  Pin result(this, pages[0]);
+  if (pages[0]->error) co_return Error(pages[0]->error);
   co_return std::move(result);
+}
+
+bool EntryCache::continues_run(std::uint64_t number) const {
+  return std::any_of(run_ends_.begin(), run_ends_.end(), [&](const auto& end) {
+    return end.load(std::memory_order_relaxed) == number;
+  });
 }
 
 Task<Result<std::pair<bool, EntryCache::Pin>>> EntryCache::pin_if_present(io::Queue& io,

@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -80,7 +81,12 @@ class EntryCache {
   bool seek(std::uint64_t page, std::uint32_t index, FrontTable::Found& found);
   bool peek(std::uint64_t page, std::uint32_t index, const FrontTable::Found& found,
             std::uint32_t queue, Entry& out);
-  Task<Result<Pin>> pin(io::Queue& io, std::uint64_t page);
+  // A page that is not in memory comes in one read with those that follow it, up to the first that
+  // is there, to `run` pages, kRunMax, or the end of its entry cluster. They are not pinned.
+  static constexpr std::size_t kRunMax = 16;
+  Task<Result<Pin>> pin(io::Queue& io, std::uint64_t page, std::uint64_t run = 1);
+  // Whether one of the last few loads ended just before this page: a stream comes along.
+  bool continues_run(std::uint64_t page) const;
   // Pins a page only when it is in memory or being loaded; an empty optional otherwise.
   Task<Result<std::pair<bool, Pin>>> pin_if_present(io::Queue& io, std::uint64_t page);
 
@@ -96,7 +102,12 @@ class EntryCache {
     std::uint64_t hits = 0;
   };
   Shard& shard(std::uint64_t page) { return shards_[(page * 0x9e3779b97f4a7c15ULL) >> 58]; }
-  Task<Error> load(io::Queue& io, std::uint64_t page, std::uint8_t* bytes);
+  Page* claim(Shard& shard, std::uint64_t page);  // for the caller to load; under the shard's mutex
+  bool abandon(Page* page);
+  Task<Error> fetch(io::Queue& io, std::uint64_t home, std::uint64_t first,
+                    std::span<std::uint8_t* const> landed);
+  void settle(Page* page, const std::uint8_t* landed, Error error);
+  Task<void> load(io::Queue& io, std::span<Page* const> pages);
   Page* loaded_page(Shard& shard, std::uint64_t page);  // null: not in memory
   void unpin(Page* page);
   void link(Shard& shard, Page* page);
@@ -115,7 +126,9 @@ class EntryCache {
   FrontTable front_;
   std::array<OwnCount, format::qcow2::kReaderQueuesMax> front_hits_;
   std::array<Shard, kShards> shards_;
-  std::atomic<std::uint64_t> misses_{0};
+  std::atomic<std::uint64_t> misses_{0};  // pages
+  std::array<std::atomic<std::uint64_t>, 16> run_ends_{};
+  std::atomic<std::uint32_t> run_ends_next_{0};
 };
 
 // The content of an entry page whose cluster is not there: all never, or all zero.
