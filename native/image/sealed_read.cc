@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "base/task_group.h"
 #include "image/op_group.h"
 #include "image/sealed_backend.h"
 
@@ -370,6 +371,31 @@ bool SealedBackend::open_home(const QueueContext& q, Sector s, const HomePlace& 
   return true;
 }
 
+Task<Error> SealedBackend::load_page(io::Queue& io, Sector s) {
+  Result<EntryCache::Pin> pin =
+      co_await entries_->pin(io, entries_->page_of(s), pages_to_load(s, 1));
+  if (!pin) co_return pin.take_error();
+  co_return Error();
+}
+
+// find_home() knows all but the entry. What it would be asked for then is fetched beside it, so
+// that who reads where nobody has read before waits once. False: read_resolved() has to find out.
+Task<bool> SealedBackend::read_beside_entry(QueueContext& q, Sector s, std::uint64_t host,
+                                            GuestBuffers data) {
+  const QueueContext::Buffer own = q.buffer(kSectorSize);
+  TaskGroup both;
+  both.start(load_page(q.io, s));
+  both.start(
+      [](io::Queue& io, const io::File& file, std::uint64_t at, std::uint8_t* to) -> Task<Error> {
+        co_return co_await io.read(file, at, to, kSectorSize);
+      }(q.io, file_, host, own.data()));
+  const Error e = co_await both.join();
+  if (e) co_return false;
+  HomePlace home;
+  co_return find_home(q, s, home) &&
+      home.host == host&& open_home(q, s, home, own.data(), own.data(), data);
+}
+
 // The page cache copies ciphertext into the guest's memory, the nearest place; a device gets memory
 // that the ring knows. Whoever shares the guest's memory may change the ciphertext there before it
 // is opened. They harm what they read themselves: plaintext comes from private memory, once its tag
@@ -387,6 +413,9 @@ Task<Error> SealedBackend::read_one(QueueContext& q, Sector s, GuestBuffers data
     }
     if (guests) own = q.buffer(kSectorSize);
     if (open_home(q, s, home, at, own.data(), data)) co_return Error();
+  } else if (home.host != 0) {
+    const bool delivered = co_await read_beside_entry(q, s, home.host, data);
+    if (delivered) co_return Error();
   }
   co_return co_await read_resolved(q, s, data);
 }

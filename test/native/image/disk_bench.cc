@@ -2,7 +2,7 @@
 //
 //   bench_disk PATH raw|qcow2|sealed PATTERN [bs=4096] [depth=32] [queues=1] [size=1073741824]
 //              [ms=3000] [direct=0|1] [create=1] [fill=1] [engine=uring|aio|threads] [log=0]
-//              [nonvolatile=1]
+//              [nonvolatile=1] [entries=BYTES of entry cache]
 //
 // `create` makes the image first (sealed: with keys of zeros), `fill` writes all of it once.
 #include <cstdio>
@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   const auto disk =
       test::bench_disk(path, test::bench_format(format), o, [&](image::OpenOptions& options) {
         if (o.count("nonvolatile") != 0) options.assume_non_volatile = true;
+        if (o.count("entries") != 0) options.limits.entry_cache = std::stoull(o["entries"]);
       });
   auto pattern = image::parse_pattern(argv[3]);
   if (!pattern) test::bench_die(pattern.error().to_string());

@@ -81,6 +81,55 @@ TEST_CASE("a read elsewhere loads the pages that it needs, in one piece, and no 
   CHECK(cost_of_read(lab, 1024 + 2 * kStep + 64, 1) == 2);  // page 12
 }
 
+TEST_CASE("a sector whose page is not there is fetched beside it") {
+  sim::Device image = written_disk();
+  SUBCASE("so that its reader waits once") {
+    Lab lab(kShape, std::move(image));
+    REQUIRE_FALSE(lab.open(true));
+    cost_of_read(lab, 0, 1);
+    bool done = false;
+    Error error;
+    const std::uint64_t before = lab.world().operations();
+    lab.world().spawn(lab.world().queue(0), read_one(lab, 1024, done, error));
+    std::string pending;
+    lab.world().run_until([&] {
+      pending = lab.world().pending();
+      return done || pending.find("in flight") != std::string::npos;
+    });
+    CHECK(pending.find("in flight") != pending.rfind("in flight"));  // two, from the first on
+    lab.world().drain();
+    CHECK(done);
+    CHECK_FALSE(error);
+    CHECK(lab.world().operations() == before + 2);
+  }
+  SUBCASE("and what the entry says counts: zeros here") {
+    {
+      Lab lab(kShape, std::move(image));
+      REQUIRE_FALSE(lab.open());
+      REQUIRE_FALSE(lab.zero(1030, 3));
+      REQUIRE_FALSE(lab.close());
+      image = lab.image();
+    }
+    Lab lab(kShape, std::move(image));
+    REQUIRE_FALSE(lab.open(true));
+    CHECK(lab.look(1031) == "zeros");
+    CHECK(lab.look(1029) == "v1");
+  }
+  SUBCASE("and so does what the medium says") {
+    Lab lab(kShape, std::move(image));
+    REQUIRE_FALSE(lab.open(true));
+    const sealed::SealedGeometry& geometry = lab.backend().sealed_geometry();
+    const Slot slot = geometry.data_slot(geometry.cluster_of({1024}));
+    const Places places = places_of(lab.image().cache());
+    const std::uint64_t host =
+        sealed::l2_host(load64(lab.image().cache(), places.slot(slot.value)));
+    lab.world().options().faults.unreadable_at = host + 100;
+    CHECK(lab.look(1024) == "io_error");
+    lab.world().options().faults.unreadable_at = ~std::uint64_t{0};
+    CHECK(lab.look(1024) == "v1");
+  }
+}
+
 TEST_CASE("a page that cannot be read is nobody's error but of those who want it") {
   Lab lab(kShape, written_disk());
   REQUIRE_FALSE(lab.open(true));
@@ -114,7 +163,8 @@ TEST_CASE("a page that cannot be read is nobody's error but of those who want it
       REQUIRE(r.done);
       CHECK(bool(r.error) == (r.page == 7));
     }
-    CHECK(lab.world().injected() == 2);  // the load of all, and of this one
+    // The load of all, of this page for who waits, and by himself, whose error it then is.
+    CHECK(lab.world().injected() == 3);
   }
   lab.world().options().faults.unreadable_at = ~std::uint64_t{0};
   CHECK(lab.look(7 * 128) == "v1");
