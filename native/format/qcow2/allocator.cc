@@ -43,7 +43,7 @@ Task<Error> Allocator::reserve(io::Queue& q, std::uint64_t clusters) {
     const std::uint64_t batch = next_batch();
     const std::uint64_t want = contiguous || scarce ? clusters : std::max(clusters, batch);
     std::uint64_t tried = 0;
-    Error error = co_await reserve_run(q, want, contiguous, tried);
+    Error error = co_await reserve_runs(q, want, contiguous, tried);
     if (!error) {
       contiguous = clusters > 1;
       continue;
@@ -60,30 +60,48 @@ Task<Error> Allocator::reserve_ahead(io::Queue& q) {
   AsyncMutex::Guard guard = co_await reserve_lock_.lock();
   if (!low()) co_return Error();
   std::uint64_t tried = 0;
-  Error error = co_await reserve_run(q, next_batch(), false, tried);
+  Error error = co_await reserve_runs(q, next_batch(), false, tried);
   if (error) may_reserve_ahead(false);
   co_return error;
 }
 
-// One run of up to `clusters` in the pool, durable. On an error `tried` says how many it was about,
-// 0 when none were found.
-Task<Error> Allocator::reserve_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
-                                   std::uint64_t& tried) {
+// A run that the file has room for; its count is raised in memory only. On an error `tried` says
+// how many it was about, 0 when none were found.
+Task<Result<HostRun>> Allocator::take_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
+                                          std::uint64_t& tried) {
   Result<HostRun> run = co_await refcounts_.take(q, clusters, contiguous);
-  if (!run) co_return run.take_error();
+  if (!run) co_return run;
   if (Error error = co_await claim_space(q, *run)) {
     first_batch();
     co_await unclaim(q, *run);
     tried = run->clusters;
     co_return error;
   }
+  co_return run;
+}
+
+// Up to `clusters` in the pool, durable: one run where that is asked for, else as many as it takes,
+// with one sync for all of them. What was found before a failure is no failure.
+Task<Error> Allocator::reserve_runs(io::Queue& q, std::uint64_t clusters, bool contiguous,
+                                    std::uint64_t& tried) {
+  const std::size_t most = contiguous ? 1 : kReserveRunsMax;
+  std::vector<HostRun> runs;
+  for (std::uint64_t found = 0; found < clusters && runs.size() < most;) {
+    Result<HostRun> run = co_await take_run(q, clusters - found, contiguous, tried);
+    if (!run && runs.empty()) co_return run.take_error();
+    if (!run) break;
+    found += run->clusters;
+    runs.push_back(*run);
+  }
   Error error = co_await refcounts_.make_durable(q);
   if (error) co_return error;  // the clusters are leaked at worst
-  if (pool_meets(run->at, run->clusters)) {
-    co_return Error(Kind::corrupt, "the refcount of a cluster in use was 0")
-        .at("reserve clusters", run->at.bytes);
+  for (const HostRun& run : runs) {
+    if (pool_meets(run.at, run.clusters)) {
+      co_return Error(Kind::corrupt, "the refcount of a cluster in use was 0")
+          .at("reserve clusters", run.at.bytes);
+    }
+    pool_add(run.at, run.clusters);
   }
-  pool_add(run->at, run->clusters);
   co_return Error();
 }
 

@@ -26,6 +26,7 @@ namespace pqblk::format::qcow2 {
 
 inline constexpr std::uint64_t kReserveBatchMin = 16;    // clusters
 inline constexpr std::uint64_t kReserveBatchMax = 1024;  // clusters
+inline constexpr std::size_t kReserveRunsMax = 32;       // of a batch, in a file with holes
 
 class Allocator {
  public:
@@ -74,8 +75,10 @@ class Allocator {
   std::uint64_t next_batch();
   void first_batch();
   void may_reserve_ahead(bool may);
-  Task<Error> reserve_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
-                          std::uint64_t& tried);
+  Task<Result<HostRun>> take_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
+                                 std::uint64_t& tried);
+  Task<Error> reserve_runs(io::Queue& q, std::uint64_t clusters, bool contiguous,
+                           std::uint64_t& tried);
   Task<Error> claim_space(io::Queue& q, const HostRun& run);
   Task<void> unclaim(io::Queue& q, const HostRun& run);
 

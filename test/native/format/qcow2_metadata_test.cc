@@ -140,6 +140,36 @@ TEST_CASE("qcow2 allocator: a reserve pool leaks at worst, and gives back what i
   CHECK(image.qemu_check().code == 0);
 }
 
+TEST_CASE("qcow2 allocator: a batch that fills holes takes one sync for all of them") {
+  Image image(options_of(64 * kMiB));
+  Allocator* allocator = &image.metadata->allocator();
+  allocator->use_reserve_mode();
+  io::Queue& q = image.lab.queue();
+  image.ok(image.run([&] { return allocator->reserve(q, kReserveBatchMin); }));
+  std::vector<HostOffset> odd, even;
+  HostOffset at;
+  while (allocator->try_take(1, at)) (at.bytes / 65536 % 2 == 0 ? even : odd).push_back(at);
+  REQUIRE(even.size() >= kReserveBatchMin / 2);
+  image.ok(image.run([&] { return allocator->free(q, even); }));
+  int syncs = 0;
+  image.metadata->io().sync_by = [&](io::Queue& on) -> Task<Error> {
+    ++syncs;
+    co_return co_await on.fdatasync(image.file);
+  };
+  image.ok(image.run([&] { return allocator->reserve(q, 1); }));
+  CHECK(syncs == 1);
+  CHECK(allocator->pooled() == 4 * kReserveBatchMin);  // the second batch, whole
+  for (const HostOffset hole : even) {
+    REQUIRE(allocator->try_take(1, at));
+    CHECK(at == hole);
+  }
+  while (allocator->try_take(1, at)) even.push_back(at);
+  for (const HostOffset cluster : odd) CHECK(allocator->recycle(cluster));
+  for (const HostOffset cluster : even) CHECK(allocator->recycle(cluster));
+  image.ok(image.run([&] { return allocator->release_pool(q); }));
+  CHECK(image.qemu_check().code == 0);
+}
+
 TEST_CASE("qcow2 tables: ensure_table and store are home at once") {
   CreateOptions options = options_of(1 * kGiB, 12);
   Image image(options);
