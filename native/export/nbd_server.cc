@@ -27,6 +27,8 @@ namespace {
 
 constexpr std::uint64_t kNsPerMs = 1'000'000;
 constexpr long kSweepNs = 250 * static_cast<long>(kNsPerMs);
+// Two seconds without a sweep: the server itself was stopped, or had no processor.
+constexpr std::uint64_t kTicksAway = 8;
 constexpr std::uint64_t kRetryNs = 100 * kNsPerMs;  // after accept() ran out of descriptors
 constexpr std::size_t kHandshakeBytes = 4096;       // received at once
 
@@ -312,7 +314,8 @@ Task<void> Server::Impl::sweep() {
     static_cast<void>(co_await thread->queue().poll(clock, POLLIN));
     std::uint64_t ticks = 0;
     [[maybe_unused]] const ssize_t r = ::read(clock, &ticks, sizeof ticks);
-    sweep_once();
+    // What clients said meanwhile was not heard yet. They have until the next one.
+    if (ticks < kTicksAway || closing) sweep_once();
     std::lock_guard guard(inner);
     // close() ends the sweeps last: there are neither clients nor other coroutines then.
     if (closing && coroutines == 1 && connections.empty()) break;
