@@ -314,9 +314,11 @@ Task<void> Server::Impl::sweep() {
     static_cast<void>(co_await thread->queue().poll(clock, POLLIN));
     std::uint64_t ticks = 0;
     [[maybe_unused]] const ssize_t r = ::read(clock, &ticks, sizeof ticks);
-    // What clients said meanwhile was not heard yet. They have until the next one.
-    if (ticks < kTicksAway || closing) sweep_once();
+    const bool away = ticks >= kTicksAway && !closing;
+    if (!away) sweep_once();
     std::lock_guard guard(inner);
+    // What clients said meanwhile was not heard yet: they have a whole tick from now.
+    if (away && std::exchange(ticking, false)) tick(true);
     // close() ends the sweeps last: there are neither clients nor other coroutines then.
     if (closing && coroutines == 1 && connections.empty()) break;
   }

@@ -213,7 +213,7 @@ class SealedBackend final : public Backend {
   bool find_home(const QueueContext& q, Sector s, HomePlace& home);
   bool open_home(const QueueContext& q, Sector s, const HomePlace& home,
                  const std::uint8_t* ciphertext, std::uint8_t* plain, const GuestBuffers& data);
-  Task<Error> load_page(io::Queue& io, Sector s);
+  Task<Error> pin_page(io::Queue& io, Sector s, sealed::EntryCache::Pin& out);
   Task<bool> read_beside_entry(QueueContext& q, Sector s, std::uint64_t host, GuestBuffers data);
   Task<Error> read_one(QueueContext& q, Sector s, GuestBuffers data);
   Task<Error> read_resolved(QueueContext& q, Sector first, GuestBuffers data);

@@ -371,10 +371,11 @@ bool SealedBackend::open_home(const QueueContext& q, Sector s, const HomePlace& 
   return true;
 }
 
-Task<Error> SealedBackend::load_page(io::Queue& io, Sector s) {
+Task<Error> SealedBackend::pin_page(io::Queue& io, Sector s, EntryCache::Pin& out) {
   Result<EntryCache::Pin> pin =
       co_await entries_->pin(io, entries_->page_of(s), pages_to_load(s, 1));
   if (!pin) co_return pin.take_error();
+  out = std::move(*pin);
   co_return Error();
 }
 
@@ -383,8 +384,9 @@ Task<Error> SealedBackend::load_page(io::Queue& io, Sector s) {
 Task<bool> SealedBackend::read_beside_entry(QueueContext& q, Sector s, std::uint64_t host,
                                             GuestBuffers data) {
   const QueueContext::Buffer own = q.buffer(kSectorSize);
+  EntryCache::Pin pin;  // until it was looked at
   TaskGroup both;
-  both.start(load_page(q.io, s));
+  both.start(pin_page(q.io, s, pin));
   both.start(
       [](io::Queue& io, const io::File& file, std::uint64_t at, std::uint8_t* to) -> Task<Error> {
         co_return co_await io.read(file, at, to, kSectorSize);

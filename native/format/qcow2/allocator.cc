@@ -36,20 +36,17 @@ Task<Error> Allocator::give_back(io::Queue& q, HostRun run) {
 Task<Error> Allocator::reserve(io::Queue& q, std::uint64_t clusters) {
   assert(reserve_mode_ && clusters != 0);
   AsyncMutex::Guard guard = co_await reserve_lock_.lock();
-  // Short runs first, where the file has holes; a long request is then served in one piece. When
-  // there is no room for a batch there may be some for what is asked.
+  // What holes the file has first; a long request is then served in one piece. When there is no
+  // room for a batch there may be some for what is asked.
   bool contiguous = false, scarce = false;
   while (!pool_has(clusters)) {
     const std::uint64_t batch = next_batch();
     const std::uint64_t want = contiguous || scarce ? clusters : std::max(clusters, batch);
-    std::uint64_t tried = 0;
-    Error error = co_await reserve_runs(q, want, contiguous, tried);
-    if (!error) {
-      contiguous = clusters > 1;
-      continue;
-    }
-    if (tried <= clusters) co_return error;
-    scarce = true;
+    bool more = true;
+    Error error = co_await reserve_runs(q, want, contiguous, more);
+    if (error && want <= clusters) co_return error;
+    contiguous = contiguous || (!error && clusters > 1);
+    scarce = scarce || error || !more;
   }
   may_reserve_ahead(!scarce);
   co_return Error();
@@ -59,37 +56,37 @@ Task<Error> Allocator::reserve_ahead(io::Queue& q) {
   assert(reserve_mode_);
   AsyncMutex::Guard guard = co_await reserve_lock_.lock();
   if (!low()) co_return Error();
-  std::uint64_t tried = 0;
-  Error error = co_await reserve_runs(q, next_batch(), false, tried);
-  if (error) may_reserve_ahead(false);
+  bool more = true;
+  Error error = co_await reserve_runs(q, next_batch(), false, more);
+  if (error || !more) may_reserve_ahead(false);
   co_return error;
 }
 
-// A run that the file has room for; its count is raised in memory only. On an error `tried` says
-// how many it was about, 0 when none were found.
-Task<Result<HostRun>> Allocator::take_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
-                                          std::uint64_t& tried) {
+// A run that the file has room for; its count is raised in memory only.
+Task<Result<HostRun>> Allocator::take_run(io::Queue& q, std::uint64_t clusters, bool contiguous) {
   Result<HostRun> run = co_await refcounts_.take(q, clusters, contiguous);
   if (!run) co_return run;
   if (Error error = co_await claim_space(q, *run)) {
     first_batch();
     co_await unclaim(q, *run);
-    tried = run->clusters;
     co_return error;
   }
   co_return run;
 }
 
 // Up to `clusters` in the pool, durable: one run where that is asked for, else as many as it takes,
-// with one sync for all of them. What was found before a failure is no failure.
+// with one sync for all of them. What was found before a failure is no failure, but no `more`.
 Task<Error> Allocator::reserve_runs(io::Queue& q, std::uint64_t clusters, bool contiguous,
-                                    std::uint64_t& tried) {
+                                    bool& more) {
   const std::size_t most = contiguous ? 1 : kReserveRunsMax;
   std::vector<HostRun> runs;
   for (std::uint64_t found = 0; found < clusters && runs.size() < most;) {
-    Result<HostRun> run = co_await take_run(q, clusters - found, contiguous, tried);
+    Result<HostRun> run = co_await take_run(q, clusters - found, contiguous);
     if (!run && runs.empty()) co_return run.take_error();
-    if (!run) break;
+    if (!run) {
+      more = false;
+      break;
+    }
     found += run->clusters;
     runs.push_back(*run);
   }

@@ -75,10 +75,8 @@ class Allocator {
   std::uint64_t next_batch();
   void first_batch();
   void may_reserve_ahead(bool may);
-  Task<Result<HostRun>> take_run(io::Queue& q, std::uint64_t clusters, bool contiguous,
-                                 std::uint64_t& tried);
-  Task<Error> reserve_runs(io::Queue& q, std::uint64_t clusters, bool contiguous,
-                           std::uint64_t& tried);
+  Task<Result<HostRun>> take_run(io::Queue& q, std::uint64_t clusters, bool contiguous);
+  Task<Error> reserve_runs(io::Queue& q, std::uint64_t clusters, bool contiguous, bool& more);
   Task<Error> claim_space(io::Queue& q, const HostRun& run);
   Task<void> unclaim(io::Queue& q, const HostRun& run);
 
