@@ -47,7 +47,11 @@ function readArguments() {
     .description('Measures pqblk beside its peers: a table, JSON and an HTML report.')
     .argument('[sets...]', `which sets (default: all): ${setNames.join(', ')}`)
     .option('--quick', 'short samples of most rows that carry a target: two minutes for all')
-    .option('--rounds <n>', 'samples of each contender', above(1, 'a number of rounds'))
+    .option(
+      '--rounds <n>',
+      'samples of each contender; more while they leave a target open',
+      above(1, 'a number of rounds'),
+    )
     .option('--seconds <s>', 'length of a sample', above(0.01, 'seconds'))
     .option('--out <dir>', 'where the results go', join(root, 'bench', 'out'))
     .option('--disk <dir>', 'a directory on a real disk, for scratch files', join(root, 'build'))
