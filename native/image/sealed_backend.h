@@ -204,15 +204,16 @@ class SealedBackend final : public Backend {
   Task<Error> fill_unwritten(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
                              const GuestBuffers& data);
   Task<Error> mismatch(io::Queue& io, Sector s, const Resolved& r, bool& stale);
-  struct HomePlace {
+  // Not `logged`: the overlay does not have it, and its entry comes from the entry cache, later.
+  struct NewestPlace : Resolved {
+    bool logged = false;
     std::uint64_t page = 0;  // of the entry cache
     std::uint32_t index = 0;
-    std::uint64_t host = 0;   // of the ciphertext
     FrontTable::Found entry;  // in the entry cache
   };
-  bool find_home(const QueueContext& q, Sector s, HomePlace& home);
-  bool open_home(const QueueContext& q, Sector s, const HomePlace& home,
-                 const std::uint8_t* ciphertext, std::uint8_t* plain, const GuestBuffers& data);
+  bool find_newest(const QueueContext& q, Sector s, NewestPlace& newest);
+  bool open_newest(const QueueContext& q, Sector s, NewestPlace& newest,
+                   const std::uint8_t* ciphertext, std::uint8_t* plain, const GuestBuffers& data);
   Task<Error> pin_page(io::Queue& io, Sector s, sealed::EntryCache::Pin& out);
   Task<bool> read_beside_entry(QueueContext& q, Sector s, std::uint64_t host, GuestBuffers data);
   Task<Error> read_one(QueueContext& q, Sector s, GuestBuffers data);

@@ -340,33 +340,40 @@ Task<Error> SealedBackend::try_read(QueueContext& q, Sector first, std::uint32_t
   co_return co_await fill_unwritten(q, first, count, r, data);
 }
 
-// One whole sector whose newest version is at home, with all that says so in memory: nearly every
-// small read. Its entry is taken only after the ciphertext has come, so that the CPU fetches both
-// at once.
-bool SealedBackend::find_home(const QueueContext& q, Sector s, HomePlace& home) {
-  if (overlay_.holds(s)) return false;
+// Where one whole sector's newest version is, with all that says so in memory: nearly every small
+// read. An entry at home is taken only after the ciphertext has come, so that the CPU fetches both
+// at once; the overlay gives entry and place together.
+bool SealedBackend::find_newest(const QueueContext& q, Sector s, NewestPlace& newest) {
+  newest.logged = overlay_.find(s, newest.version);
+  if (newest.logged) {
+    if (newest.version.entry.state() != State::data) return false;
+    newest.host = newest.version.place;
+    if (newest.version.cipher || newest.host != 0) return true;
+  }
   const Slot slot = geometry_.data_slot(geometry_.cluster_of(s));
   std::uint64_t raw = 0;
   if (!mapping_now(q, slot, raw) || l2_host(raw) == 0) return false;
+  newest.host = l2_host(raw) + geometry_.offset_in_cluster(s);
+  if (newest.logged) return true;
   const EntryPlace entry = geometry_.entry_place(s);
-  home.page = entries_->page_at(entry);
-  home.index = EntryCache::index_in_page(entry.offset);
-  home.host = l2_host(raw) + geometry_.offset_in_cluster(s);
-  return entries_->seek(home.page, home.index, home.entry);
+  newest.page = entries_->page_at(entry);
+  newest.index = EntryCache::index_in_page(entry.offset);
+  return entries_->seek(newest.page, newest.index, newest.entry);
 }
 
-// False: not a data sector, or the entry is not that of this ciphertext. The overlay was asked
-// before: the entry at home now is that version or a newer one. `plain` is private memory, perhaps
+// False: not a data sector, or the entry is not that of this ciphertext. Where the overlay had
+// nothing, the entry at home now is that version or a newer one. `plain` is private memory, perhaps
 // that of the ciphertext.
-bool SealedBackend::open_home(const QueueContext& q, Sector s, const HomePlace& home,
-                              const std::uint8_t* ciphertext, std::uint8_t* plain,
-                              const GuestBuffers& data) {
-  Resolved r;
-  if (!entries_->peek(home.page, home.index, home.entry, q.index, r.version.entry)) return false;
-  if (r.version.entry.state() != State::data) return false;
-  r.host = home.host;
+bool SealedBackend::open_newest(const QueueContext& q, Sector s, NewestPlace& newest,
+                                const std::uint8_t* ciphertext, std::uint8_t* plain,
+                                const GuestBuffers& data) {
+  Entry& entry = newest.version.entry;
+  if (!newest.logged) {
+    if (!entries_->peek(newest.page, newest.index, newest.entry, q.index, entry)) return false;
+    if (entry.state() != State::data) return false;
+  }
   KeyLease keys;
-  if (open_sector(s, r, ciphertext, plain, keys)) return false;
+  if (open_sector(s, newest, ciphertext, plain, keys)) return false;
   data.copy_in(plain);
   return true;
 }
@@ -379,7 +386,7 @@ Task<Error> SealedBackend::pin_page(io::Queue& io, Sector s, EntryCache::Pin& ou
   co_return Error();
 }
 
-// find_home() knows all but the entry. What it would be asked for then is fetched beside it, so
+// find_newest() knows all but the entry. What it would be asked for then is fetched beside it, so
 // that who reads where nobody has read before waits once. False: read_resolved() has to find out.
 Task<bool> SealedBackend::read_beside_entry(QueueContext& q, Sector s, std::uint64_t host,
                                             GuestBuffers data) {
@@ -393,9 +400,9 @@ Task<bool> SealedBackend::read_beside_entry(QueueContext& q, Sector s, std::uint
       }(q.io, file_, host, own.data()));
   const Error e = co_await both.join();
   if (e) co_return false;
-  HomePlace home;
-  co_return find_home(q, s, home) &&
-      home.host == host&& open_home(q, s, home, own.data(), own.data(), data);
+  NewestPlace newest;
+  co_return find_newest(q, s, newest) &&
+      newest.host == host&& open_newest(q, s, newest, own.data(), own.data(), data);
 }
 
 // The page cache copies ciphertext into the guest's memory, the nearest place; a device gets memory
@@ -403,20 +410,24 @@ Task<bool> SealedBackend::read_beside_entry(QueueContext& q, Sector s, std::uint
 // is opened. They harm what they read themselves: plaintext comes from private memory, once its tag
 // holds.
 Task<Error> SealedBackend::read_one(QueueContext& q, Sector s, GuestBuffers data) {
-  HomePlace home;
-  if (find_home(q, s, home)) {
+  NewestPlace newest;
+  if (find_newest(q, s, newest)) {
     QueueContext::Buffer own;
-    std::uint8_t* at = file_.direct ? nullptr : data.contiguous(0, kSectorSize);
+    const bool in_memory = static_cast<bool>(newest.version.cipher);
+    const bool guests_first = !file_.direct && !in_memory;
+    std::uint8_t* at = guests_first ? data.contiguous(0, kSectorSize) : nullptr;
     const bool guests = at != nullptr;
     if (!guests) at = (own = q.buffer(kSectorSize)).data();
-    if (Error e = co_await q.io.read(file_, home.host, at, kSectorSize)) {
-      data.zero();
-      co_return e;
+    if (!in_memory) {
+      if (Error e = co_await q.io.read(file_, newest.host, at, kSectorSize)) {
+        data.zero();
+        co_return e;
+      }
     }
     if (guests) own = q.buffer(kSectorSize);
-    if (open_home(q, s, home, at, own.data(), data)) co_return Error();
-  } else if (home.host != 0) {
-    const bool delivered = co_await read_beside_entry(q, s, home.host, data);
+    if (open_newest(q, s, newest, at, own.data(), data)) co_return Error();
+  } else if (newest.host != 0) {
+    const bool delivered = co_await read_beside_entry(q, s, newest.host, data);
     if (delivered) co_return Error();
   }
   co_return co_await read_resolved(q, s, data);

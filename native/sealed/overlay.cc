@@ -54,17 +54,6 @@ void Overlay::prefetch(Sector s) {
   for (Generation& g : shard.generations) g.sectors.prefetch(s.value);
 }
 
-bool Overlay::holds(Sector s) {
-  if (empty()) return false;
-  const Slot entry_slot = geometry_.entry_slot(s);
-  Shard& shard = shard_of(entry_slot);
-  std::lock_guard guard(shard.mutex);
-  return std::any_of(shard.generations.begin(), shard.generations.end(), [&](Generation& g) {
-    return g.sectors.find(s.value) != nullptr ||
-           (!g.slots.empty() && base_of(g, entry_slot) != Base::home);
-  });
-}
-
 std::uint32_t Overlay::find_range(Sector first, std::uint32_t count, Version* out, bool* found) {
   std::fill_n(found, count, false);
   if (empty()) return 0;

@@ -58,8 +58,6 @@ class Overlay {
   // Before a put() of this sector: fetches ahead what it will look at. A large overlay lies beyond
   // the CPU's caches.
   void prefetch(Sector s);
-  // Does find() have an answer?
-  bool holds(Sector s);
   bool find_slot(Slot slot, SlotVersion& out);
   bool has_sectors() const {
     return counts_[0].load(std::memory_order_acquire) +
