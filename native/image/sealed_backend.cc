@@ -164,6 +164,7 @@ Task<Error> SealedBackend::load(QueueContext& q) {
   if (!options_.read_only) {
     spawn(checkpoint_loop());
     spawn(reserve_loop());
+    if (options_.rest_ns != 0) spawn(rest_loop());
   }
   co_return Error();
 }
@@ -331,6 +332,7 @@ Task<void> SealedBackend::checkpoint_loop() {
     // Who asked while this one ran was not heard.
     if (!e && log_->pressed()) ask_checkpoint();
   }
+  if (nap_ != nullptr) service_.io.cut_short(*nap_);
   checkpoint_ended_.advance(kForever);
 }
 
@@ -347,6 +349,36 @@ Task<void> SealedBackend::reserve_loop() {
   reserve_ended_.advance(kForever);
 }
 
+// What the log has begun is written; from then on rest_loop() looks when the writers leave off.
+void SealedBackend::launch_log(QueueContext& q) {
+  log_->launch(q.io);
+  ask(rest_asked_, rest_ended_);
+}
+
+// Nobody has written for a while: what the log says goes home. Then reads take their shorter way,
+// and a crash leaves nothing to fold. A disk that has gone to rest wakes nobody.
+Task<void> SealedBackend::rest_loop() {
+  while (!closing_.load(std::memory_order_acquire)) {
+    co_await rest_asked_.reach(rest_ended_.value() + 1);
+    std::uint64_t seen = 0;
+    do {
+      if (closing_.load(std::memory_order_acquire)) break;
+      seen = log_->last_sequence();
+      io::Queue::Sleep nap = service_.io.sleep(options_.rest_ns);
+      nap_ = &nap;
+      co_await nap;
+      nap_ = nullptr;
+    } while (log_->last_sequence() != seen);
+    rest_ended_.advance(rest_asked_.value());
+    if (closing_.load(std::memory_order_acquire)) break;
+    if (log_->last_sequence() != seen) ask(rest_asked_, rest_ended_);  // who was not heard
+    if (overlay_.empty()) continue;
+    co_await checkpoint_ended_.reach(checkpoint_asked_.value());  // one that runs knows less
+    ask_checkpoint();
+  }
+  rest_ended_.advance(kForever);
+}
+
 Task<Error> SealedBackend::close(QueueContext& q) {
   if (closed_) co_return Error();
   closed_ = true;
@@ -355,8 +387,10 @@ Task<Error> SealedBackend::close(QueueContext& q) {
     closing_.store(true, std::memory_order_release);
     checkpoint_asked_.advance(kForever - 1);
     reserve_asked_.advance(kForever - 1);
+    rest_asked_.advance(kForever - 1);
     co_await checkpoint_ended_.reach(kForever);
     co_await reserve_ended_.reach(kForever);
+    if (options_.rest_ns != 0) co_await rest_ended_.reach(kForever);
     if (session_id() != kNoSession || meta_->header().has(qcow2::kDirtyBit)) {
       if (!log_->failed()) result = co_await checkpoint(q);
       if (!result) result = log_->error();

@@ -49,6 +49,8 @@ struct SealedOptions {
   // Whole clusters are sent to fresh places only from this many bytes on: below, the log is
   // cheaper.
   std::uint64_t relocate_bytes_min = 64 * kKiB;
+  // When nobody has written for so long, or up to twice that, the log goes home. 0: never.
+  std::uint64_t rest_ns = 30'000'000'000;
   // Opens the backing image that the header names, already allowed by the caller's policy; null
   // when there is none. `expected` is the backing volume's UUID when the policy demands one.
   std::unique_ptr<Backend> backing;
@@ -266,6 +268,7 @@ class SealedBackend final : public Backend {
   bool may_free_clusters() const;
   Task<void> checkpoint_loop();
   Task<void> reserve_loop();
+  Task<void> rest_loop();
   Task<Error> write_home(QueueContext& q);
   Task<Error> write_home_data(QueueContext& q, HomeWork& work);
   Task<Error> find_home_pages(QueueContext& q, const HomeWork& work, std::size_t& at,
@@ -284,6 +287,7 @@ class SealedBackend final : public Backend {
   bool frozen_mapping_now(Slot slot, std::uint64_t& raw);
   static void ask(Watermark& asked, const Watermark& ended);
   void ask_checkpoint() { ask(checkpoint_asked_, checkpoint_ended_); }
+  void launch_log(QueueContext& q);
 
   // sealed_recovery.cc
   sealed::SealedGeometry mapped_geometry() const;
@@ -362,6 +366,8 @@ class SealedBackend final : public Backend {
   std::atomic<std::uint32_t> checkpoints_running_{0};  // and waiting for the lock
   Watermark checkpoint_asked_, checkpoint_ended_;
   Watermark reserve_asked_, reserve_ended_;
+  Watermark rest_asked_, rest_ended_;
+  ReadyNode* nap_ = nullptr;  // of rest_loop(); the service thread's
   std::atomic<bool> closing_{false};
   bool closed_ = false;
 

@@ -74,7 +74,7 @@ bool SealedBackend::append_overwrite(QueueContext& q, Sector s, Overwrite& w) {
     pressed = appender.pressed();
     began = appender.began_block();
   }
-  if (began) log_->launch(q.io);
+  if (began) launch_log(q);
   if (pressed) ask_checkpoint();
   return true;
 }

@@ -202,7 +202,7 @@ Task<Error> SealedBackend::ensure_entry_cluster(QueueContext& q, Slot entry_slot
     Log::Appender appender(*log_);
     appender.map(MapKind::entry, entry_slot, *host | kL2Copied, *raw);
   }
-  log_->launch(q.io);
+  launch_log(q);
   co_return Error();
 }
 
@@ -226,7 +226,7 @@ Task<Error> SealedBackend::allocate(QueueContext& q, WritePlan& plan) {
       Log::Appender appender(*log_);
       appender.map(MapKind::data, slot, host | kL2Copied, *raw);
     }
-    log_->launch(q.io);
+    launch_log(q);
     for (Segment& s : plan.segments) {
       const Sector sector{plan.first.value + s.from};
       if (s.host == 0 && s.fresh == kNoFresh && geometry_.cluster_of(sector) == cluster) {
@@ -325,7 +325,7 @@ Task<Error> SealedBackend::append(QueueContext& q, WritePlan& plan, Log::Receipt
     }
     receipt = appender.receipt();
   }
-  log_->launch(q.io);
+  launch_log(q);
   co_return Error();
 }
 

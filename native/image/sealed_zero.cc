@@ -64,7 +64,7 @@ Task<Error> SealedBackend::zero_span(QueueContext& q, Slot entry_slot, Sector fr
     for (const auto& [slot, raw] : unmapped) appender.map(MapKind::data, slot, 0, raw);
     last_sequence = appender.receipt().last;
   }
-  log_->launch(q.io);
+  launch_log(q);
   co_return Error();
 }
 

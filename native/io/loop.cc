@@ -145,6 +145,15 @@ void Loop::post_after(ReadyNode& node, std::uint64_t ns) {
   std::push_heap(timers_.begin(), timers_.end());
 }
 
+void Loop::cut_short(ReadyNode& node) {
+  const auto timer = std::find_if(timers_.begin(), timers_.end(),
+                                  [&](const Timer& each) { return each.node == &node; });
+  if (timer == timers_.end()) return;
+  timers_.erase(timer);
+  std::make_heap(timers_.begin(), timers_.end());
+  ready_.push(node);
+}
+
 void Loop::fire_timers() {
   if (timers_.empty()) return;
   const std::uint64_t now = now_ns();

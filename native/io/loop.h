@@ -88,6 +88,7 @@ class Loop : public Queue {
 
   void post(ReadyNode& node) final;
   void post_after(ReadyNode& node, std::uint64_t ns) final;
+  void cut_short(ReadyNode& node) final;
   std::uint64_t now_ns() override;
   void submit(Op& op) final;
   void run() final;

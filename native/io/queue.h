@@ -171,6 +171,8 @@ class Queue : public Executor {
   };
   Sleep sleep(std::uint64_t ns) { return Sleep(*this, ns); }
   virtual void post_after(ReadyNode& node, std::uint64_t ns) = 0;  // own thread only
+  // Own thread only: a sleep that has not ended ends now. Nothing for a node that does not sleep.
+  virtual void cut_short(ReadyNode& node) = 0;
 };
 
 enum class EngineType : std::uint8_t { automatic, uring, aio, threads };

@@ -53,6 +53,7 @@ SealedOptions how_to_open(bool read_only) {
   o.limits.l2_cache = 64 * kKiB;
   o.limits.entry_cache = 64 * kKiB;
   o.limits.pending_data = 64 * kKiB;
+  o.rest_ns = 0;  // what a log holds is what recovery is tried with
   return o;
 }
 

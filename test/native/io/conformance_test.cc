@@ -253,6 +253,43 @@ TEST_CASE("sleeps end in the order of their times, not before them") {
   });
 }
 
+TEST_CASE("a sleep can be cut short, once, and others go on") {
+  each_engine([](Stage& stage) {
+    constexpr std::uint64_t kHour = 3'600'000'000'000;
+    Queue& queue = stage.queue();
+    std::string order;
+    std::uint64_t took = 0;
+    Queue::Sleep longest = queue.sleep(kHour);
+    const auto sleeper = [&](char name, Queue::Sleep& sleep) -> Task<Error> {
+      co_await sleep;
+      order += name;
+      co_return Error();
+    };
+    Queue::Sleep middle = queue.sleep(20'000'000), shortest = queue.sleep(1'000'000);
+    const auto cut = [&]() -> Task<Error> {
+      queue.cut_short(longest);
+      queue.cut_short(longest);  // it is awake
+      ReadyNode awake;
+      queue.cut_short(awake);
+      co_return Error();
+    };
+    CHECK_OK(stage.run([&]() -> Task<Error> {
+      const std::uint64_t begun = queue.now_ns();
+      std::vector<Task<Error>> all;
+      all.push_back(sleeper('l', longest));
+      all.push_back(sleeper('m', middle));
+      all.push_back(sleeper('s', shortest));
+      all.push_back(cut());
+      Error e = co_await all_of(queue, std::move(all));
+      took = queue.now_ns() - begun;
+      co_return e;
+    }));
+    CHECK(order == "lsm");
+    CHECK(took >= 20'000'000);
+    CHECK(took < kHour);
+  });
+}
+
 TEST_CASE("yield lets others run, in turn") {
   each_engine([](Stage& stage) {
     std::string order;

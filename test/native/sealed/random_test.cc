@@ -19,6 +19,7 @@ struct Case {
 };
 
 constexpr auto kChaCha = crypto::Suite::chacha20_poly1305;
+constexpr std::uint64_t kShortRest = 50'000;  // fifty steps of the world
 constexpr sim::CrashOptions kFailing{.fault_runs_one_in = 2};
 constexpr sim::CrashOptions kRotating{.operations = 150};
 constexpr sim::CrashOptions kFailingRotation{.operations = 150, .fault_runs_one_in = 2};
@@ -40,6 +41,9 @@ const Case kCases[] = {
      {.suite = kChaCha, .non_volatile = true, .session_sectors_max = 20}},
     {"nothing relocates", {.relocate_bytes_min = kGiB}, kBusy},
     {"non-volatile and busy", {.sectors = 16, .non_volatile = true}, kBusy},
+    {"often at rest", {.rest_ns = kShortRest}},
+    {"often at rest, non-volatile", {.non_volatile = true, .rest_ns = kShortRest}, kFailing},
+    {"rotating, often at rest", {.sectors = 12, .rest_ns = kShortRest, .rotates = true}, kRotating},
     {"rotating", {.sectors = 12, .rotates = true}, kRotating},
     {"rotating, non-volatile, tiny sessions",
      {.sectors = 12, .non_volatile = true, .session_sectors_max = 20, .rotates = true},

@@ -190,6 +190,7 @@ image::SealedOptions open_options(const SealedShape& shape) {
   o.overlay_sectors_max = shape.overlay_sectors_max;
   o.session_sectors_max = shape.session_sectors_max;
   o.relocate_bytes_min = shape.relocate_bytes_min;
+  o.rest_ns = shape.rest_ns;
   return o;
 }
 

@@ -21,6 +21,8 @@ struct SealedShape {
   std::uint64_t overlay_sectors_max = 24;
   std::uint64_t session_sectors_max = 64;
   std::uint64_t relocate_bytes_min = kSectorSize;  // whole clusters move whenever they may
+  // Where it is not 0 the log may go home at any time. 0 shows who forgets to ask for a checkpoint.
+  std::uint64_t rest_ns = 0;
   // The data key rotates: relocations write again, full checkpoints begin a rotation or finish it.
   bool rotates = false;
   // Before each open one copy of the log's header goes, if both are there; it comes back where the

@@ -60,6 +60,15 @@ void SimQueue::post_after(ReadyNode& node, std::uint64_t ns) {
   world_.timers_.push_back({world_.now_ns_ + ns, world_.next_timer_++, this, &node});
 }
 
+void SimQueue::cut_short(ReadyNode& node) {
+  std::vector<World::Timer>& timers = world_.timers_;
+  const auto timer = std::find_if(timers.begin(), timers.end(),
+                                  [&](const World::Timer& each) { return each.node == &node; });
+  if (timer == timers.end()) return;
+  timers.erase(timer);
+  post(node);
+}
+
 void SimQueue::run() {
   turn_due_ = true;
   world_.run_until([this] { return stopping_ && in_flight_ == 0 && ready_.empty() && !turn_due_; });

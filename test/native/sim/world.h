@@ -31,6 +31,7 @@ class SimQueue final : public io::Queue {
   void submit(io::Op& op) override;
   void post(ReadyNode& node) override;
   void post_after(ReadyNode& node, std::uint64_t ns) override;
+  void cut_short(ReadyNode& node) override;
   std::uint64_t now_ns() override;
   void run() override;  // runs the whole world until stop() and this queue is idle
   void stop() override { stopping_ = true; }
