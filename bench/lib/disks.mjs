@@ -49,6 +49,19 @@ export async function fill(bench, disk) {
   await disk.flush();
 }
 
+/**
+ * The sealed disk as it is when it has been at rest for a while: its log written home, its entries in
+ * memory. `disk` is closed; the result is the same one, open.
+ */
+export async function rested(bench, disk, options) {
+  const { path } = disk.facts;
+  await disk.close();
+  const again = await bench.open(path, 'sealed', options);
+  const all = { rw: 'read', blockSize: MiB, iodepth: 8, size: again.size };
+  await again.bench(all, { signal: bench.signal });
+  return again;
+}
+
 /** Overwrites at random until the log went around `wraps` times: from then on it has to be emptied. */
 export async function wrapLog(bench, disk, wraps = 3) {
   const { logBytes: begun } = disk.stats().backend;

@@ -1,8 +1,8 @@
 // The loads: fio on a file or over NBD, the engine's own bench on an open disk, and our vhost-user
 // front-end on a server's socket. Each takes
 //
-//   { rw, bs = 4096, depth = 32, jobs = 1, seconds, ramp, size, readPercent = 70, fdatasync, direct,
-//     unit }
+//   { rw, bs = 4096, depth = 32, jobs = 1, seconds, ramp, size, offset, readPercent = 70, fdatasync,
+//     direct, unit }
 //
 // and answers { value, mean, p50, p90, p99, p99_9 }: operations a second (reads and writes together)
 // or, for blocks of 64 KiB and more or where `unit` says so, MB/s; latencies in microseconds.
@@ -27,13 +27,14 @@ function fioLatency(job) {
 
 async function fio(bench, load, args) {
   const { rw, bs = 4096, depth = 32, jobs = 1, seconds = bench.seconds } = load;
-  const { ramp = bench.rampSeconds, size, readPercent = 70, fdatasync } = load;
+  const { ramp = bench.rampSeconds, size, offset, readPercent = 70, fdatasync } = load;
   const output = await bench.run('fio', [
     ...['--name=bench', `--rw=${rw}`, `--bs=${bs}`, `--iodepth=${depth}`, `--numjobs=${jobs}`],
     ...['--time_based', `--runtime=${ms(seconds)}`, `--ramp_time=${ms(ramp)}`, '--randrepeat=0'],
     ...['--norandommap', '--thread', '--group_reporting', '--output-format=json'],
     ...(rw === 'randrw' ? [`--rwmixread=${readPercent}`] : []),
     ...(size ? [`--size=${size}`] : []),
+    ...(offset ? [`--offset=${offset}`] : []),
     ...(fdatasync ? [`--fdatasync=${fdatasync}`] : []),
     ...args,
   ]);
