@@ -1,7 +1,6 @@
 // A comparison: contenders measured in turn, round by round, and what came of it.
 //
-// Pure but for what it is handed: `step` runs one contender once. Rounds go through the contenders
-// forward and backward (A B C, C B A, …), so that a machine that grows slower or faster favours none.
+// Pure but for what it is handed: `step` runs one contender once.
 import { summarise } from './stats.mjs';
 
 /** The result of a plan before anything was measured; see lib/bench.mjs for what a plan holds. */
@@ -21,6 +20,17 @@ export function groupOf(plan, set) {
   };
 }
 
+/**
+ * The order of a round. Every second one is the one before backward, so that a machine that grows
+ * slower or faster favours none; each two have other neighbours than the two before (a Williams
+ * design: 0, 1, n-1, 2, n-2, … and so many further), so that nobody always comes after the same one.
+ */
+export function orderOf(count, round) {
+  const first = Array.from({ length: count }, (_, i) => (i % 2 ? (i + 1) / 2 : count - i / 2));
+  const order = first.map((each) => (each + (round >> 1)) % count);
+  return round % 2 ? order.toReversed() : order;
+}
+
 /** Whether another round may show what the ones so far did not. */
 const leavesOpen = (group) => summarise(group).targets.some(({ open }) => open);
 
@@ -37,7 +47,7 @@ export async function measure(plan, group, { rounds, most = rounds, step }) {
     for (let round = 0; round < rounds || (round < most && leavesOpen(group)); round++) {
       group.rounds = { asked: rounds, taken: round + 1 };
       for (const [i, { x }] of group.rows[0].points.entries()) {
-        for (const { contender, row } of round % 2 ? pairs.toReversed() : pairs) {
+        for (const { contender, row } of orderOf(pairs.length, round).map((n) => pairs[n])) {
           if (row.missing) continue;
           const where = { row, round, rounds: Math.max(rounds, round + 1), x };
           const { error, result } = await step(where, () => contender.run(x));

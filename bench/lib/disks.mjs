@@ -50,13 +50,13 @@ export async function fill(bench, disk) {
 }
 
 /**
- * The sealed disk as it is when it has been at rest for a while: its log written home, its entries in
- * memory. `disk` is closed; the result is the same one, open.
+ * A disk as it is when it has been at rest for a while (sealed: its log written home), and was read as a
+ * whole. `disk` is closed; the result is the same one, open.
  */
 export async function rested(bench, disk, options) {
-  const { path } = disk.facts;
+  const { path, format } = disk.facts;
   await disk.close();
-  const again = await bench.open(path, 'sealed', options);
+  const again = await bench.open(path, format, options);
   const all = { rw: 'read', blockSize: MiB, iodepth: 8, size: again.size };
   await again.bench(all, { signal: bench.signal });
   return again;

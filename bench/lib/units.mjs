@@ -36,9 +36,13 @@ function onItsSide({ atLeast, atMost, met }, value, short) {
   return text;
 }
 
-/** What was found, in the target's terms. */
+/** What was found, in the target's terms, and whether more rounds might say otherwise. */
 export function found(target, unit) {
   if (!target.found) return '';
+  return figure(target, unit) + (target.open ? ', open' : '');
+}
+
+function figure(target, unit) {
   const { median, min, max } = target.found;
   if (target.to !== undefined) {
     const short = (each) => each.toFixed(each < 10 ? 2 : 1);

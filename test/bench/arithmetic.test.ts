@@ -6,7 +6,7 @@ import { describe, expect, it, vi } from 'vitest';
 const lib = (name: string) =>
   import(fileURLToPath(new URL(`../../bench/lib/${name}.mjs`, import.meta.url)));
 const { median, medianInterval, pairedRatios, summarise, summary } = await lib('stats');
-const { groupOf, measure } = await lib('compare');
+const { groupOf, measure, orderOf } = await lib('compare');
 const { printGroup } = await lib('terminal');
 const { benchCommand } = await lib('commands');
 const { deviceName, mountOf } = await lib('machine');
@@ -68,8 +68,23 @@ describe('rounds', () => {
   it('takes turns, forward and backward', async () => {
     const contenders = ['A', 'B', 'C'].map((name) => given(name, [1, 2, 3]));
     const { order, group } = await play({ contenders }, 3);
-    expect(order.join('')).toBe('ABCCBAABC');
+    expect(order.join('')).toBe('ABCCBABCA');
     expect(group.rows[1].points[0].samples).toEqual([1, 2, 3]);
+  });
+
+  it.each([2, 3, 4, 5, 6])('lets each of %i follow each other one equally often', (count) => {
+    const followed = new Map<string, number>();
+    for (let round = 0; round < 2 * count; round++) {
+      const order: number[] = orderOf(count, round);
+      expect(order.toSorted((a, b) => a - b)).toEqual(Array.from({ length: count }, (_, i) => i));
+      if (round % 2) expect(order).toEqual(orderOf(count, round - 1).toReversed());
+      for (const [i, each] of order.slice(1).entries()) {
+        const pair = `${order[i]} ${each}`;
+        followed.set(pair, (followed.get(pair) ?? 0) + 1);
+      }
+    }
+    expect(followed.size).toBe(count * (count - 1));
+    expect([...new Set(followed.values())]).toEqual([2]);
   });
 
   it('goes through a series in each round', async () => {

@@ -169,7 +169,7 @@ it('stands alone: no script, nothing to fetch', () => {
 
 it('gives the targets as rows of Markdown', () => {
   expect(markdownRows(run()).slice(2)).toEqual([
-    '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05) | ≥ 1 | met |',
+    '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05), open | ≥ 1 | met |',
     '| engine, reads <fast>: pqblk / peer | 1.05 (0.95–1.05) | ≥ 1.5 | MISSED |',
     '| engine, reads <fast>: gone / peer | gone: gone not installed | ≥ 1 | missing |',
     '| engine, over depth: pqblk at 8 | 70k (70k–70k) | ≥ 60k IOPS | met |',
