@@ -38,6 +38,9 @@ class RawBackend final : public Backend {
  private:
   Task<Error> transfer(io::Queue& io, bool reads, std::uint64_t at, GuestBuffers data);
   Task<Error> sync(io::Queue& io);
+  Task<Error> zero(QueueContext& q, io::FallocateMode mode, std::uint64_t at, std::uint64_t length);
+  Task<Error> write_zeros(QueueContext& q, std::uint64_t at, std::uint64_t length);
+  Task<Error> zero_data(QueueContext& q, std::uint64_t at, std::uint64_t length);
 
   const io::File& file_;
   std::atomic<std::uint64_t> size_;
@@ -119,8 +122,45 @@ Task<Error> RawBackend::sync(io::Queue& io) {
   co_return e;
 }
 
+// A call that fails may have dropped what the page cache had of the range before (ext4 since Linux
+// 6.14, at a hole for which there is no room): acknowledged writes are gone, older ones stand there
+// again. Zeros are due in their place, and where something stands they need no room.
+Task<Error> RawBackend::zero(QueueContext& q, io::FallocateMode mode, std::uint64_t at,
+                             std::uint64_t length) {
+  Error e = co_await q.io.fallocate(file_, mode, at, length);
+  if (!e || e.kind() == Kind::unsupported) co_return e;
+  Error written = co_await zero_data(q, at, length);
+  if (written) co_return e;
+  co_return Error();
+}
+
+Task<Error> RawBackend::zero_data(QueueContext& q, std::uint64_t at, std::uint64_t length) {
+  Error first;
+  for (const std::uint64_t end = at + length; at < end;) {
+    Result<Extent> found = co_await extent(q, {at}, end - at);
+    if (!found) co_return found.take_error();
+    if (found->kind == ExtentKind::data) {
+      Error e = co_await write_zeros(q, at, found->length);
+      if (e && !first) first = std::move(e);  // the rest is zeroed all the same
+    }
+    at += found->length;
+  }
+  co_return first;
+}
+
+Task<Error> RawBackend::write_zeros(QueueContext& q, std::uint64_t at, std::uint64_t length) {
+  const QueueContext::Buffer zeros = q.buffer(std::min<std::uint64_t>(length, kZeroChunk));
+  std::fill_n(zeros.data(), zeros.size(), std::uint8_t{0});
+  for (std::uint64_t done = 0; done < length;) {
+    const std::uint64_t part = std::min<std::uint64_t>(length - done, zeros.size());
+    if (Error e = co_await q.io.write(file_, at + done, zeros.data(), part)) co_return e;
+    done += part;
+  }
+  co_return Error();
+}
+
 Task<Error> RawBackend::discard(QueueContext& q, GuestOffset at, std::uint64_t length) {
-  Error e = co_await q.io.fallocate(file_, io::FallocateMode::punch, at.bytes, length);
+  Error e = co_await zero(q, io::FallocateMode::punch, at.bytes, length);
   if (e.kind() == Kind::unsupported) co_return Error();  // discard is a hint
   co_return e;
 }
@@ -128,17 +168,9 @@ Task<Error> RawBackend::discard(QueueContext& q, GuestOffset at, std::uint64_t l
 Task<Error> RawBackend::write_zeroes(QueueContext& q, GuestOffset at, std::uint64_t length,
                                      std::uint32_t flags) {
   const auto mode = (flags & kZeroUnmap) != 0 ? io::FallocateMode::punch : io::FallocateMode::zero;
-  Error e = co_await q.io.fallocate(file_, mode, at.bytes, length);
+  Error e = co_await zero(q, mode, at.bytes, length);
   if (e.kind() != Kind::unsupported) co_return e;
-  const QueueContext::Buffer zeros = q.buffer(std::min<std::uint64_t>(length, kZeroChunk));
-  std::fill_n(zeros.data(), zeros.size(), std::uint8_t{0});
-  for (std::uint64_t done = 0; done < length;) {
-    const std::uint64_t part = std::min<std::uint64_t>(length - done, zeros.size());
-    e = co_await q.io.write(file_, at.bytes + done, zeros.data(), part);
-    if (e) co_return e;
-    done += part;
-  }
-  co_return Error();
+  co_return co_await write_zeros(q, at.bytes, length);
 }
 
 Task<Result<Extent>> RawBackend::extent(QueueContext&, GuestOffset at, std::uint64_t length) {

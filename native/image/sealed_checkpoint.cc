@@ -294,8 +294,11 @@ Task<Error> SealedBackend::release_clusters(QueueContext& q, HomeWork& work) {
     while (end < unmapped.size() && unmapped[end].bytes == unmapped[end - 1].bytes + cs) ++end;
     Error e =
         co_await q.io.fallocate(file_, io::FallocateMode::punch, unmapped[i].bytes, (end - i) * cs);
-    // A device or file system without holes keeps the space; that is no failure.
-    if (e && e.os_errno() != EOPNOTSUPP && e.os_errno() != ENOTTY) co_return e;
+    // A device or file system without holes, or without room for another one, keeps the space; that
+    // is no failure.
+    const bool kept =
+        e.os_errno() == EOPNOTSUPP || e.os_errno() == ENOTTY || e.os_errno() == ENOSPC;
+    if (e && !kept) co_return e;
     i = end;
   }
   co_return co_await meta_->allocator().free(q.io, unmapped);
