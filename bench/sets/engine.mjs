@@ -98,6 +98,7 @@ async function small(bench, disks, place) {
  */
 function sealedFile(bench, disk, place, load) {
   const { path } = disk.facts;
+  // The data clusters are the last ones of the file: the disk was made and then filled.
   const where = () => ({ offset: statSync(path).size - disk.size, size: disk.size });
   return {
     name: `${FIO} on the sealed image`,

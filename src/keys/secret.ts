@@ -1,7 +1,7 @@
 // Room keys/: secret bytes that wipe themselves and never print.
 //
 // A Secret owns its buffer. Nothing but `use` hands the bytes out, and every way of turning it into
-// text (inspect, JSON, string) yields a placeholder. The buffer is an ArrayBuffer of its own: V8
+// text (inspect, JSON, string) yields the same word for all. The buffer is an ArrayBuffer of its own: V8
 // keeps small typed arrays on its heap, where the garbage collector moves them and leaves copies
 // behind. For the same reason whoever makes secret bytes puts them into a Secret at once (strings
 // cannot be wiped at all).
