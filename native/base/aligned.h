@@ -1,4 +1,5 @@
-// Memory aligned for O_DIRECT: a 4096-aligned block, owned.
+// Memory aligned for O_DIRECT: a 4096-aligned block, owned; and arrays that begin with a line of
+// the CPU's cache.
 //
 // Room base/.
 #pragma once
@@ -6,8 +7,10 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <new>
 #include <span>
 #include <utility>
+#include <vector>
 
 namespace pqblk {
 
@@ -42,5 +45,25 @@ class AlignedBuffer {
   std::uint8_t* data_ = nullptr;
   std::size_t size_ = 0;
 };
+
+inline constexpr std::size_t kCacheLine = 64;
+
+template <class T>
+struct LineAllocator {
+  using value_type = T;
+  LineAllocator() = default;
+  template <class U>
+  LineAllocator(const LineAllocator<U>&) {}  // NOLINT: allocators convert
+  T* allocate(std::size_t n) {
+    return static_cast<T*>(::operator new (n * sizeof(T), std::align_val_t{kCacheLine}));
+  }
+  void deallocate(T* at, std::size_t) { ::operator delete (at, std::align_val_t{kCacheLine}); }
+  bool operator==(const LineAllocator&) const { return true; }
+};
+
+// Elements of up to 64 bytes (a power of two) lie in one line each, where a vector's usually lie in
+// two: large blocks of malloc begin 16 bytes behind a page's start.
+template <class T>
+using LineVector = std::vector<T, LineAllocator<T>>;
 
 }  // namespace pqblk

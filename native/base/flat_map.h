@@ -10,7 +10,8 @@
 #include <cstddef>
 #include <cstdint>
 #include <utility>
-#include <vector>
+
+#include "base/aligned.h"
 
 namespace pqblk {
 
@@ -81,8 +82,8 @@ class FlatMap {
 
   // Gives the memory back.
   void clear() {
-    keys_ = std::vector<std::uint64_t>();
-    values_ = std::vector<T>();
+    keys_ = LineVector<std::uint64_t>();
+    values_ = LineVector<T>();
     mask_ = 0;
     size_ = 0;
   }
@@ -94,11 +95,11 @@ class FlatMap {
     return static_cast<std::size_t>((key * 0x9e3779b97f4a7c15ULL) >> 20) & mask_;
   }
   void grow() {
-    const std::vector<std::uint64_t> old_keys = std::move(keys_);
-    std::vector<T> old_values = std::move(values_);
+    const LineVector<std::uint64_t> old_keys = std::move(keys_);
+    LineVector<T> old_values = std::move(values_);
     const std::size_t cells = old_keys.empty() ? kFirst : old_keys.size() * 2;
-    keys_ = std::vector<std::uint64_t>(cells, kNoKey);
-    values_ = std::vector<T>(cells);
+    keys_ = LineVector<std::uint64_t>(cells, kNoKey);
+    values_ = LineVector<T>(cells);
     mask_ = cells - 1;
     size_ = 0;
     for (std::size_t i = 0; i < old_keys.size(); ++i) {
@@ -106,8 +107,8 @@ class FlatMap {
     }
   }
 
-  std::vector<std::uint64_t> keys_;  // kNoKey: an empty cell
-  std::vector<T> values_;
+  LineVector<std::uint64_t> keys_;  // kNoKey: an empty cell
+  LineVector<T> values_;
   std::size_t mask_ = 0;
   std::size_t size_ = 0;
 };

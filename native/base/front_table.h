@@ -48,6 +48,13 @@ struct alignas(64) OwnCount {
   void add() { value.store(value.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed); }
 };
 
+template <std::size_t N>
+std::uint64_t sum_of(const std::array<OwnCount, N>& counts) {
+  std::uint64_t sum = 0;
+  for (const OwnCount& own : counts) sum += own.value.load(std::memory_order_relaxed);
+  return sum;
+}
+
 class FrontTable {
   static constexpr std::size_t kWays = 3;
   struct alignas(64) Set {

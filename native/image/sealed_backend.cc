@@ -488,8 +488,8 @@ BackendStats SealedBackend::stats() const {
   s.log_used = log_->used_pages() * kPage;
   s.checkpoints = checkpoints_.load(std::memory_order_relaxed);
   s.integrity_failures = integrity_failures_.load(std::memory_order_relaxed);
-  s.sectors_sealed = sealed_count_.load(std::memory_order_relaxed);
-  s.sectors_opened = opened_count_.load(std::memory_order_relaxed);
+  s.sectors_sealed = sum_of(sealed_counts_);
+  s.sectors_opened = sum_of(opened_counts_);
   return s;
 }
 

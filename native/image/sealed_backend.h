@@ -20,6 +20,7 @@
 #include <optional>
 #include <vector>
 
+#include "base/front_table.h"
 #include "base/sync.h"
 #include "format/qcow2/metadata.h"
 #include "image/backend.h"
@@ -195,8 +196,8 @@ class SealedBackend final : public Backend {
   // nothing from here on.
   Task<Error> load_readable(QueueContext& q, Sector first, std::uint32_t count, Resolved* r,
                             std::uint8_t* buffer, const std::function<void(Sector)>& unreadable);
-  Error open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded, std::uint8_t* plain,
-                    sealed::KeyLease& keys);
+  Error open_sector(const QueueContext& q, Sector s, const Resolved& r, const std::uint8_t* loaded,
+                    std::uint8_t* plain, sealed::KeyLease& keys);
   Error open_sectors(QueueContext& q, Sector first, std::uint32_t count, const Resolved* r,
                      GuestBuffers loaded, GuestBuffers data, std::uint32_t& bad);
   enum class Place : std::uint8_t { guests, own };  // the memory that ciphertext is loaded into
@@ -371,8 +372,10 @@ class SealedBackend final : public Backend {
   std::atomic<bool> closing_{false};
   bool closed_ = false;
 
-  std::atomic<std::uint64_t> integrity_failures_{0}, sealed_count_{0}, opened_count_{0},
-      checkpoints_{0};
+  std::atomic<std::uint64_t> integrity_failures_{0}, checkpoints_{0};
+  // Of each queue: an atomic addition for each sector would wait until all that was just sealed has
+  // left the CPU.
+  std::array<OwnCount, kLanes> sealed_counts_, opened_counts_;
 };
 
 }  // namespace pqblk::image

@@ -42,7 +42,7 @@ Task<Result<bool>> SealedBackend::holds_data(QueueContext& q, Sector s, const Re
   if (e) co_return e;
   {
     KeyLease keys;
-    e = open_sector(s, r, buffer.data(), buffer.data(), keys);
+    e = open_sector(q, s, r, buffer.data(), buffer.data(), keys);
   }
   crypto::wipe(buffer.data(), kSectorSize);
   if (e && e.kind() != Kind::integrity) co_return e;

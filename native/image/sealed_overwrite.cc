@@ -68,7 +68,7 @@ bool SealedBackend::append_overwrite(QueueContext& q, Sector s, Overwrite& w) {
     if (w.cls == WriteClass::o2) {
       appender.wd(s, w.entry, w.cipher);
     } else {
-      appender.w(s, w.entry, w.cipher);
+      appender.w(s, {&w.entry, 1}, w.cipher);
     }
     w.sequence = appender.receipt().last;
     pressed = appender.pressed();
@@ -93,7 +93,7 @@ Task<Error> SealedBackend::write_one(QueueContext& q, Sector s, GuestBuffers dat
       log_->fail(e);  // a record without its data: nothing more may be acknowledged
     }
     if (!e) {
-      overlay_.landed(s, w.entry);
+      overlay_.landed(s, {&w.entry, 1});
       log_->data_done(w.sequence);
     }
   }

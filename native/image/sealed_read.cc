@@ -225,11 +225,11 @@ Task<Error> SealedBackend::load_ciphertext(QueueContext& q, std::uint32_t count,
 
 // Plaintext of a data sector. `loaded` holds its ciphertext unless that is in memory elsewhere;
 // `plain` may be the same place. Errors as those of sealed::open_sector.
-Error SealedBackend::open_sector(Sector s, const Resolved& r, const std::uint8_t* loaded,
-                                 std::uint8_t* plain, KeyLease& keys) {
+Error SealedBackend::open_sector(const QueueContext& q, Sector s, const Resolved& r,
+                                 const std::uint8_t* loaded, std::uint8_t* plain, KeyLease& keys) {
   if (r.host == 0 && !r.version.cipher) return Error(Kind::integrity, "a sector is nowhere");
   const std::uint8_t* from = r.version.cipher ? r.version.cipher.data() : loaded;
-  opened_count_.fetch_add(1, std::memory_order_relaxed);
+  opened_counts_[q.index].add();
   return sealed::open_sector(*sessions_, extension_.uuid, s, r.version.entry, from, plain, keys);
 }
 
@@ -256,7 +256,7 @@ Error SealedBackend::open_sectors(QueueContext& q, Sector first, std::uint32_t c
     const std::uint64_t length = std::min<std::uint64_t>(kSectorSize, data.size);
     if (r[i].version.entry.state() == State::data) {
       const std::uint8_t* from = loaded.contiguous(0, kSectorSize);
-      if (Error e = open_sector({first.value + i}, r[i], from, near.data(), keys)) {
+      if (Error e = open_sector(q, {first.value + i}, r[i], from, near.data(), keys)) {
         bad = i;
         return e;
       }
@@ -373,7 +373,7 @@ bool SealedBackend::open_newest(const QueueContext& q, Sector s, NewestPlace& ne
     if (entry.state() != State::data) return false;
   }
   KeyLease keys;
-  if (open_sector(s, newest, ciphertext, plain, keys)) return false;
+  if (open_sector(q, s, newest, ciphertext, plain, keys)) return false;
   data.copy_in(plain);
   return true;
 }
@@ -495,7 +495,7 @@ Task<Result<std::uint64_t>> SealedBackend::verify(QueueContext& q, Sector first,
       if (r[i].version.entry.state() != State::data) continue;
       ++looked;
       std::uint8_t* const place = buffer.data() + std::size_t{i} * kSectorSize;
-      failed = open_sector({s + i}, r[i], place, place, keys);
+      failed = open_sector(q, {s + i}, r[i], place, place, keys);
       if (failed.kind() != Kind::integrity) continue;
       bad({s + i});
       failed = Error();

@@ -129,7 +129,7 @@ Error SealedBackend::reseal_sectors(QueueContext& q, OldVersions& old, Sector fi
   for (std::uint32_t i = 0; i < entries.size() && !e; ++i) {
     const Sector s{first.value + i};
     std::uint8_t* const place = cipher.data() + std::size_t{i} * kSectorSize;
-    e = open_sector(s, old.r[skipped + i], place, plain.data(), keys);
+    e = open_sector(q, s, old.r[skipped + i], place, plain.data(), keys);
     if (e.kind() == Kind::integrity) old.bad = skipped + i;
     if (!e) e = seal_sector(q, s, plain.data(), place, entries[i]);
   }

@@ -267,7 +267,7 @@ Error SealedBackend::seal_sector(QueueContext& q, Sector s, const std::uint8_t* 
   std::copy(tag.begin(), tag.end(), entry.tag);
   std::copy(nonce.begin(), nonce.end(), entry.nonce);
   entry.set(State::data, keys.id);
-  sealed_count_.fetch_add(1, std::memory_order_relaxed);
+  sealed_counts_[q.index].add();
   return {};
 }
 
@@ -313,14 +313,15 @@ Task<Error> SealedBackend::append(QueueContext& q, WritePlan& plan, Log::Receipt
       }
     }
     for (const Segment& s : plan.segments) {
-      for (std::uint32_t i = s.from; i < s.to; ++i) {
-        const Sector sector{plan.first.value + i};
-        CipherRef cipher = plan.cipher.at(std::size_t{i} * kSectorSize);
-        if (s.cls == WriteClass::o2) {
-          appender.wd(sector, plan.entries[i], std::move(cipher));
-        } else {
-          appender.w(sector, plan.entries[i], std::move(cipher));
-        }
+      const std::span<const Entry> entries(&plan.entries[s.from], s.to - s.from);
+      const Sector first{plan.first.value + s.from};
+      const CipherRef cipher = plan.cipher.at(std::size_t{s.from} * kSectorSize);
+      if (s.cls != WriteClass::o2) {
+        appender.w(first, entries, cipher);
+        continue;
+      }
+      for (std::uint32_t i = 0; i < entries.size(); ++i) {
+        appender.wd({first.value + i}, entries[i], cipher.at(std::size_t{i} * kSectorSize));
       }
     }
     receipt = appender.receipt();
@@ -358,9 +359,7 @@ Task<Error> SealedBackend::write_home_places(QueueContext& q, WritePlan& plan,
       co_return e;
     }
     for (const Segment& s : runs) {
-      for (std::uint32_t i = s.from; i < s.to; ++i) {
-        overlay_.landed({plan.first.value + i}, plan.entries[i]);
-      }
+      overlay_.landed({plan.first.value + s.from}, {&plan.entries[s.from], s.to - s.from});
     }
   }
   log_->data_done(receipt);

@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <system_error>
+#include <utility>
 
 #include "io/thread_setup.h"
 
@@ -71,9 +72,14 @@ void Workers::work() {
 
   std::unique_lock lock(mutex_);
   for (;;) {
-    const auto called = [this] { return closing_ || !queued_.empty(); };
-    const bool slept_through = !wanted_.wait_for(lock, linger_, called);
-    if (slept_through) return leave();
+    while (queued_.empty() && !closing_) {
+      if (threads_.size() == 1) {
+        wanted_.wait(lock);
+        continue;
+      }
+      const bool slept_through = wanted_.wait_for(lock, linger_) == std::cv_status::timeout;
+      if (slept_through && queued_.empty() && !closing_ && threads_.size() > 1) return leave(lock);
+    }
     if (queued_.empty()) return;  // closing: the destructor joins
     Op& op = *queued_.pop();
     --queued_count_;
@@ -85,7 +91,7 @@ void Workers::work() {
     if (done_.push(op)) owner_.wake();
     lock.lock();
     ++idle_;
-    if (one_too_many()) return leave();
+    if (one_too_many()) return leave(lock);
   }
 }
 
@@ -97,15 +103,16 @@ bool Workers::one_too_many() {
   const bool spare = least_idle_ > 0;
   window_end_ = now + linger_;
   least_idle_ = idle_;
-  return spare && queued_.empty() && !closing_;
+  return spare && threads_.size() > 1 && queued_.empty() && !closing_;
 }
 
-void Workers::leave() {
-  --idle_;
+void Workers::leave(std::unique_lock<std::mutex>& lock) {
+  least_idle_ = std::min(least_idle_, --idle_);
   const auto self = std::ranges::find(threads_, std::this_thread::get_id(), &std::thread::get_id);
-  if (left_.joinable()) left_.join();  // it gave up the mutex and is about to end, or has
-  left_ = std::move(*self);
+  std::thread before = std::exchange(left_, std::move(*self));
   threads_.erase(self);
+  lock.unlock();
+  if (before.joinable()) before.join();  // it is about to end, or has
 }
 
 }  // namespace pqblk::io

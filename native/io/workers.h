@@ -26,7 +26,8 @@ class Workers {
   Workers& operator=(const Workers&) = delete;
 
   // Owner's thread. Takes the batch; threads are made as they are needed, and end again when for
-  // `linger` one of them had nothing to do at every moment.
+  // `linger` one of them had nothing to do at every moment. The first one stays: to start another
+  // may fail one day.
   void perform_all(NodeList<Op> batch);
   // Owner's thread. The operations that are done, with their final results; resubmissions were
   // made inside and are added to `resubmitted`.
@@ -38,7 +39,7 @@ class Workers {
   void add_threads(std::uint32_t missing);  // under the mutex, as all below
   void work();
   bool one_too_many();
-  void leave();
+  void leave(std::unique_lock<std::mutex>& lock);
 
   Queue& owner_;
   const std::uint32_t bound_;

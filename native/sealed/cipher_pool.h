@@ -15,6 +15,7 @@
 
 #include "base/page_pool.h"
 #include "base/short_lock.h"
+#include "base/units.h"
 
 namespace pqblk::sealed {
 
@@ -40,6 +41,7 @@ class CipherPool {
 
  private:
   friend class CipherRef;
+  friend class CipherReturns;
   void put(Buffer* buffer);
   static void release(Buffer* buffer);
 
@@ -81,11 +83,64 @@ class CipherRef {
   }
 
  private:
+  friend class CipherShares;
+  friend class CipherReturns;
   void retain() const {
     if (buffer_ != nullptr) buffer_->references.fetch_add(1, std::memory_order_relaxed);
   }
   CipherPool::Buffer* buffer_ = nullptr;
   std::uint8_t* at_ = nullptr;
+};
+
+// The sectors of a write have one buffer, and each atomic change of its count would wait for all
+// stores before it: their references are taken together, and given back together.
+class CipherShares {
+ public:
+  // For sectors one after the other, of which the first has `of`: next() has one for each.
+  CipherShares(const CipherRef& of, std::size_t count)
+      : buffer_(of.buffer_), at_(of.at_), left_(static_cast<std::uint32_t>(count)) {
+    if (buffer_ != nullptr) buffer_->references.fetch_add(left_, std::memory_order_relaxed);
+  }
+  CipherShares(const CipherShares&) = delete;
+  CipherShares& operator=(const CipherShares&) = delete;
+  ~CipherShares() {
+    while (left_ > 0) next();
+  }
+  CipherRef next() {
+    --left_;
+    if (buffer_ == nullptr) return {};
+    return CipherRef(buffer_, std::exchange(at_, at_ + kSectorSize));
+  }
+
+ private:
+  CipherPool::Buffer* buffer_;
+  std::uint8_t* at_;
+  std::uint32_t left_;
+};
+
+class CipherReturns {
+ public:
+  CipherReturns() = default;
+  CipherReturns(const CipherReturns&) = delete;
+  CipherReturns& operator=(const CipherReturns&) = delete;
+  ~CipherReturns() { give_back(); }
+  void add(CipherRef& ref) {
+    if (ref.buffer_ == nullptr) return;
+    if (ref.buffer_ != buffer_) give_back();
+    buffer_ = std::exchange(ref.buffer_, nullptr);
+    ref.at_ = nullptr;
+    ++count_;
+  }
+
+ private:
+  void give_back() {
+    CipherPool::Buffer* const b = std::exchange(buffer_, nullptr);
+    const std::uint32_t count = std::exchange(count_, 0);
+    if (b == nullptr) return;
+    if (b->references.fetch_sub(count, std::memory_order_acq_rel) == count) b->pool->put(b);
+  }
+  CipherPool::Buffer* buffer_ = nullptr;
+  std::uint32_t count_ = 0;
 };
 
 inline CipherRef take_cipher(CipherPool& pool, std::size_t size) {

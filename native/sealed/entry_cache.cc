@@ -139,12 +139,11 @@ bool EntryCache::peek(std::uint64_t number, std::uint32_t index, std::uint32_t c
 }
 
 std::uint64_t EntryCache::hits() const {
-  std::uint64_t sum = 0;
+  std::uint64_t sum = sum_of(front_hits_);
   for (const Shard& s : shards_) {
     std::lock_guard guard(s.mutex);
     sum += s.hits;
   }
-  for (const OwnCount& own : front_hits_) sum += own.value.load(std::memory_order_relaxed);
   return sum;
 }
 

@@ -157,8 +157,7 @@ struct SealedGeometry {
     const ClusterIndex c = cluster_of(s);
     const std::uint64_t table = table_of(c);
     // Position of the sector among those of its table.
-    const std::uint64_t position =
-        s.value - ((table * data_clusters()) << (cluster_bits - kSectorShift));
+    const std::uint64_t position = s.value - table * sectors_per_table();
     const std::uint64_t index = position >> (cluster_bits - 5);
     return {{(table << (cluster_bits - 3)) + data_clusters() + index},
             (position << 5) & (cluster_size() - 1)};
@@ -175,13 +174,23 @@ struct SealedGeometry {
     const std::uint64_t index = slot.value % table_entries() - data_clusters();
     return {l1 * data_clusters() * sectors_per_cluster() + index * entries_per_cluster()};
   }
-  // One past the last sector whose entry lies in an entry slot; the last entry cluster of a table
-  // is not full, because a table maps d data clusters only.
+  // One past the last sector whose entry lies in an entry slot; the last entry clusters of a table
+  // are not full, or hold nothing, because a table maps d data clusters only.
   Sector end_sector_of_entry_slot(Slot slot) const {
-    const std::uint64_t l1 = slot.value / table_entries();
     const std::uint64_t end = first_sector_of_entry_slot(slot).value + entries_per_cluster();
-    const std::uint64_t table_end = (l1 + 1) * data_clusters() * sectors_per_cluster();
+    const std::uint64_t table_end = (slot.value / table_entries() + 1) * sectors_per_table();
     return {end < table_end ? end : table_end};
+  }
+  // The same for the entry slot of a sector, without a division.
+  Sector end_of_entry_cluster(Sector s) const {
+    const std::uint64_t begin = table_of(cluster_of(s)) * sectors_per_table();
+    const std::uint64_t end = ((s.value - begin) | (entries_per_cluster() - 1)) + 1;
+    return {begin + (end < sectors_per_table() ? end : sectors_per_table())};
+  }
+
+ private:
+  std::uint64_t sectors_per_table() const {
+    return data_clusters() << (cluster_bits - kSectorShift);
   }
 };
 

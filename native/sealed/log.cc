@@ -162,14 +162,25 @@ std::uint8_t* Log::Appender::record(std::size_t bytes, bool payload) {
   return at;
 }
 
-void Log::Appender::w(Sector s, const Entry& entry, CipherRef cipher) {
-  auto* r = reinterpret_cast<RecordW*>(record(sizeof(RecordW), false));
-  r->type = static_cast<std::uint8_t>(RecordType::w);
-  r->sector = s.value;
-  r->entry = entry;
-  ++log_.open_->pending_data;
-  receipt_.count(log_.open_->sequence);
-  log_.overlay_.put(s, Version{entry, std::move(cipher), 0, log_.open_->sequence});
+void Log::Appender::w(Sector first, std::span<const Entry> entries, const CipherRef& cipher) {
+  CipherShares ciphers(cipher, entries.size());
+  std::size_t begin = 0;  // of those whose records lie in the open block
+  const auto put = [&](std::size_t end, std::uint64_t sequence) {
+    log_.overlay_.put_run({first.value + begin}, entries.subspan(begin, end - begin), ciphers,
+                          sequence);
+    begin = end;
+  };
+  for (std::size_t i = 0; i < entries.size(); ++i) {
+    const std::uint64_t before = receipt_.last;
+    auto* r = reinterpret_cast<RecordW*>(record(sizeof(RecordW), false));
+    if (i != begin && receipt_.last != before) put(i, before);
+    r->type = static_cast<std::uint8_t>(RecordType::w);
+    r->sector = first.value + i;
+    r->entry = entries[i];
+    ++log_.open_->pending_data;
+    receipt_.count(receipt_.last);
+  }
+  put(entries.size(), receipt_.last);
 }
 
 void Log::Appender::wd(Sector s, const Entry& entry, CipherRef cipher) {
@@ -260,7 +271,7 @@ Task<void> Log::write_block(io::Queue& io, Block* block) {
 // Ciphertext that has reached the log can be read back from there; memory keeps it up to a bound.
 void Log::release_payload(Block& block) {
   if (pool_.live_bytes() > retain_max_) {
-    for (const auto& [sector, entry] : block.inline_sectors) overlay_.landed(sector, entry);
+    for (const auto& [sector, entry] : block.inline_sectors) overlay_.landed(sector, {&entry, 1});
   }
   block.payload.clear();
   block.inline_sectors.clear();

@@ -118,8 +118,9 @@ class Log {
     ~Appender();
     Appender(const Appender&) = delete;
     Appender& operator=(const Appender&) = delete;
-    // The ciphertext is being written home; `cipher` serves readers until it has landed.
-    void w(Sector s, const Entry& entry, CipherRef cipher);
+    // Sectors one after the other. Their ciphertext, that of the first at `cipher`, is being
+    // written home; it serves readers until it has landed.
+    void w(Sector first, std::span<const Entry> entries, const CipherRef& cipher);
     // The ciphertext goes into the log.
     void wd(Sector s, const Entry& entry, CipherRef cipher);
     void z(Sector first, std::uint64_t count);

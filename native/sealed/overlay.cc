@@ -5,6 +5,13 @@
 
 namespace pqblk::sealed {
 
+namespace {
+// So many sectors of a run are fetched ahead of the one that is looked at.
+constexpr std::size_t kAhead = 8;
+// And so many are done before others get the lock.
+constexpr std::size_t kPieceMax = 32;
+}  // namespace
+
 Overlay::Shard& Overlay::shard_for_slot(Slot slot) {
   if (geometry_.is_entry_slot(slot)) return shard_of(slot);
   const ClusterIndex c = geometry_.cluster_of_slot(slot);
@@ -62,7 +69,7 @@ std::uint32_t Overlay::find_range(Sector first, std::uint32_t count, Version* ou
   while (i < count) {
     const Sector s{first.value + i};
     const Slot entry_slot = geometry_.entry_slot(s);
-    const std::uint64_t end = geometry_.end_sector_of_entry_slot(entry_slot).value;
+    const std::uint64_t end = geometry_.end_of_entry_cluster(s).value;
     Shard& shard = shard_of(entry_slot);
     std::lock_guard guard(shard.mutex);
     for (; i < count && first.value + i < end; ++i) {
@@ -99,6 +106,33 @@ void Overlay::put(Sector s, Version version) {
   counts_[shard.current].fetch_add(sectors.size() - before, std::memory_order_release);
 }
 
+template <class Body>
+void Overlay::each_piece(Sector first, std::size_t count, Body body) {
+  for (std::size_t i = 0; i < count;) {
+    const Sector s{first.value + i};
+    const std::size_t shard_end = geometry_.end_of_entry_cluster(s).value - first.value;
+    const std::size_t end = std::min({shard_end, count, i + kPieceMax});
+    Shard& shard = shard_of(geometry_.entry_slot(s));
+    std::lock_guard guard(shard.mutex);
+    body(shard, i, end);
+    i = end;
+  }
+}
+
+void Overlay::put_run(Sector first, std::span<const Entry> entries, CipherShares& ciphers,
+                      std::uint64_t sequence) {
+  each_piece(first, entries.size(), [&](Shard& shard, std::size_t begin, std::size_t end) {
+    FlatMap<Version>& sectors = shard.generations[shard.current].sectors;
+    const std::size_t before = sectors.size();
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::uint64_t s = first.value + i;
+      if (i + kAhead < end) sectors.prefetch(s + kAhead);
+      sectors[s] = Version{entries[i], ciphers.next(), 0, sequence};
+    }
+    counts_[shard.current].fetch_add(sectors.size() - before, std::memory_order_release);
+  });
+}
+
 void Overlay::put_zero_range(Sector first, std::uint64_t count, std::uint64_t sequence) {
   for (std::uint64_t i = 0; i < count; ++i) {
     Version v;
@@ -131,17 +165,20 @@ void Overlay::put_slot(Slot slot, std::uint64_t new_entry, std::uint64_t old_ent
   }
 }
 
-void Overlay::landed(Sector s, const Entry& entry) {
-  Shard& shard = shard_of(geometry_.entry_slot(s));
-  CipherRef released;  // freed outside the lock
-  std::lock_guard guard(shard.mutex);
-  for (Generation& g : shard.generations) {
-    Version* v = g.sectors.find(s.value);
-    if (v != nullptr && v->entry == entry) {
-      released = std::move(v->cipher);
-      return;
+void Overlay::landed(Sector first, std::span<const Entry> entries) {
+  CipherReturns released;  // what is left over: outside the locks
+  each_piece(first, entries.size(), [&](Shard& shard, std::size_t begin, std::size_t end) {
+    for (std::size_t i = begin; i < end; ++i) {
+      const std::uint64_t s = first.value + i;
+      if (i + kAhead < end) shard.generations[shard.current].sectors.prefetch(s + kAhead);
+      for (Generation& g : shard.generations) {
+        Version* v = g.sectors.find(s);
+        if (v == nullptr || !(v->entry == entries[i])) continue;
+        released.add(v->cipher);
+        break;
+      }
     }
-  }
+  });
 }
 
 void Overlay::freeze() {

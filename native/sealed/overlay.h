@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <mutex>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "base/flat_map.h"
@@ -67,14 +68,18 @@ class Overlay {
 
   // ---- changes; the caller holds the log's lock ----
   void put(Sector s, Version version);
+  // Sectors one after the other whose ciphertext is on its way home.
+  void put_run(Sector first, std::span<const Entry> entries, CipherShares& ciphers,
+               std::uint64_t sequence);
   void put_zero_range(Sector first, std::uint64_t count, std::uint64_t sequence);
   void put_slot(Slot slot, std::uint64_t new_entry, std::uint64_t old_entry,
                 std::uint64_t sequence);
 
   // ---- any thread ----
-  // The write of this version's data has completed: the ciphertext need not stay in memory. Where
-  // it then is: `place` (0: home). Nothing happens when a newer version is there.
-  void landed(Sector s, const Entry& entry);
+  // The write of these versions' data has completed, of sectors one after the other: the ciphertext
+  // need not stay in memory. Where it then is: `place` (0: home). Nothing happens where a newer
+  // version is there.
+  void landed(Sector first, std::span<const Entry> entries);
 
   std::uint64_t sectors(bool frozen) const {
     return counts_[generation_index(frozen)].load(std::memory_order_acquire);
@@ -125,6 +130,9 @@ class Overlay {
   Shard& shard_for_slot(Slot slot);
   static std::uint64_t hash(std::uint64_t v) { return (v * 0x9e3779b97f4a7c15ULL) >> 40; }
   Base base_of(Generation& g, Slot entry_slot);
+  // Calls body(shard, begin, end) for each piece of the run that one shard holds, under its lock.
+  template <class Body>
+  void each_piece(Sector first, std::size_t count, Body body);
   bool find_in(Shard& shard, Slot entry_slot, Sector s, Version& out, Cipher cipher);
   std::size_t generation_index(bool frozen) const {
     const std::uint32_t current = current_.load(std::memory_order_acquire);

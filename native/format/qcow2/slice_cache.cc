@@ -367,12 +367,11 @@ void SliceCache::forget(std::uint64_t first_key, std::uint64_t count) {
 }
 
 std::uint64_t SliceCache::hits() const {
-  std::uint64_t sum = 0;
+  std::uint64_t sum = sum_of(front_hits_);
   for (std::size_t i = 0; i < kShards; ++i) {
     std::lock_guard guard(shards_[i].mutex);
     sum += shards_[i].hits;
   }
-  for (const OwnCount& own : front_hits_) sum += own.value.load(std::memory_order_relaxed);
   return sum;
 }
 

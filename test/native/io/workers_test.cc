@@ -89,7 +89,8 @@ class Bench {
 
 }  // namespace
 
-TEST_CASE("threads are made for what waits, up to the bound, and end when nothing comes") {
+TEST_CASE(
+    "threads are made for what waits, up to the bound, and all but one end when nothing comes") {
   Bench bench(milliseconds(50));
   for (const std::size_t count : {1U, 3U, 20U, 2U}) {
     CAPTURE(count);
@@ -97,7 +98,7 @@ TEST_CASE("threads are made for what waits, up to the bound, and end when nothin
     const std::size_t wanted = std::min<std::size_t>(count, Bench::kThreads);
     CHECK(comes_true([&] { return helper_threads() == wanted; }));
     bench.finish(count);
-    CHECK(comes_true([] { return helper_threads() == 0; }));
+    CHECK(comes_true([] { return helper_threads() == 1; }));
   }
 }
 
@@ -118,8 +119,7 @@ TEST_CASE("a burst that comes again and again keeps its threads") {
   const auto end = std::chrono::steady_clock::now() + milliseconds(1000);
   while (std::chrono::steady_clock::now() < end) {
     bench.perform(Bench::kThreads);
-    std::this_thread::sleep_for(milliseconds(5));
-    CHECK(helper_threads() == Bench::kThreads);
+    CHECK(comes_true([] { return helper_threads() == Bench::kThreads; }));
     bench.finish(Bench::kThreads);
     std::this_thread::sleep_for(milliseconds(1));
     CHECK(helper_threads() == Bench::kThreads);
@@ -133,7 +133,7 @@ TEST_CASE("a pool ends while its threads come and go") {
     bench.finish(4);
     if (i % 2 == 0) std::this_thread::sleep_for(milliseconds(1));
   }
-  CHECK(helper_threads() == 0);
+  CHECK(comes_true([] { return helper_threads() == 0; }));  // the kernel's list may lag
 }
 
 }  // namespace pqblk::io

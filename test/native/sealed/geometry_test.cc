@@ -30,6 +30,13 @@ TEST_CASE("geometry: shifts say what the specification says") {
       CHECK(g.cluster_of_slot(g.data_slot({c})).value == c);
       CHECK(g.first_sector_of_entry_slot(at.slot).value <= s);
       CHECK(g.end_sector_of_entry_slot(at.slot).value > s);
+      CHECK(g.end_of_entry_cluster({s}) == g.end_sector_of_entry_slot(at.slot));
+      // All entry clusters of a table together have its sectors; those beyond the last one none.
+      const std::uint64_t any = c / d * n + d + random() % e;
+      const std::uint64_t first = (c / d * d * per_cluster) + (any % n - d) * (cluster / 32);
+      const std::uint64_t table_end = (c / d + 1) * d * per_cluster;
+      CHECK(g.first_sector_of_entry_slot({any}).value == first);
+      CHECK(g.end_sector_of_entry_slot({any}).value == std::min(first + cluster / 32, table_end));
     }
   }
 }

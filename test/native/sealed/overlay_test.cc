@@ -3,8 +3,12 @@
 
 #include <doctest/doctest.h>
 
+#include <cstring>
 #include <map>
 #include <random>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "effort.h"
 
@@ -124,16 +128,86 @@ TEST_CASE("ciphertext is let go once it has landed, by the version that wrote it
   overlay.put({3}, Version{entry_of(1), take_cipher(pool, kSectorSize), 0, 1});
   overlay.put({3}, Version{entry_of(2), take_cipher(pool, kSectorSize), 0, 2});
   CHECK(pool.live_bytes() == kSectorSize);
-  overlay.landed({3}, entry_of(1));  // late news of an older version
+  overlay.landed({3}, std::array{entry_of(1)});  // late news of an older version
   Version v;
   REQUIRE(overlay.find({3}, v));
   CHECK(static_cast<bool>(v.cipher));
   v = {};
   overlay.freeze();
-  overlay.landed({3}, entry_of(2));
+  overlay.landed({3}, std::array{entry_of(2)});
   REQUIRE(overlay.find({3}, v));
   CHECK(!v.cipher);
   CHECK(pool.live_bytes() == 0);
+}
+
+TEST_CASE("runs of sectors across entry clusters are put, and land, as one by one") {
+  const SealedGeometry g{12, 1200 * kSectorSize};
+  struct Held {
+    std::uint32_t run, index;  // says its entry
+    bool cipher;
+  };
+  for (std::uint64_t seed = 1; seed <= test::effort(60); ++seed) {
+    std::mt19937_64 random(seed);
+    CipherPool pool(0);
+    std::map<std::uint64_t, Held> current, frozen;
+    std::vector<std::pair<std::uint64_t, std::vector<Entry>>> runs;
+    {
+      Overlay overlay(g);
+      for (std::uint32_t step = 0; step < 300; ++step) {
+        const std::uint64_t what = random() % 10;
+        if (what < 5 || runs.empty()) {
+          const std::uint64_t first = random() % g.sectors();
+          const std::uint64_t count =
+              std::min<std::uint64_t>(1 + random() % 250, g.sectors() - first);
+          CipherRef cipher = take_cipher(pool, count * kSectorSize);
+          std::vector<Entry> entries;
+          const auto run = static_cast<std::uint32_t>(runs.size());
+          for (std::uint32_t i = 0; i < count; ++i) {
+            entries.push_back(entry_of(run * 256 + i));
+            entries.back().tag[2] = static_cast<std::uint8_t>(run);
+            std::memcpy(cipher.data() + i * kSectorSize, &entries.back(), sizeof(Entry));
+            current[first + i] = {run, i, true};
+          }
+          CipherShares shares(cipher, count);
+          overlay.put_run({first}, entries, shares, step);
+          runs.emplace_back(first, std::move(entries));
+        } else if (what < 9) {
+          const std::uint64_t run = random() % runs.size();
+          const auto& [first, entries] = runs[run];
+          const std::size_t begin = random() % entries.size();
+          const std::size_t count = 1 + random() % (entries.size() - begin);
+          overlay.landed({first + begin}, std::span(entries).subspan(begin, count));
+          for (auto* generation : {&current, &frozen}) {
+            for (std::size_t i = begin; i < begin + count; ++i) {
+              const auto held = generation->find(first + i);
+              if (held != generation->end() && held->second.run == run) held->second.cipher = false;
+            }
+          }
+        } else if (frozen.empty()) {
+          overlay.freeze();
+          std::swap(current, frozen);
+        } else {
+          overlay.drop_frozen();
+          frozen.clear();
+        }
+        if (step % 30 != 0) continue;
+        for (std::uint64_t s = 0; s < g.sectors(); ++s) {
+          const auto* generation = current.contains(s) ? &current : &frozen;
+          Version found;
+          REQUIRE(overlay.find({s}, found) == generation->contains(s));
+          if (!generation->contains(s)) continue;
+          const Held& held = generation->at(s);
+          const Entry& want = runs[held.run].second[held.index];
+          CHECK(found.entry == want);
+          REQUIRE(static_cast<bool>(found.cipher) == held.cipher);
+          if (held.cipher) CHECK(std::memcmp(found.cipher.data(), &want, sizeof want) == 0);
+        }
+      }
+      CHECK(overlay.sectors(false) == current.size());
+      CHECK(overlay.sectors(true) == frozen.size());
+    }
+    CHECK(pool.live_bytes() == 0);
+  }
 }
 
 TEST_CASE("clusters that were mapped and unmapped within a generation are named as dropped") {
