@@ -64,15 +64,19 @@ async function small(bench, disks, place) {
     run: () =>
       fioFile(bench, disks.bare.facts.path, { ...load, ...how, direct: bench.direct[place] }),
   });
-  const contenders = (load) =>
-    withFio(bench, disks, place, load, bench.quick ? [] : [atBest(load)]);
+  const contenders = (load, ...more) =>
+    withFio(bench, disks, place, load, [...(bench.quick ? [] : [atBest(load)]), ...more]);
+  const read = { rw: 'randread' };
   await bench.compare({
     group: `4 KiB random read, depth 32, ${bench.where[place]}`,
     about:
       'All disks were opened anew and read once. The sealed one is small enough that the entries of its ' +
       'sectors are in memory, and its log is empty.',
     ...{ unit: 'IOPS', base: FIO },
-    contenders: contenders({ rw: 'randread' }),
+    contenders:
+      place === 'disk'
+        ? contenders(read, sealedFile(bench, disks.sealed, place, read))
+        : contenders(read),
     targets: engineTargets(cachedRead),
   });
   bench.say('overwriting until the log went around three times');
@@ -98,8 +102,9 @@ async function small(bench, disks, place) {
  */
 function sealedFile(bench, disk, place, load) {
   const { path } = disk.facts;
-  // The data clusters are the last ones of the file: the disk was made and then filled.
-  const where = () => ({ offset: statSync(path).size - disk.size, size: disk.size });
+  // The disk was made and then filled: its data are the last blocks of the file, before the hole where
+  // the next clusters will be.
+  const where = () => ({ offset: statSync(path).blocks * 512 - disk.size, size: disk.size });
   return {
     name: `${FIO} on the sealed image`,
     missing: bench.needs('fio'),
